@@ -1,0 +1,183 @@
+"""Saving and restoring, the only module that knows orbax.
+
+A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration, class
+names, preprocessing, position in the data, ...), and within a run also `training` (step, optimiser
+state). Converted weights are the same without `training`. Orbax writes beside and renames at the
+end, so a checkpoint either is complete or is not there.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mlic_jax.errors import Failure, UsageError
+
+Tree = dict[str, Any]
+
+# A checkpoint that is being written carries this mark in its name until it is complete.
+_UNFINISHED = "orbax-checkpoint-tmp"
+
+
+class RunCheckpoints:
+    """The checkpoints of a run: `<workdir>/checkpoints/latest` and `.../best`, a step a folder.
+
+    Saving returns as soon as the arrays are copied and writes in the background.
+    """
+
+    def __init__(self, workdir: Path):
+        """Opens (and creates) the two folders; half-written checkpoints of a killed run go."""
+        self._folders = {}
+        for kind in ("latest", "best"):
+            folder = Path(workdir).absolute() / "checkpoints" / kind
+            for leftover in folder.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=1)
+            self._folders[kind] = ocp.CheckpointManager(folder, options=options)
+
+    def save(
+        self, kind: str, step: int, variables: Tree, training: Tree | None, metadata: Tree
+    ) -> None:
+        """Saves as `latest` or `best`; a step that is already there is left as it is."""
+        manager = self._folders[kind]
+        if step in manager.all_steps():
+            return
+        items = {
+            "variables": ocp.args.StandardSave(variables),
+            "metadata": ocp.args.JsonSave(metadata),
+        }
+        if training is not None:
+            items["training"] = ocp.args.StandardSave(training)
+        manager.save(step, args=ocp.args.Composite(**items))
+
+    def latest_step(self) -> int | None:
+        """The step of the latest complete checkpoint; None where there is none."""
+        return self._folders["latest"].latest_step()
+
+    def latest_metadata(self) -> Tree:
+        """The metadata of the latest checkpoint."""
+        step = self.latest_step()
+        restored = self._folders["latest"].restore(
+            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        )
+        return restored["metadata"]
+
+    def restore_latest(self, variables: Tree, training: Tree) -> tuple[Tree, Tree]:
+        """Restores the latest checkpoint into the shapes and shardings of the given trees."""
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardRestore(variables),
+            training=ocp.args.StandardRestore(training),
+        )
+        restored = self._folders["latest"].restore(self.latest_step(), args=args)
+        return restored["variables"], restored["training"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        for manager in self._folders.values():
+            manager.wait_until_finished()
+            manager.close()
+
+
+def latest_checkpoint(workdir: Path) -> Path | None:
+    """The folder of the latest complete checkpoint of a run; None where there is none."""
+    folder = Path(workdir).absolute() / "checkpoints" / "latest"
+    return max(_steps(folder), key=lambda entry: int(entry.name), default=None)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return [entry for entry in folder.glob("*") if entry.name.isdigit()]
+
+
+def save_weights(directory: Path, variables: Tree, info: Tree) -> None:
+    """Writes variables of NumPy arrays and their metadata as one checkpoint.
+
+    Raises:
+        UsageError: the directory exists and is not empty.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        if not directory.is_dir() or any(directory.iterdir()):
+            raise UsageError(f"{directory} exists already; choose another output or delete it")
+        directory.rmdir()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables), metadata=ocp.args.JsonSave(info)
+        )
+        checkpointer.save(directory, args=args)
+
+
+def load_weights(path: Path) -> tuple[Tree, Tree]:
+    """Reads variables and metadata of a converted checkpoint, or of a run's best (else latest) one.
+
+    Args:
+        path: what `save_weights` wrote, one step's folder, or a run's workdir.
+
+    Returns:
+        (variables, metadata); the arrays are NumPy's, whatever devices wrote them.
+
+    Raises:
+        UsageError: there is no checkpoint at `path`.
+        Failure: it cannot be read.
+    """
+    directory = find_checkpoint(path)
+    try:
+        metadata = json.loads((directory / "metadata" / "metadata").read_text())
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(directory / "variables").item_metadata.tree
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            variables = checkpointer.restore(
+                directory / "variables", args=ocp.args.PyTreeRestore(restore_args=restore_args)
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise Failure(f"the checkpoint {directory} cannot be read: {error}") from error
+    return variables, metadata
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of the checkpoint that `path` means; see `load_weights`."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UsageError(f"no checkpoint at {path}: there is no such folder")
+    for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "latest"):
+        if (folder / "variables").is_dir():
+            return folder
+        if steps := _steps(folder):
+            return max(steps, key=lambda entry: int(entry.name))
+    raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
+
+
+def merge_backbone(fresh: Tree, loaded: Tree, source: str) -> Tree:
+    """Puts loaded backbone weights into freshly initialised variables.
+
+    Only the submodule `features` is taken; every one of its arrays must be there in the right shape
+    and none may be left over. The rest (a classifier for other classes) stays fresh.
+
+    Raises:
+        Failure: lists every array that is missing, left over or of another shape.
+    """
+    merged, wrong = {}, []
+    for collection, modules in fresh.items():
+        into = _flatten(modules["features"])
+        given = _flatten(loaded.get(collection, {}).get("features", {}))
+        prefix = f"{collection}/features/"
+        wrong += [f"missing {prefix}{name}" for name in sorted(into.keys() - given.keys())]
+        wrong += [f"left over {prefix}{name}" for name in sorted(given.keys() - into.keys())]
+        wrong += [
+            f"{prefix}{name} is {given[name].shape}, the model's is {into[name].shape}"
+            for name in sorted(into.keys() & given.keys())
+            if given[name].shape != into[name].shape
+        ]
+        merged[collection] = {**modules, "features": loaded.get(collection, {}).get("features")}
+    if wrong:
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise Failure(f"the weights of {source} do not fit the backbone: {shown}")
+    return merged
+
+
+def _flatten(tree: Tree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,0 +1,151 @@
+"""Every option, what it means and the published default; a recipe in `configs/` changes a few."""
+
+from ml_collections import ConfigDict
+
+from mlic_jax.data.label_policy import POLICIES
+from mlic_jax.errors import UsageError
+from mlic_jax.models import BACKBONES, POOLINGS
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default_config() -> ConfigDict:
+    """MCAR as it was released, for a set that a recipe names."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 60
+    config.batch_size = 16  # in total, over all devices
+    config.log_every = 10  # steps between lines of metrics.jsonl
+    config.checkpoint_every = 1000  # steps; every evaluation saves too
+    config.init_from = ""  # a converted checkpoint whose backbone training starts from
+
+    config.model = ConfigDict()
+    config.model.name = "mcar"
+    config.model.backbone = "resnet101"
+    config.model.width = 1.0  # multiplies the backbone's channel counts
+    config.model.pooling = "gwp"  # avg | max | gwp (their mean)
+    config.model.top_n = 4  # regions of an image
+    config.model.threshold = 0.5  # where a region's profiles are cut
+    config.model.localizer = "exact"  # exact (as released) | clean (repaired)
+
+    config.data = ConfigDict()
+    config.data.source = ""  # scenes | coco | voc | tfds
+    config.data.name = ""  # of the prepared set, a folder of prepared_dir
+    config.data.prepared_dir = "prepared"
+    config.data.root = ""  # where the files of a coco or voc set lie
+    config.data.image_dir = "{split}"  # coco: the images of a split, below root
+    config.data.annotations = "instances_{split}.json"  # coco: its annotations, below root
+    config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
+    config.data.keep_unlabelled = False  # coco: keep images that show none of the classes
+    config.data.year = "2007"  # voc
+    config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
+    config.data.scenes_seed = 0
+    config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
+    config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
+    config.data.workers = 0  # processes that decode; 0: threads of this one
+    config.data.threads = 4
+    config.data.image_size = 448  # a multiple of 32
+    config.data.train_crop = "squash"  # squash (as released) | random_resized_crop
+    config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
+
+    config.augment = ConfigDict()
+    config.augment.flip = True
+    config.augment.jitter = 0.3  # of brightness, contrast and saturation
+    config.augment.mean = IMAGENET_MEAN
+    config.augment.std = IMAGENET_STD
+
+    config.loss = ConfigDict()
+    config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 0.01
+    # Of every top-level module of the model; together they must cover all parameters.
+    config.optim.multipliers = ConfigDict({"features": 0.1, "convclass": 1.0})
+    config.optim.schedule = "step"  # step (as released) | cosine (to zero)
+    config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
+    config.optim.warmup_epochs = 0.0  # linear, from zero
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 1e-4
+
+    config.eval = ConfigDict()
+    config.eval.protocol = "mcar"
+    config.eval.label_policy = ""  # empty: what the protocol says
+    config.eval.every = 1  # epochs between validations
+    config.eval.batch_size = 16
+    # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
+    config.eval.min_positives = 0
+    return config.lock()
+
+
+def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """Applies `backbone,size,pooling` in any order, what follows the colon in `--config FILE:...`.
+
+    Raises:
+        UsageError: a part is none of these.
+    """
+    for part in (variant or "").split(","):
+        if part in BACKBONES:
+            config.model.backbone = part
+        elif part in POOLINGS:
+            config.model.pooling = part
+        elif part.isdigit():
+            config.data.image_size = int(part)
+        elif part:
+            raise UsageError(
+                f"variant {part!r} of the configuration is neither a backbone "
+                f"({', '.join(BACKBONES)}), nor a pooling ({', '.join(POOLINGS)}), nor a size"
+            )
+    return config
+
+
+def apply_mcar_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """`apply_variant`, and the released rates: one variant alone has rates of its own."""
+    apply_variant(config, variant)
+    if (config.model.backbone, config.data.image_size, config.model.pooling) == (
+        "mobilenet_v2",
+        448,
+        "avg",
+    ):
+        config.optim.learning_rate = 0.1
+        config.optim.milestones = (10, 30, 50)
+    return config
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses values that no run could use, before anything is read or written.
+
+    Raises:
+        UsageError: names the option, its value and what it may be.
+    """
+    size = config.data.image_size
+    if size < 32 or size % 32:
+        raise UsageError(
+            f"data.image_size is {size}; it must be a positive multiple of 32, the stride of the "
+            "last feature map"
+        )
+    positive = {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "log_every": config.log_every,
+        "checkpoint_every": config.checkpoint_every,
+        "eval.every": config.eval.every,
+        "eval.batch_size": config.eval.batch_size,
+        "data.threads": config.data.threads,
+        "optim.learning_rate": config.optim.learning_rate,
+    }
+    for option, value in positive.items():
+        if value <= 0:
+            raise UsageError(f"{option} is {value}; it must be positive")
+    choices = {
+        "loss.label_policy": (config.loss.label_policy, POLICIES),
+        "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
+        "optim.schedule": (config.optim.schedule, ("step", "cosine")),
+        "data.train_crop": (config.data.train_crop, ("squash", "random_resized_crop")),
+        "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
+    }
+    for option, (value, known) in choices.items():
+        if value not in known:
+            raise UsageError(f"{option} is {value!r}; known are {', '.join(map(repr, known))}")
+    if not config.data.source or not config.data.name:
+        raise UsageError("data.source and data.name are empty; take a recipe of configs/")

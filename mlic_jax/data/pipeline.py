@@ -1,0 +1,183 @@
+"""From a prepared split to batches: order, decode, crop and resize on the host, run by grain.
+
+Batch k of a run is a pure function of (seed, k): which images it holds of (seed, epoch), how one of
+them is cropped of (seed, epoch, image). So a run resumes at any step without replaying the steps
+before it, and neither threads, worker processes nor the number of hosts change what it sees.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from mlic_jax.data import transforms
+from mlic_jax.data.records import Split
+from mlic_jax.errors import Failure, UsageError
+
+# First words of the two kinds of random streams; without them (seed, epoch) and (seed, epoch, 0)
+# would be the same stream to NumPy.
+_ORDER, _CROP = 1, 2
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """The number of batches in an epoch; the last one may be partly padding."""
+    return -(-num_examples // batch_size)
+
+
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int = 0,
+    shuffle: bool,
+    epochs: int = 1,
+    first_step: int = 0,
+    train_crop: Literal["squash", "random_resized_crop"] = "squash",
+    crop_scale: tuple[float, float] = (0.25, 1.0),
+    workers: int = 0,
+    threads: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of every batch of a run, from step `first_step` on.
+
+    Every epoch holds every image once, in an order of its own if `shuffle`. Its last batch is
+    filled up with padding, so all batches have one shape and all processes make as many steps.
+
+    Args:
+        split: what to read.
+        batch_size: of the global batch, over all processes.
+        image_size: S. Images are squashed to S x S unless `train_crop` says otherwise.
+        seed: not negative.
+        shuffle: a new permutation every epoch, or the order of the split.
+        epochs: of the whole run.
+        first_step: the step of the whole run to start at.
+        train_crop: "squash", or "random_resized_crop" with the share of the area in `crop_scale`.
+        crop_scale: see train_crop.
+        workers: processes that decode, each with `threads` threads; 0 decodes in this process.
+        threads: that decode, each a whole batch.
+        process_index: which rows of the global batch are ours: the process_index-th part of them.
+        process_count: the number of those parts.
+
+    Returns:
+        An iterator (close it, or exhaust it, to stop its threads and workers) of dicts with
+        b = batch_size / process_count: image uint8 [b, S, S, 3] RGB; labels int8 [b, C]; index
+        int32 [b], the position in the split; mask bool [b]. Padding has image 0, label -1, index
+        -1, mask False.
+
+    Raises:
+        UsageError: a value out of range.
+        Failure: (from the iterator) an image cannot be read; it names the set, split and image.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("image_size", image_size, 1),
+        ("seed", seed, 0),
+        ("epochs", epochs, 0),
+        ("threads", threads, 1),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{name} is {value}; it must be at least {least}")
+    if batch_size % process_count:
+        raise UsageError(
+            f"batch_size {batch_size} is not divisible by the number of processes, {process_count}"
+        )
+    if train_crop not in ("squash", "random_resized_crop"):
+        raise UsageError(
+            f"train_crop is {train_crop!r}; it must be 'squash' or 'random_resized_crop'"
+        )
+    steps = epochs * steps_per_epoch(len(split), batch_size)
+    if not 0 <= first_step <= steps:
+        raise UsageError(f"first_step is {first_step} and the run has {steps} steps")
+    rows = batch_size // process_count
+    source = _Batches(
+        split=split,
+        batch_size=batch_size,
+        rows=slice(process_index * rows, (process_index + 1) * rows),
+        image_size=image_size,
+        seed=seed,
+        shuffle=shuffle,
+        first_step=first_step,
+        steps=steps,
+        crop_scale=crop_scale if train_crop == "random_resized_crop" else None,
+    )
+    return _iterate(source, workers, threads)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """All batches of a run from `first_step` on, by random access: what grain reads from."""
+
+    split: Split
+    batch_size: int
+    rows: slice  # of the global batch, that are ours
+    image_size: int
+    seed: int
+    shuffle: bool
+    first_step: int
+    steps: int
+    crop_scale: tuple[float, float] | None  # None squashes
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        examples = len(self.split)
+        epoch, step = divmod(position + self.first_step, steps_per_epoch(examples, self.batch_size))
+        order = _epoch_order(examples, self.seed, epoch) if self.shuffle else np.arange(examples)
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        batch = np.pad(batch, (0, self.batch_size - len(batch)), constant_values=-1)
+        index = batch[self.rows].astype(np.int32)
+        size, classes = self.image_size, len(self.split.class_names)
+        images = np.zeros((len(index), size, size, 3), np.uint8)
+        labels = np.full((len(index), classes), -1, np.int8)
+        for row, i in enumerate(index[index >= 0]):  # padding is always last
+            images[row], labels[row] = self._load(int(i), epoch)
+        return {"image": images, "labels": labels, "index": index, "mask": index >= 0}
+
+    def _load(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        record = self.split[i]
+        try:
+            image = transforms.decode(record.image)
+        except Failure as failure:
+            raise Failure(f"{self.split.where(i)}: {failure}") from failure
+        if self.crop_scale is None:
+            return transforms.resize(image, self.image_size), record.labels
+        rng = np.random.default_rng((_CROP, self.seed, epoch, i))
+        crop = transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
+        return crop, record.labels
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((_ORDER, seed, epoch)).permutation(examples)
+
+
+def _iterate(source: _Batches, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
+    import grain
+    from absl import flags
+
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = grain.MapDataset.source(source).to_iter_dataset(read_options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # outside absl's app.run, as in a notebook
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        # Through pipes, not shared memory: that is 64 MB in a container, and what is in it when a
+        # run ends is reported as a leak.
+        options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    except Failure:
+        raise
+    except RuntimeError as error:
+        raise Failure(f"reading set {source.split.name} stopped: {error}") from error
+    finally:
+        iterator.close()

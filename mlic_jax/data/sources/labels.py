@@ -1,0 +1,47 @@
+"""What the sources share: from annotated objects to ternary labels, boxes and class order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlic_jax.errors import UsageError
+
+
+def ternary_labels(classes: np.ndarray, unsure: np.ndarray, num_classes: int) -> np.ndarray:
+    """The labels of an image from its objects.
+
+    Args:
+        classes: int [K], the class of each object.
+        unsure: bool [K], objects that cannot decide (VOC's difficult ones, COCO's crowds).
+        num_classes: C.
+
+    Returns:
+        int8 [C]: +1 with any sure object of the class, 0 where every one is unsure, -1 without any.
+    """
+    labels = np.full(num_classes, -1, np.int8)
+    labels[classes[unsure]] = 0
+    labels[classes[~unsure]] = 1
+    return labels
+
+
+def pixel_boxes(corners: np.ndarray) -> np.ndarray:
+    """The smallest int32 [K, 4] boxes that cover float (y1, x1, y2, x2) [K, 4], uppers exclusive.
+
+    Coordinates are rounded to hundredths of a pixel first: annotation files have no more, and a sum
+    such as 0.1 + 0.2 must not grow a box by a pixel.
+    """
+    corners = np.round(np.asarray(corners, np.float64).reshape(-1, 4), 2)
+    covering = np.concatenate([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])], axis=1)
+    return covering.astype(np.int32)
+
+
+def order_classes(names: Sequence[str], class_order: str) -> tuple[str, ...]:
+    """Class names as they are in the annotations, or sorted.
+
+    MCAR, MSRN and ML-GCN sort COCO's classes; TFDS, ASL and Query2Label keep the file's order.
+    """
+    if class_order not in ("alphabetical", "annotation"):
+        raise UsageError(
+            f"class_order is {class_order!r}; it must be 'alphabetical' or 'annotation'"
+        )
+    return tuple(sorted(names) if class_order == "alphabetical" else names)

@@ -1,0 +1,99 @@
+"""Image geometry on the host: encoded bytes -> RGB -> the uint8 square that goes to the device.
+
+Pixels are those of Pillow's full decode and antialiased bilinear filter, as in the originals.
+JPEG draft mode (decoding at a reduced scale) is faster but gives other pixels: it is not used.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from mlic_jax.errors import Failure
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Decodes an image of any common format to 8-bit RGB, every pixel of it.
+
+    Grayscale is repeated, CMYK converted, transparency dropped (the colours under it stay), 16-bit
+    grayscale scaled to 8 bits. The EXIF orientation is ignored, as the originals ignore it.
+
+    Raises:
+        Failure: not an image, cut short, or larger than Pillow's limit on pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise _too_large(f"{image.width}x{image.height} pixels")
+            image.load()
+            return _to_rgb(image)
+    except Failure:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(str(error)) from None
+    except Exception as error:  # broken files reach Pillow's plugins, which raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise Failure(f"cannot decode the image ({len(encoded)} bytes): {reason}") from None
+
+
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """Squashes an RGB image to uint8 [size, size, 3]: bilinear, antialiased, aspect not kept."""
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.25, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Crops a random rectangle and resizes it to uint8 [size, size, 3].
+
+    The rule of torchvision's RandomResizedCrop: the share of the area is uniform in `scale`, the
+    aspect ratio (width / height) log-uniform in `ratio`; after ten rectangles that do not fit, the
+    largest central one with an aspect ratio in range. The crop is cut out before it is resized, so
+    no pixel outside it has any influence (Pillow's `resize(box=...)` lets the filter see beyond).
+    """
+    x, y, width, height = _crop_rectangle(image.width, image.height, rng, scale, ratio)
+    return resize(image.crop((x, y, x + width, y + height)), size)
+
+
+def _crop_rectangle(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """The (x, y, width, height) that `random_resized_crop` cuts out of a width x height image."""
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return int(x), int(y), w, h
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grayscale; Pillow's own conversion would clip all that is brighter than 255.
+        wide = np.asarray(image)
+        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise Failure("cannot decode the image: float pixels have no defined range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _too_large(detail: str) -> Failure:
+    return Failure(
+        f"the image is too large to decode safely ({detail}; the limit is "
+        f"{Image.MAX_IMAGE_PIXELS} pixels): shrink it"
+    )

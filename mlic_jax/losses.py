@@ -1,0 +1,35 @@
+"""What training minimises, from logits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array) -> jax.Array:
+    """Mean binary cross entropy over what is known.
+
+    Args:
+        logits: float32 `[B, C]`.
+        targets: bool `[B, C]`.
+        known: bool `[B, C]`; where False (an ignored label, a padded row) the gradient is exactly 0.
+
+    Returns:
+        float32 scalar; 0 where nothing is known.
+    """
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
+    return jnp.sum(jnp.where(known, losses, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+
+
+def two_stream_loss(
+    outputs: dict[str, jax.Array], targets: jax.Array, known: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """MCAR's loss, the cross entropies of the global and of the local scores (TIP 2021, eq. 8).
+
+    Returns:
+        The sum, and its two parts by name for the log.
+    """
+    parts = {
+        "loss_global": binary_cross_entropy(outputs["global_logits"], targets, known),
+        "loss_local": binary_cross_entropy(outputs["local_logits"], targets, known),
+    }
+    return parts["loss_global"] + parts["loss_local"], parts

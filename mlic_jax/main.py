@@ -1,0 +1,72 @@
+"""The front door: `python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes`.
+
+Flags and dispatch alone. Any option of the configuration can be set on the command line, as in
+`--config.batch_size=32`; `mlic_jax/config.py` lists them all.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mlic_jax.errors import Failure, UsageError
+
+MODES = ("train", "evaluate", "prepare")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The recipe, FILE or FILE:variant as in configs/mcar_coco.py:resnet50,448"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's checkpoints and results go.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", MODES, "train (and resume), evaluate the best checkpoint, or prepare the data."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the mode; raises UsageError or Failure."""
+    if len(argv) > 1:
+        raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
+    if CONFIG.value is None:
+        raise UsageError("--config is missing, for example --config configs/mcar_scenes.py")
+    # Imported here, so that --help and a wrong flag answer at once.
+    from mlic_jax import evaluate, train
+    from mlic_jax.config import check_config
+    from mlic_jax.data import sources
+
+    config = CONFIG.value
+    check_config(config)
+    if MODE.value == "prepare":
+        sources.open_splits(config.data)
+        return
+    if WORKDIR.value is None:
+        raise UsageError("--workdir is missing, for example --workdir runs/scenes")
+    run = {"train": train.train, "evaluate": evaluate.evaluate_run}[MODE.value]
+    run(config, Path(WORKDIR.value))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with what ml_collections raises for a wrong option or recipe as one line."""
+    try:
+        return flags.FLAGS(argv, known_only=False)
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(f"{error}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def run() -> None:
+    """`main` with its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except (UsageError, Failure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        # Threads of a half-run pipeline must not keep the process alive.
+        os._exit(2 if isinstance(error, UsageError) else 1)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,157 @@
+"""2-D convolution, NHWC x HWIO, formulated for the platform it runs on.
+
+Accelerators get `lax.conv_general_dilated`. XLA's CPU backend is several times slower on some of
+those than on the same sums written another way, so there:
+
+* a depthwise convolution is a sum of strided slices, each times its weight;
+* a 1x1 convolution is a matrix product;
+* in training, a 3x3 convolution of many channels is nine shifted matrix products.
+
+The first two carry a gradient of their own, since the derived one would be slow again. All
+formulations compute the same sums; `tests/models/test_convolution.py` holds them against the plain
+one, values and gradients.
+"""
+
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# From this many input channels on, nine matrix products beat one convolution in training.
+SHIFTED_DOTS_CHANNELS = 256
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, *, depthwise: bool = False, train: bool = False
+) -> jax.Array:
+    """Convolves with symmetric zero padding of (k - 1) // 2, as PyTorch's layers of these networks.
+
+    Args:
+        x: `[B, H, W, F]`.
+        kernel: `[k, k, F, G]`, or `[k, k, 1, F]` where depthwise; k odd.
+        stride: of both axes.
+        depthwise: every channel is convolved alone.
+        train: whether a gradient will be wanted; it only moves speed.
+
+    Returns:
+        `[B, ceil(H / stride), ceil(W / stride), G]` of the dtype of `x`.
+    """
+    if jax.default_backend() != "cpu":
+        return plain(x, kernel, stride, depthwise)
+    size, channels = kernel.shape[0], kernel.shape[2]
+    if depthwise:
+        return depthwise_slices(x, kernel, stride)
+    if size == 1:
+        return pointwise_dot(x, kernel, stride)
+    if train and size == 3 and stride == 1 and channels >= SHIFTED_DOTS_CHANNELS:
+        return shifted_dots(x, kernel)
+    return plain(x, kernel, stride)
+
+
+def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False) -> jax.Array:
+    """The convolution as XLA has it."""
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] if depthwise else 1,
+    )
+
+
+def shifted_dots(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of stride 1 as one matrix product for every tap of the kernel."""
+    size = kernel.shape[0]
+    height, width = x.shape[1:3]
+    padded = _pad(x, (size - 1) // 2)
+    taps = (
+        padded[:, i : i + height, j : j + width] @ kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    )
+    return sum(taps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise_dot(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A 1x1 convolution as a matrix product over the (strided) positions."""
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
+
+
+def _pointwise_forward(x, kernel, stride):
+    return pointwise_dot(x, kernel, stride), (x, kernel)
+
+
+def _pointwise_backward(stride, saved, g):
+    x, kernel = saved
+    # The barrier keeps XLA from fusing what produced x into the product, which would undo its speed.
+    used = lax.optimization_barrier(x[:, ::stride, ::stride])
+    kernel_grad = jnp.tensordot(g, used, axes=((0, 1, 2), (0, 1, 2))).T[None, None]
+    return _dilate(g @ kernel[0, 0].T, stride, x.shape), kernel_grad
+
+
+pointwise_dot.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A depthwise convolution as a sum of strided slices of the padded input."""
+    slices = _strided_slices(_pad(x, (kernel.shape[0] - 1) // 2), kernel.shape[0], stride, x.shape)
+    return sum(part * kernel[i, j, 0] for (i, j), part in slices)
+
+
+def _depthwise_forward(x, kernel, stride):
+    return depthwise_slices(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride, saved, g):
+    x, kernel = saved
+    x_grad = depthwise_slices(_dilate(g, stride, x.shape), kernel[::-1, ::-1], 1)
+    slices = _strided_slices(_pad(x, (kernel.shape[0] - 1) // 2), kernel.shape[0], stride, x.shape)
+    kernel_grad = jnp.stack([jnp.sum(part * g, axis=(0, 1, 2)) for _, part in slices])
+    return x_grad, kernel_grad.reshape(kernel.shape)
+
+
+depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _pad(x: jax.Array, pad: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
+def _strided_slices(padded: jax.Array, size: int, stride: int, shape: tuple[int, ...]):
+    """For every tap (i, j) of the kernel, the inputs it is multiplied with at all positions."""
+    height, width = shape[1:3]
+    for i in range(size):
+        for j in range(size):
+            yield (i, j), padded[:, i : i + height : stride, j : j + width : stride]
+
+
+def _dilate(g: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
+    """Puts a cotangent of the strided grid back on the grid of `shape`, zeros between."""
+    if stride == 1:
+        return g
+    zero = jnp.zeros((), g.dtype)
+    tails = [full - (stride * (few - 1) + 1) for few, full in zip(g.shape[1:3], shape[1:3])]
+    config = ((0, 0, 0), (0, tails[0], stride - 1), (0, tails[1], stride - 1), (0, 0, 0))
+    return lax.pad(g, zero, config)
+
+
+def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
+    """Maximum over windows of odd `size`, padded with -inf by (size - 1) // 2.
+
+    On a CPU a running maximum over strided slices: its gradient is several times faster than the
+    one of a window reduction. They differ in where tied maxima send the gradient, which after a
+    ReLU is decided by zeros, whose gradient the ReLU stops anyway.
+    """
+    pad = (size - 1) // 2
+    if jax.default_backend() != "cpu":
+        padding = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+        window, strides = (1, size, size, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
+    slices = (part for _, part in _strided_slices(padded, size, stride, x.shape))
+    return reduce(jnp.maximum, slices)

@@ -1,0 +1,83 @@
+"""MobileNetV2 (Sandler et al. 2018), its last 1x1 convolution included."""
+
+import flax.linen as nn
+import jax
+
+from mlic_jax.models.layers import ConvBatchNorm
+
+# (expansion, channels, blocks, stride of the first) of every group of blocks: table 2 of the paper.
+GROUPS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+HEAD_CHANNELS = 1280
+
+
+def scaled(channels: float) -> int:
+    """The multiple of 8 nearest to `channels`, never more than a tenth below it."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise, linear 1x1 projection, beside a shortcut where shapes allow."""
+
+    features: int
+    stride: int
+    expansion: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        hidden = x.shape[-1] * self.expansion
+        y = x
+        if self.expansion != 1:
+            y = ConvBatchNorm(hidden, activation=nn.relu6, name="expand")(y, train, mask)
+        depthwise = ConvBatchNorm(
+            hidden, 3, self.stride, depthwise=True, activation=nn.relu6, name="depthwise"
+        )
+        y = depthwise(y, train, mask)
+        y = ConvBatchNorm(self.features, name="project")(y, train, mask)
+        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 without its classifier.
+
+    Attributes:
+        width: multiplies every channel count but the head's, which only grows; 1 is the published
+            network.
+    """
+
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Maps images `[B, H, W, 3]` to the last maps at strides 2, 4, 8, 16 and 32.
+
+        Args:
+            mask: bool `[B]`, False for padding, which moves no batch statistics.
+        """
+        stem = ConvBatchNorm(scaled(32 * self.width), 3, 2, activation=nn.relu6, name="stem")
+        x = stem(x, train, mask)
+        stages, index = [], 0
+        for expansion, channels, count, first_stride in GROUPS:
+            if first_stride == 2:
+                stages.append(x)
+            for block in range(count):
+                index += 1
+                x = InvertedResidual(
+                    features=scaled(channels * self.width),
+                    stride=first_stride if block == 0 else 1,
+                    expansion=expansion,
+                    name=f"block{index}",
+                )(x, train, mask)
+        head = scaled(HEAD_CHANNELS * max(1.0, self.width))
+        x = ConvBatchNorm(head, activation=nn.relu6, name="head")(x, train, mask)
+        return (*stages, x)

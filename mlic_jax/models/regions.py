@@ -1,0 +1,212 @@
+"""From class activation maps to regions, and from regions to crops (MCAR, TIP 2021, section III-C).
+
+Every shape is static and every image and class is a batch dimension, so that the whole path from
+the global to the local stream stays on the device inside one jit. Everything here is float32: a
+region's edge jumps by pixels for a small error of the map beneath it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+def class_regions(
+    maps: jax.Array, image_size: tuple[int, int], threshold: float, localizer: str
+) -> jax.Array:
+    """The region that each map points at.
+
+    Args:
+        maps: class activation scores, float32 `[..., h, w]`.
+        image_size: (H, W) of the grid that the regions are found on.
+        threshold: where a normalised profile is cut, in (0, 1).
+        localizer: a key of `LOCALIZERS`.
+
+    Returns:
+        int32 `[..., 4]`: y1, x1, y2, x2 in pixels, upper bounds exclusive.
+    """
+    find_interval = LOCALIZERS[localizer]
+    row_profile, column_profile = profiles(maps, image_size)
+    y1, y2 = find_interval(normalise_profile(row_profile), threshold)
+    x1, x2 = find_interval(normalise_profile(column_profile), threshold)
+    return jnp.stack([y1, x1, y2, x2], axis=-1)
+
+
+def profiles(maps: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Maxima over the columns, and over the rows, of maps upsampled with align_corners=True.
+
+    The fine maps are never built. Along one axis an upsampled map is linear between the coarse
+    positions, so that its maximum over that axis is at a fine position beside one of them: those
+    few are all that is evaluated.
+
+    Args:
+        maps: float32 `[..., h, w]`.
+        image_size: (H, W) of the fine grid.
+
+    Returns:
+        The row profile `[..., H]` and the column profile `[..., W]`.
+    """
+    (height, width), (h, w) = image_size, maps.shape[-2:]
+    rows, columns = interpolation_matrix(h, height), interpolation_matrix(w, width)
+    few_rows, few_columns = rows[knots(h, height)], columns[knots(w, width)]
+    row_profile = jnp.max(_interpolate(maps, rows, few_columns), axis=-1)
+    column_profile = jnp.max(_interpolate(maps, few_rows, columns), axis=-2)
+    return row_profile, column_profile
+
+
+def interpolation_matrix(coarse: int, fine: int) -> np.ndarray:
+    """Bilinear upsampling of one axis with align_corners=True, float32 `[fine, coarse]`."""
+    position = np.arange(fine) * ((coarse - 1) / max(fine - 1, 1))
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse))).astype(np.float32)
+
+
+def knots(coarse: int, fine: int) -> np.ndarray:
+    """The fine positions on or beside a coarse one, ascending."""
+    position = np.arange(coarse) * ((fine - 1) / max(coarse - 1, 1))
+    # A position meant to be whole may miss it by a rounding: take the neighbours of both sides.
+    beside = np.concatenate([np.floor(position - 1e-6), np.ceil(position + 1e-6)])
+    return np.unique(np.clip(beside, 0, fine - 1).astype(np.int64))
+
+
+def _interpolate(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    return jnp.einsum("ih,...hw,jw->...ij", rows, maps, columns, precision=HIGHEST)
+
+
+def normalise_profile(profile: jax.Array) -> jax.Array:
+    """Min-max normalises `[..., L]` to [0, 1]; a constant profile is divided by its maximum."""
+    low = jnp.min(profile, axis=-1, keepdims=True)
+    high = jnp.max(profile, axis=-1, keepdims=True)
+    constant = high == low
+    return jnp.where(
+        constant, profile / high, (profile - low) / jnp.where(constant, 1.0, high - low)
+    )
+
+
+def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """The interval of a profile as the released system finds it, its oddities included.
+
+    The profile is cut where it strictly crosses the threshold. Of the pieces that hold its maximum
+    the longest wins; if it is no longer than m = ceil(L / 8) it is widened to about m.
+
+    Args:
+        profile: float32 `[..., L]`.
+        threshold: the level of the crossings.
+
+    Returns:
+        (start, end), int32 `[...]`, end exclusive, 0 <= start < end <= L.
+    """
+    length = profile.shape[-1]
+    index = jnp.arange(length, dtype=jnp.int32)
+    sign = jnp.sign(profile - jnp.float32(threshold)).astype(jnp.int32)
+    # Position i begins a new piece where s[i] and s[i + 1] lie on opposite sides.
+    crossing = jnp.concatenate(
+        [sign[..., :-1] * sign[..., 1:] == -1, jnp.zeros_like(sign[..., :1], bool)], axis=-1
+    )
+    axis = profile.ndim - 1
+    piece_start = lax.cummax(jnp.where(crossing, index, 0), axis=axis)
+    # The first crossing *after* a position ends its piece.
+    following = jnp.where(jnp.roll(crossing, -1, axis=-1), jnp.roll(index, -1), length)
+    following = following.at[..., -1].set(length)
+    piece_end = lax.cummin(following, axis=axis, reverse=True)
+
+    # Among pieces with equal peaks the longest; among those the head, the tail, then from the left.
+    is_head = (piece_start == 0) & ~crossing[..., :1]
+    order = jnp.where(is_head, length + 2, jnp.where(piece_end == length, length + 1, 0))
+    order = jnp.maximum(order, length - piece_start)
+    rank = (piece_end - piece_start) * (length + 3) + order
+    holds_peak = profile == jnp.max(profile, axis=-1, keepdims=True)
+    best = jnp.argmax(jnp.where(holds_peak, rank, -1), axis=-1, keepdims=True)
+    start = jnp.take_along_axis(piece_start, best, axis=-1)[..., 0]
+    end = jnp.take_along_axis(piece_end, best, axis=-1)[..., 0]
+
+    start, end = _widen_as_released(start, end, length)
+    uncut = ~jnp.any(crossing, axis=-1)
+    return (
+        jnp.where(uncut, -(-length // 8), start),
+        jnp.where(uncut, -(-7 * length // 8), end),
+    )
+
+
+def _widen_as_released(start: jax.Array, end: jax.Array, length: int):
+    """Widens intervals of at most m = ceil(L / 8); each rule sees the result of the one before."""
+    shortest = -(-length // 8)
+    pad = shortest - (end - start)
+    half = (pad + 1) // 2
+    short = pad >= 0
+
+    both_sides = short & (start > half) & (length - end > pad)
+    start, end = jnp.where(both_sides, start - half + 1, start), jnp.where(both_sides, end + half, end)
+    at_left = short & (start < half)
+    start, end = jnp.where(at_left, 0, start), jnp.where(at_left, shortest, end)
+    at_right = short & (length - end < half)
+    start = jnp.where(at_right, length - shortest + 1, start)
+    return start, jnp.where(at_right, length, end)
+
+
+def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """The run of pixels at or above the threshold that holds the (first) peak.
+
+    A run shorter than m = ceil(L / 8) is padded symmetrically to m and moved inside the profile.
+    Arguments and results as for `exact_interval`.
+    """
+    length = profile.shape[-1]
+    shortest = -(-length // 8)
+    index = jnp.arange(length, dtype=jnp.int32)
+    peak = jnp.argmax(profile, axis=-1, keepdims=True).astype(jnp.int32)
+    below = profile < jnp.float32(threshold)
+    start = jnp.max(jnp.where(below & (index < peak), index + 1, 0), axis=-1)
+    end = jnp.min(jnp.where(below & (index > peak), index, length), axis=-1)
+    missing = jnp.maximum(shortest - (end - start), 0)
+    start = jnp.clip(start - missing // 2, 0, length - (end - start + missing))
+    return start, jnp.maximum(end, start + shortest)
+
+
+LOCALIZERS: dict[str, Callable] = {"exact": exact_interval, "clean": clean_interval}
+
+
+def crop_and_resize(images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Cuts regions out and resizes each to the image's size, bilinear with align_corners=True.
+
+    Four gathered taps: on a CPU several times faster than products with interpolation matrices.
+
+    Args:
+        images: `[B, H, W, F]`.
+        boxes: int32 `[B, N, 4]` (y1, x1, y2, x2), upper bounds exclusive, inside the image.
+
+    Returns:
+        `[B, N, H, W, F]` of the dtype of `images`.
+    """
+    height, width = images.shape[1:3]
+    y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
+    top, bottom, down = _taps(y1, y2, height)
+    left, right, across = _taps(x1, x2, width)
+    down = down[..., :, None, None].astype(images.dtype)
+    across = across[..., None, :, None].astype(images.dtype)
+
+    @jax.vmap
+    def gather(image, rows, columns):
+        return image[rows[:, :, None], columns[:, None, :]]
+
+    upper = gather(images, top, left) * (1 - across) + gather(images, top, right) * across
+    lower = gather(images, bottom, left) * (1 - across) + gather(images, bottom, right) * across
+    return upper * (1 - down) + lower * down
+
+
+def _taps(start: jax.Array, end: jax.Array, size: int):
+    """For `[B, N]` intervals: the two source positions `[B, N, size]` of every output, and the
+    weight of the second."""
+    last = (end - start - 1)[..., None]
+    # Whole-number arithmetic: exact where a product of floats would put a corner one tap off.
+    scaled = jnp.arange(size, dtype=jnp.int32) * last
+    steps = max(size - 1, 1)
+    before = jnp.minimum(scaled // steps, last)
+    weight = (scaled - before * steps).astype(jnp.float32) / steps
+    return (
+        start[..., None] + before,
+        start[..., None] + jnp.minimum(before + 1, last),
+        weight,
+    )

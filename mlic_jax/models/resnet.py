@@ -1,0 +1,78 @@
+"""ResNet (He et al. 2016) in the v1.5 form: a bottleneck's stride sits on its 3x3 convolution."""
+
+import flax.linen as nn
+import jax
+
+from mlic_jax.models.convolution import max_pool
+from mlic_jax.models.layers import ConvBatchNorm
+
+# Depth -> (blocks of every stage, whether they are bottlenecks).
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck, beside a shortcut."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        outputs = self.features * 4 if self.bottleneck else self.features
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != outputs:
+            project = ConvBatchNorm(outputs, 1, self.stride, name="downsample")
+            shortcut = project(x, train, mask)
+        if self.bottleneck:
+            shapes = ((self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1))
+        else:
+            shapes = ((self.features, 3, self.stride), (outputs, 3, 1))
+        for i, (features, size, stride) in enumerate(shapes, start=1):
+            activation = nn.relu if i < len(shapes) else None
+            layer = ConvBatchNorm(features, size, stride, activation=activation, name=f"conv{i}")
+            x = layer(x, train, mask)
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101/152 without its classifier.
+
+    Attributes:
+        depth: one of `DEPTHS`.
+        width: multiplies every channel count; 1 is the published network.
+    """
+
+    depth: int
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Maps images `[B, H, W, 3]` to the maps after each stage, at strides 4, 8, 16 and 32.
+
+        Args:
+            mask: bool `[B]`, False for padding, which moves no batch statistics.
+        """
+        blocks, bottleneck = DEPTHS[self.depth]
+        channels = round(64 * self.width)
+        x = ConvBatchNorm(channels, 7, 2, activation=nn.relu, name="stem")(x, train, mask)
+        x = max_pool(x)
+        stages = []
+        for stage, count in enumerate(blocks, start=1):
+            for block in range(count):
+                x = ResidualBlock(
+                    features=channels * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and block == 0 else 1,
+                    bottleneck=bottleneck,
+                    name=f"layer{stage}_{block}",
+                )(x, train, mask)
+            stages.append(x)
+        return tuple(stages)

@@ -1,0 +1,61 @@
+"""SGD as PyTorch means it, with named groups of parameters and rates in epochs."""
+
+import jax
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from mlic_jax.errors import UsageError
+
+
+def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """The learning rate of a step, before any group's multiplier."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(
+            config.learning_rate, max(epochs * steps_per_epoch - warmup, 1)
+        )
+    else:
+        drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in config.milestones}
+        main = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    if not warmup:
+        return main
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def create_optimizer(
+    config: ConfigDict, params: dict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Decay added to the gradient, then momentum, then the rate times the group's multiplier.
+
+    Args:
+        config: `config.optim`.
+        params: the parameter tree; a group is a top-level module of it.
+        schedule: of the rate.
+
+    Raises:
+        UsageError: the groups do not name exactly the model's top-level modules.
+    """
+    multipliers = dict(config.multipliers)
+    if set(multipliers) != set(params):
+        raise UsageError(
+            f"optim.multipliers names the groups {', '.join(sorted(multipliers))}; the model has "
+            f"{', '.join(sorted(params))}"
+        )
+    for name in sorted(params):
+        size = sum(leaf.size for leaf in jax.tree.leaves(params[name]))
+        logging.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
+
+    def sgd(multiplier: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.trace(config.momentum),
+            optax.scale_by_learning_rate(lambda step: multiplier * schedule(step)),
+        )
+
+    labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
+    groups = {name: sgd(multiplier) for name, multiplier in multipliers.items()}
+    return optax.partition(groups, labels)
+
+

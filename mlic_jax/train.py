@@ -1,0 +1,331 @@
+"""Training: the state, one step, and the loop around it, to be read from top to bottom."""
+
+import collections
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mlic_jax import distributed, evaluate
+from mlic_jax.augment import augment
+from mlic_jax.checkpoint import RunCheckpoints, load_weights, merge_backbone, latest_checkpoint
+from mlic_jax.data import pipeline, sources
+from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.data.records import Split
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.losses import two_stream_loss
+from mlic_jax.models import create_model
+from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.writers import MetricWriter
+
+# Steps whose metrics may still be on their way while the next ones are dispatched.
+STEPS_IN_FLIGHT = 2
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes; a plain pytree."""
+
+    step: jax.Array  # int32 [], optimiser steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def make_train_step(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable:
+    """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
+
+    The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
+    from (key, k). Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
+        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+        targets, known = labels > 0, (labels != 0) & batch["mask"][:, None]
+
+        def loss_of(params):
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mask=batch["mask"],
+                mutable=["batch_stats"],
+            )
+            loss, parts = two_stream_loss(outputs, targets, known)
+            return loss, (parts, updates["batch_stats"])
+
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (parts, batch_stats)), gradients = gradient_of(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradients)}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
+
+    Validates and saves as it goes; at the end the best checkpoint is evaluated on the test split.
+    On SIGTERM it saves where it is and returns; the same call later continues from there.
+
+    Raises:
+        UsageError: the configuration does not fit the data, the devices or the run in `workdir`.
+        Failure: an image cannot be read, or the loss is no longer finite.
+    """
+    mesh = distributed.create_mesh()
+    distributed.check_batch_size("batch_size", config.batch_size, mesh)
+    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    splits = sources.open_splits(config.data)
+    epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
+    last_step = config.epochs * epoch_steps
+
+    model = create_model(config.model, len(splits["train"].class_names))
+    schedule = create_schedule(config.optim, epoch_steps, config.epochs)
+    metadata = run_metadata(config, splits["train"])
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))
+        resuming = checkpoints.latest_step() is not None
+        if resuming:
+            check_resumable(checkpoints.latest_metadata(), metadata, latest_checkpoint(workdir))
+        variables = initial_variables(model, config, load=not resuming)
+        optimizer = create_optimizer(config.optim, variables["params"], schedule)
+        state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+        state = jax.device_put(state, distributed.replicated(mesh))
+        if resuming:
+            state = restore(checkpoints, state)
+            metadata["best"] = checkpoints.latest_metadata()["best"]
+            print(f"resuming {workdir} at step {int(state.step)} of {last_step}")
+
+        step = int(state.step)
+        key = jax.random.key(config.seed)
+        train_step = make_train_step(model, optimizer, config)
+        eval_step = evaluate.make_eval_step(model, config.augment, mesh)
+        batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
+        log = stack.enter_context(
+            contextlib.closing(StepLog(workdir, step, epoch_steps, splits["train"], schedule, config))
+        )
+        stop = stack.enter_context(stop_requests())
+        for batch in batches:
+            state, step_metrics = train_step(state, distributed.to_devices(batch, mesh), key)
+            step += 1
+            log.add(step, batch["index"], step_metrics)
+
+            ends_epoch = step % (epoch_steps * config.eval.every) == 0 or step == last_step
+            if not (ends_epoch or stop.requested or step % config.checkpoint_every == 0):
+                continue
+            log.drain()  # nothing is saved before it is known to be finite
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            if ends_epoch:
+                scores = evaluate.score_split(eval_step, variables, splits["val"], config, mesh)
+                values = evaluate.compute_metrics(scores, config)
+                log.add_validation(step, values)
+                if values["mAP"] > metadata["best"]["mAP"]:
+                    metadata["best"] = {"mAP": values["mAP"], "step": step}
+                    checkpoints.save("best", step, variables, None, metadata)
+            training = {"step": state.step, "opt_state": state.opt_state}
+            checkpoints.save("latest", step, variables, training, metadata)
+            if stop.requested:
+                print(f"stopped at step {step} of {last_step}, saved; the same command continues")
+                return
+    evaluate.evaluate_run(config, workdir)
+
+
+def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays."""
+    return {
+        "config": json.loads(config.to_json()),
+        "class_names": list(split.class_names),
+        "preprocessing": {
+            "image_size": config.data.image_size,
+            "mean": list(config.augment.mean),
+            "std": list(config.augment.std),
+        },
+        # Of the stream of batches, whose position is the step.
+        "stream": {
+            "set": split.name,
+            "split": split.split,
+            "examples": len(split),
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+        },
+        "thresholds": None,
+        "best": {"mAP": -1.0, "step": None},
+    }
+
+
+def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    """Raises UsageError where the run in `path` had another model, other classes or batches."""
+    evaluate.check_same_model(saved, current, path)
+    for name, value in current["stream"].items():
+        if saved["stream"][name] != value:
+            raise UsageError(
+                f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
+                f"{value!r}: resuming would not be exact; use the same or another --workdir"
+            )
+
+
+def initial_variables(model: nn.Module, config: ConfigDict, load: bool) -> dict[str, Any]:
+    """Fresh variables from `config.seed`; the backbone's from `config.init_from` where `load`."""
+    size = config.data.image_size
+    key = jax.random.key(config.seed)
+    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
+    if load and config.init_from:
+        loaded, info = load_weights(config.init_from)
+        variables = merge_backbone(variables, loaded, f"{config.init_from} ({info.get('arch')})")
+    if load:
+        logging.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
+    return dict(variables)
+
+
+def restore(checkpoints: RunCheckpoints, state: TrainState) -> TrainState:
+    """The latest checkpoint, laid out as `state` is."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    training = {"step": state.step, "opt_state": state.opt_state}
+    variables, training = checkpoints.restore_latest(variables, training)
+    return TrainState(**variables, **training)
+
+
+def training_batches(
+    splits: dict[str, Split], config: ConfigDict, first_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of all batches that are still to come."""
+    return pipeline.batches(
+        splits["train"],
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        shuffle=True,
+        epochs=config.epochs,
+        first_step=first_step,
+        train_crop=config.data.train_crop,
+        crop_scale=tuple(config.data.crop_scale),
+        workers=config.data.workers,
+        threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[SimpleNamespace]:
+    """Inside, SIGTERM only sets `requested`, for the loop to see between two steps."""
+    stop = SimpleNamespace(requested=False)
+
+    def request(number: int, frame: Any) -> None:
+        stop.requested = True
+
+    previous = signal.signal(signal.SIGTERM, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class StepLog:
+    """Follows the steps on the host without making the device wait: progress, curves, NaN guard."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        first_step: int,
+        epoch_steps: int,
+        split: Split,
+        schedule: Callable,
+        config: ConfigDict,
+    ):
+        self._workdir = Path(workdir)
+        self._epoch_steps = epoch_steps
+        self._split = split
+        self._schedule = schedule
+        self._every = config.log_every
+        self._writer = MetricWriter(workdir, first_step)
+        self._in_flight: collections.deque = collections.deque()
+        total = config.epochs * epoch_steps
+        self._bar = tqdm(total=total, initial=first_step, desc="train", unit="step")
+        self._images, self._since = 0, time.monotonic()
+
+    def add(self, step: int, index: np.ndarray, step_metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a dispatched step, and reads those of an earlier one.
+
+        Raises:
+            Failure: that one was not finite.
+        """
+        self._in_flight.append((step, index, step_metrics))
+        if len(self._in_flight) > STEPS_IN_FLIGHT:
+            self._read_oldest()
+
+    def drain(self) -> None:
+        """Reads all that is in flight and flushes what was written; raises as `add` does."""
+        while self._in_flight:
+            self._read_oldest()
+        self._writer.flush()
+
+    def _read_oldest(self) -> None:
+        step, index, step_metrics = self._in_flight.popleft()
+        values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
+        if not all(map(math.isfinite, values.values())):
+            raise Failure(self._not_finite(step, index, values))
+        self._images += int(np.sum(index >= 0)) * jax.process_count()
+        self._bar.update()
+        if step % self._every:
+            return
+        now = time.monotonic()
+        rate = self._images / (now - self._since)
+        self._images, self._since = 0, now
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
+        values["learning_rate"] = float(self._schedule(step - 1))
+        self._writer.write(
+            step, {"epoch": step / self._epoch_steps, **values, "images_per_second": rate}
+        )
+
+    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> str:
+        images = ", ".join(self._split.image_id(i) for i in index if i >= 0)
+        figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        saved = latest_checkpoint(self._workdir)
+        good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
+        return (
+            f"step {step} is not finite ({figures}); its images: {images}; {good}. "
+            "A lower optim.learning_rate usually helps"
+        )
+
+    def add_validation(self, step: int, values: dict[str, Any]) -> None:
+        """Writes the metrics of a validation and says them in a line."""
+        names = ("mAP", "global_mAP", "OF1", "CF1", "OF1_3", "CF1_3")
+        epoch = step / self._epoch_steps
+        self._writer.write(step, {"epoch": epoch} | {f"val/{name}": values[name] for name in names})
+        self._writer.flush()
+        self._bar.write(
+            f"epoch {epoch:g}: val mAP {values['mAP']:.2f} "
+            f"(global stream {values['global_mAP']:.2f}), OF1 {values['OF1']:.1f}"
+        )
+        self._since = time.monotonic()  # a validation's time is not the steps'
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.close()
+        self._writer.close()

@@ -1,0 +1,52 @@
+"""Where a run's numbers go: `metrics.jsonl` for programs, TensorBoard event files for people."""
+
+import json
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes scalars of a step to both; continues a run after `first_step`.
+
+    What a killed run wrote beyond the step it resumes from is dropped: it will be written again.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        workdir = Path(workdir)
+        self._path = workdir / "metrics.jsonl"
+        self._drop_after(first_step)
+        self._lines = open(self._path, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def _drop_after(self, last_step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                keep = json.loads(line)["step"] <= last_step
+            except (ValueError, KeyError, TypeError):
+                keep = False  # cut off by the kill
+            if keep:
+                kept.append(line + "\n")
+        partial = self._path.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self._path)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One line, and one point of every curve."""
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Everything written so far survives the process."""
+        self._lines.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._lines.close()
+        self._events.close()

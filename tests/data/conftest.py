@@ -1,0 +1,76 @@
+"""Small images and sources made on the spot, for the tests of the data package."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_jax.data import records
+
+
+def _jpeg(seed: int, width: int = 24, height: int = 18) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def jpeg():
+    """jpeg(seed, width, height) -> the bytes of a JPEG of noise."""
+    return _jpeg
+
+
+@dataclasses.dataclass
+class _ToySource:
+    """A source that holds its examples in memory."""
+
+    name: str
+    contents: dict[str, list[records.Example]]
+    class_names: tuple[str, ...] = ("ant", "bee", "cat")
+    description: dict = dataclasses.field(default_factory=lambda: {"kind": "toy"})
+
+    @property
+    def splits(self):
+        return tuple(self.contents)
+
+    def examples(self, split):
+        return self.contents[split]
+
+
+@pytest.fixture(scope="session")
+def toy_example():
+    """toy_example(i) -> an Example with a JPEG of its own size, labels and 0 to 2 boxes."""
+
+    def make(i: int, **changes) -> records.Example:
+        example = records.Example(
+            image_id=f"photo{i}",
+            image=_jpeg(i, width=20 + i % 5, height=16 + i % 3),
+            labels=np.array([(i % 3) - 1, 1, -1], np.int8),
+            boxes=np.array([[1, 2, 5, 8], [0, 0, 16, 20]], np.int32)[: i % 3],
+            box_classes=np.array([1, 2], np.int32)[: i % 3],
+        )
+        return dataclasses.replace(example, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_source(toy_example):
+    """toy_source(name, train=10, val=4) -> a source with so many examples a split."""
+
+    def make(name: str = "toy", **sizes: int) -> _ToySource:
+        sizes = sizes or {"train": 10, "val": 4}
+        contents = {split: [toy_example(i) for i in range(n)] for split, n in sizes.items()}
+        return _ToySource(name, contents)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_split(toy_source, tmp_path_factory):
+    """A prepared split of ten images."""
+    folder = records.prepare(toy_source(train=10), tmp_path_factory.mktemp("prepared"))
+    return records.open_split(folder, "train")

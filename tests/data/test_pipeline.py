@@ -1,0 +1,211 @@
+"""Batches: complete, padded, in a reproducible order however they are made."""
+
+import dataclasses
+import itertools
+import multiprocessing
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mlic_jax.data import pipeline, records, transforms
+from mlic_jax.errors import Failure, UsageError
+
+CROP = dict(train_crop="random_resized_crop", crop_scale=(0.3, 0.9))
+
+
+def _run(split, **options):
+    defaults = dict(batch_size=4, image_size=8, shuffle=True, threads=2)
+    return list(pipeline.batches(split, **{**defaults, **options}))
+
+
+def _assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys() == {"image", "labels", "index", "mask"}
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_example_once_an_epoch_and_the_rest_is_padding(toy_split, batch_size, shuffle):
+    steps = pipeline.steps_per_epoch(10, batch_size)
+    run = _run(toy_split, batch_size=batch_size, shuffle=shuffle, epochs=2)
+    assert len(run) == 2 * steps
+    for epoch in (run[:steps], run[steps:]):
+        index = np.concatenate([batch["index"] for batch in epoch])
+        assert sorted(index[index >= 0]) == list(range(10))
+        assert (index[10:] == -1).all()  # padding is last
+        if not shuffle:
+            np.testing.assert_array_equal(index[:10], np.arange(10))
+        for batch in epoch:
+            np.testing.assert_array_equal(batch["mask"], batch["index"] >= 0)
+            assert (batch["image"][~batch["mask"]] == 0).all()
+            assert (batch["labels"][~batch["mask"]] == -1).all()
+            for row in np.flatnonzero(batch["mask"]):
+                record = toy_split[int(batch["index"][row])]
+                image = transforms.resize(transforms.decode(record.image), 8)
+                np.testing.assert_array_equal(batch["image"][row], image)
+                np.testing.assert_array_equal(batch["labels"][row], record.labels)
+
+
+def test_shapes_and_dtypes(toy_split):
+    batch = _run(toy_split)[0]
+    shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert shapes == {
+        "image": ((4, 8, 8, 3), np.uint8),
+        "labels": ((4, 3), np.int8),
+        "index": ((4,), np.int32),
+        "mask": ((4,), np.bool_),
+    }
+
+
+@pytest.mark.parametrize("n, batch_size, steps", [(10, 5, 2), (11, 5, 3), (1, 5, 1), (0, 5, 0)])
+def test_steps_per_epoch(n, batch_size, steps):
+    assert pipeline.steps_per_epoch(n, batch_size) == steps
+
+
+def _order(split, **options):
+    return [tuple(batch["index"]) for batch in _run(split, **options)]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(toy_split):
+    order = _order(toy_split, batch_size=10, epochs=3, seed=1)
+    assert len(set(order)) == 3
+    assert order == _order(toy_split, batch_size=10, epochs=3, seed=1, image_size=4, **CROP)
+    assert not set(order) & set(_order(toy_split, batch_size=10, epochs=3, seed=2))
+
+
+def test_crops_depend_on_seed_epoch_and_image_alone(toy_split):
+    def crops(seed):
+        run = _run(toy_split, batch_size=10, epochs=2, seed=seed, shuffle=False, **CROP)
+        return [image for batch in run for image in batch["image"]]
+
+    first, other = crops(1), crops(2)
+    for a, b in itertools.combinations([first[0], first[10], other[0], other[10]], 2):
+        assert (a != b).any()
+    shuffled = _run(toy_split, batch_size=3, epochs=2, seed=1, **CROP)
+    for step, batch in enumerate(shuffled):
+        for image, index in zip(batch["image"], batch["index"], strict=True):
+            if index >= 0:
+                np.testing.assert_array_equal(image, first[10 * (step // 4) + index])
+
+
+def test_a_run_starts_at_any_step(toy_split):
+    options = dict(epochs=3, seed=5, **CROP)
+    whole = _run(toy_split, **options)
+    for step in range(len(whole) + 1):
+        _assert_same(_run(toy_split, first_step=step, **options), whole[step:])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_every_global_batch(toy_split, processes):
+    options = dict(batch_size=6, epochs=2, seed=3, **CROP)
+    parts = [
+        _run(toy_split, process_index=i, process_count=processes, **options)
+        for i in range(processes)
+    ]
+    assert all(batch["index"].shape == (6 // processes,) for part in parts for batch in part)
+    joined = [
+        {name: np.concatenate([batch[name] for batch in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    _assert_same(joined, _run(toy_split, **options))
+
+
+def test_threads_change_nothing(toy_split):
+    _assert_same(
+        _run(toy_split, epochs=2, threads=1, **CROP), _run(toy_split, epochs=2, threads=4, **CROP)
+    )
+
+
+def test_worker_processes_change_nothing(toy_split):
+    options = dict(epochs=2, first_step=1, **CROP)
+    _assert_same(_run(toy_split, workers=2, **options), _run(toy_split, **options))
+    assert not multiprocessing.active_children()
+
+
+def _decoding_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+
+def test_closing_stops_the_threads(toy_split):
+    run = pipeline.batches(toy_split, batch_size=1, image_size=8, shuffle=True, epochs=1000)
+    next(run)
+    assert _decoding_threads()
+    run.close()
+    deadline = time.time() + 10
+    while _decoding_threads() and time.time() < deadline:
+        time.sleep(0.01)
+    assert not _decoding_threads()
+
+
+def test_closing_stops_the_worker_processes(toy_split):
+    run = pipeline.batches(
+        toy_split, batch_size=1, image_size=8, shuffle=True, epochs=1000, workers=1
+    )
+    next(run)
+    assert multiprocessing.active_children()
+    run.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture(scope="module")
+def rotten_split(toy_source, tmp_path_factory):
+    """A split of which image 6 was readable when it was checked, and not when it was written."""
+
+    class Rotting(list):
+        reads = 0
+
+        def __getitem__(self, i):
+            if i != 6:
+                return super().__getitem__(i)
+            Rotting.reads += 1
+            example = super().__getitem__(i)
+            return example if Rotting.reads == 1 else dataclasses.replace(example, image=b"rot")
+
+    source = toy_source("rotten", train=10)
+    source.contents["train"] = Rotting(source.contents["train"])
+    folder = records.prepare(source, tmp_path_factory.mktemp("prepared"))
+    return records.open_split(folder, "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_stops_the_run_and_is_named(rotten_split, workers):
+    with pytest.raises(Failure, match=r"^set rotten, split train, image photo6: cannot decode"):
+        _run(rotten_split, workers=workers, shuffle=False)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_a_failure(toy_split):
+    run = pipeline.batches(
+        toy_split, batch_size=1, image_size=8, shuffle=True, epochs=10000, workers=1
+    )
+    next(run)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(Failure, match="reading set toy stopped"):
+        list(run)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(threads=0), "threads is 0"),
+        (dict(workers=-1), "workers is -1"),
+        (dict(process_count=3), "batch_size 4 is not divisible by the number of processes, 3"),
+        (dict(train_crop="centre"), "train_crop is 'centre'"),
+        (dict(first_step=4), "first_step is 4 and the run has 3 steps"),
+        (dict(first_step=-1), "first_step is -1"),
+    ],
+)
+def test_wrong_options(toy_split, options, message):
+    with pytest.raises(UsageError, match=message):
+        pipeline.batches(
+            toy_split, **{"batch_size": 4, "image_size": 8, "shuffle": True, **options}
+        )

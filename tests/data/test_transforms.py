@@ -1,0 +1,180 @@
+"""Decoding of every kind of image, and the geometry against independent computations."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_jax.data import transforms
+from mlic_jax.errors import Failure
+
+
+def _encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _rgb(encoded: bytes) -> np.ndarray:
+    image = transforms.decode(encoded)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_rgb_is_kept():
+    pixels = _noise(5, 7)
+    np.testing.assert_array_equal(_rgb(_encode(Image.fromarray(pixels))), pixels)
+
+
+def test_grayscale_is_repeated():
+    pixels = _noise(5, 7, 1)
+    want = np.repeat(pixels[..., None], 3, axis=2)
+    np.testing.assert_array_equal(_rgb(_encode(Image.fromarray(pixels))), want)
+
+
+def test_bilevel():
+    pixels = _noise(5, 7, 1) > 127
+    want = np.repeat(pixels[..., None], 3, axis=2) * 255
+    np.testing.assert_array_equal(_rgb(_encode(Image.fromarray(pixels))), want)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_transparency_is_dropped(channels):
+    pixels = _noise(5, 7, channels)
+    want = np.repeat(pixels[..., :1], 3, axis=2) if channels == 2 else pixels[..., :3]
+    np.testing.assert_array_equal(_rgb(_encode(Image.fromarray(pixels))), want)
+
+
+def test_palette_with_transparency_gives_its_colours_without_a_warning():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    encoded = _encode(image, transparency=bytes([0, 128]))
+    np.testing.assert_array_equal(_rgb(encoded), [[[10, 20, 30], [200, 100, 50]]])
+
+
+def test_cmyk_jpeg():
+    colours = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)
+    encoded = _encode(Image.fromarray(colours).convert("CMYK"), "JPEG", quality=100)
+    np.testing.assert_allclose(_rgb(encoded).astype(int), colours, atol=3)
+
+
+def test_16_bit_grayscale_is_scaled_not_clipped():
+    wide = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    want = np.repeat(np.array([[0, 0, 1, 128, 255]], np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(_rgb(_encode(Image.fromarray(wide))), want)
+
+
+def test_exif_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    pixels = _noise(4, 9)
+    encoded = _encode(Image.fromarray(pixels), exif=exif)
+    assert Image.open(io.BytesIO(encoded)).getexif()[0x0112] == 6
+    np.testing.assert_array_equal(_rgb(encoded), pixels)
+
+
+@pytest.mark.parametrize("broken", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_not_an_image_fails(broken):
+    with pytest.raises(Failure, match="cannot decode the image"):
+        transforms.decode(broken)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_truncation_fails(kind):
+    encoded = _encode(Image.fromarray(_noise(64, 64)), kind)
+    transforms.decode(encoded)
+    with pytest.raises(Failure, match="cannot decode the image"):
+        transforms.decode(encoded[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize("times_limit", [1.5, 3])  # Pillow warns of the first, refuses the second
+@pytest.mark.parametrize("warning", ["error", "ignore"])
+def test_a_decompression_bomb_fails(monkeypatch, times_limit, warning):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    encoded = _encode(Image.new("RGB", (100, int(10 * times_limit))))
+    with warnings.catch_warnings():
+        warnings.simplefilter(warning)
+        with pytest.raises(Failure, match="too large"):
+            transforms.decode(encoded)
+
+
+def _triangle_weights(size: int, new_size: int) -> np.ndarray:
+    """[new_size, size] weights of the antialiased bilinear (triangle) filter."""
+    scale = size / new_size
+    support = max(scale, 1.0)
+    weights = np.zeros((new_size, size))
+    for out in range(new_size):
+        centre = (out + 0.5) * scale
+        for i in range(size):
+            weights[out, i] = max(0.0, 1 - abs((i + 0.5 - centre) / support))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("height, width, size", [(40, 61, 16), (10, 7, 32), (50, 9, 24)])
+def test_resize_is_the_antialiased_triangle_filter(height, width, size):
+    pixels = _noise(height, width)
+    rows, columns = _triangle_weights(height, size), _triangle_weights(width, size)
+    want = np.einsum("yh,xw,hwc->yxc", rows, columns, pixels.astype(float))
+    got = transforms.resize(Image.fromarray(pixels), size)
+    assert got.dtype == np.uint8 and got.shape == (size, size, 3)
+    # Pillow rounds to 8 bits after each of its two passes.
+    np.testing.assert_allclose(got.astype(float), want, atol=1.01)
+
+
+def test_resize_is_pillows_own():
+    image = Image.fromarray(_noise(48, 80))
+    want = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(transforms.resize(image, 32), want)
+
+
+def test_crop_rectangles_fit_and_have_the_asked_area_and_aspect():
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(2000):
+        x, y, w, h = transforms._crop_rectangle(640, 480, rng, (0.25, 1.0), (3 / 4, 4 / 3))
+        assert 0 <= x and x + w <= 640 and 0 <= y and y + h <= 480
+        assert 0.74 < w / h < 1.35
+        shares.append(w * h / (640 * 480))
+    assert 0.249 < min(shares) < 0.26 and 0.97 < max(shares) <= 1
+    # Uniform, but for the large ones of a wrong aspect that do not fit: half are below 0.6 or so.
+    assert 0.5 < np.median(shares) < 0.625
+
+
+def test_where_no_crop_fits_the_largest_central_one_is_taken():
+    rng = np.random.default_rng(0)
+    rectangle = transforms._crop_rectangle(1000, 90, rng, (1.0, 1.0), (3 / 4, 4 / 3))
+    assert rectangle == (440, 0, 120, 90)
+    rectangle = transforms._crop_rectangle(90, 1000, rng, (1.0, 1.0), (3 / 4, 4 / 3))
+    assert rectangle == (0, 440, 90, 120)
+
+
+def test_random_resized_crop_sees_nothing_outside_its_rectangle():
+    pixels = _noise(60, 90)
+    x, y, w, h = transforms._crop_rectangle(90, 60, np.random.default_rng(5), (0.2, 0.3), (1, 1))
+    outside = np.ones((60, 90), bool)
+    outside[y : y + h, x : x + w] = False
+    changed = np.where(outside[..., None], 255 - pixels, pixels)
+    crops = [
+        transforms.random_resized_crop(
+            Image.fromarray(p), 32, np.random.default_rng(5), (0.2, 0.3), (1, 1)
+        )
+        for p in (pixels, changed)
+    ]
+    np.testing.assert_array_equal(*crops)
+    want = transforms.resize(Image.fromarray(pixels[y : y + h, x : x + w]), 32)
+    np.testing.assert_array_equal(crops[0], want)
+
+
+def test_a_crop_of_everything_is_a_resize():
+    image = Image.fromarray(_noise(30, 40))
+    everything = dict(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
+    crop = transforms.random_resized_crop(image, 16, np.random.default_rng(0), **everything)
+    np.testing.assert_array_equal(crop, transforms.resize(image, 16))

@@ -1,0 +1,110 @@
+"""Checkpoints to convert: names and shapes as other codebases have them, written out by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+RESNET_BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+# Input and output channels and expansion of the 17 blocks of MobileNetV2.
+MOBILENET_OUTPUTS = (16, 24, 24, 32, 32, 32, *(64,) * 4, *(96,) * 3, *(160,) * 3, 320)
+
+
+def conv_bn(conv: str, bn: str, outputs: int, inputs: int, size: int) -> dict[str, tuple]:
+    shapes = {f"{conv}.weight": (outputs, inputs, size, size)}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        shapes[f"{bn}.{name}"] = (outputs,)
+    shapes[f"{bn}.num_batches_tracked"] = ()
+    return shapes
+
+
+def resnet_shapes(arch: str) -> dict[str, tuple]:
+    shapes = conv_bn("conv1", "bn1", 64, 3, 7)
+    bottleneck = arch not in ("resnet18", "resnet34")
+    inputs = 64
+    for stage, depth in enumerate(RESNET_BLOCKS[arch], start=1):
+        width = 32 * 2**stage
+        outputs = 4 * width if bottleneck else width
+        for block in range(depth):
+            b = f"layer{stage}.{block}"
+            if bottleneck:
+                shapes |= conv_bn(f"{b}.conv1", f"{b}.bn1", width, inputs, 1)
+                shapes |= conv_bn(f"{b}.conv2", f"{b}.bn2", width, width, 3)
+                shapes |= conv_bn(f"{b}.conv3", f"{b}.bn3", outputs, width, 1)
+            else:
+                shapes |= conv_bn(f"{b}.conv1", f"{b}.bn1", width, inputs, 3)
+                shapes |= conv_bn(f"{b}.conv2", f"{b}.bn2", width, width, 3)
+            if inputs != outputs:
+                shapes |= conv_bn(f"{b}.downsample.0", f"{b}.downsample.1", outputs, inputs, 1)
+            inputs = outputs
+    return shapes | {"fc.weight": (1000, inputs), "fc.bias": (1000,)}
+
+
+def mobilenet_shapes(layout: str) -> dict[str, tuple]:
+    shapes = conv_bn("features.0.0", "features.0.1", 32, 3, 3)
+    inputs = 32
+    for i, outputs in enumerate(MOBILENET_OUTPUTS, start=1):
+        hidden = inputs if i == 1 else 6 * inputs
+        # (convolution, its batch norm) of the expansion, the depthwise 3x3 and the projection.
+        if layout == "torchvision":
+            names = [("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")]
+            first = [("0.0", "0.1"), ("1", "2")]
+        else:
+            names = [("0", "1"), ("3", "4"), ("6", "7")]
+            first = [("0", "1"), ("3", "4")]
+        names = [(f"features.{i}.conv.{a}", f"features.{i}.conv.{b}") for a, b in names]
+        if i == 1:
+            names = [(f"features.1.conv.{a}", f"features.1.conv.{b}") for a, b in first]
+        else:
+            shapes |= conv_bn(*names[0], hidden, inputs, 1)
+        shapes |= conv_bn(*names[-2], hidden, 1, 3)
+        shapes |= conv_bn(*names[-1], outputs, hidden, 1)
+        inputs = outputs
+    head = "conv" if layout == "d-li14" else "features.18"
+    classifier = "classifier" if layout == "d-li14" else "classifier.1"
+    shapes |= conv_bn(f"{head}.0", f"{head}.1", 1280, 320, 1)
+    return shapes | {f"{classifier}.weight": (1000, 1280), f"{classifier}.bias": (1000,)}
+
+
+@pytest.fixture(scope="session")
+def source_shapes() -> Callable[[str, str], dict[str, tuple]]:
+    """(arch, layout) -> the shape of every tensor of such a checkpoint, by its name."""
+
+    def shapes(arch: str, layout: str = "torchvision") -> dict[str, tuple]:
+        return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
+
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def source_tensors(source_shapes) -> Callable[[str, str], dict[str, np.ndarray]]:
+    """(arch, layout) -> a checkpoint with seeded random weights that keep activations in range."""
+
+    def draw(rng: np.random.Generator, name: str, shape: tuple) -> np.ndarray:
+        if name.endswith("num_batches_tracked"):
+            return np.array(7, np.int64)
+        if len(shape) > 1:
+            fan_in = np.prod(shape[1:])
+            return rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
+        if name.endswith(("bias", "running_mean")):
+            return rng.normal(0, 0.2, shape).astype(np.float32)
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+
+    def tensors(arch: str, layout: str = "torchvision") -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        return {name: draw(rng, name, s) for name, s in source_shapes(arch, layout).items()}
+
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def torch():
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    torch.set_num_threads(1)
+    return torch

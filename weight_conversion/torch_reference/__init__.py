@@ -1,0 +1,1 @@
+"""Plain PyTorch modules written from the papers: independent witnesses, for verification only."""
