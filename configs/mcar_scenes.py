@@ -1,6 +1,6 @@
 """MCAR from random initialisation on generated scenes; no download, minutes on a laptop.
 
-    python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes
+python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes
 """
 
 from ml_collections import ConfigDict

@@ -35,7 +35,9 @@ def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 def _standardise(images: jax.Array, config: ConfigDict) -> jax.Array:
-    mean, std = (jnp.array(values, jnp.float32).reshape(1, 1, 1, 3) for values in (config.mean, config.std))
+    mean, std = (
+        jnp.array(values, jnp.float32).reshape(1, 1, 1, 3) for values in (config.mean, config.std)
+    )
     return (images - mean) / std
 
 

@@ -22,6 +22,7 @@ from mlic_jax import distributed, metrics, report
 from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.data import pipeline, sources, transforms
+from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
@@ -84,7 +85,9 @@ def score_split(
     while in_flight:
         collect()
     if not np.all(seen == 1):
-        raise Failure(f"{np.sum(seen != 1)} images of {split.name} {split.split} were not scored once")
+        raise Failure(
+            f"{np.sum(seen != 1)} images of {split.name} {split.split} were not scored once"
+        )
     return Scores(
         **rows,
         image_ids=np.array([split.image_id(i) for i in range(len(split))]),
@@ -100,18 +103,17 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """The metrics of the configured protocol, and the mAP of the global stream alone."""
 
-    def of(logits: np.ndarray) -> dict[str, Any]:
-        return metrics.evaluate_scores(
-            logits,
-            scores.labels,
-            config.eval.protocol,
-            class_names=list(scores.class_names),
-            label_policy=config.eval.label_policy or None,
-            frequent=frequent,
-        )
-
-    values = of(scores.logits)
-    return values | {"global_mAP": of(scores.global_logits)["mAP"]}
+    values = metrics.evaluate_scores(
+        scores.logits,
+        scores.labels,
+        config.eval.protocol,
+        class_names=list(scores.class_names),
+        label_policy=config.eval.label_policy or None,
+        frequent=frequent,
+    )
+    labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
+    global_ap = metrics.average_precision(scores.global_logits, labels)
+    return values | {"global_mAP": metrics.mean_average_precision(global_ap)}
 
 
 def evaluate_run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -152,7 +154,9 @@ def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path)
         UsageError: the model or the class names differ.
     """
     if "config" not in saved:
-        raise UsageError(f"{path} holds converted weights, not a run: pass it as --config.init_from")
+        raise UsageError(
+            f"{path} holds converted weights, not a run: pass it as --config.init_from"
+        )
     old, new = saved["config"]["model"], current["config"]["model"]
     for option in sorted(old.keys() | new.keys()):
         if old.get(option) != new.get(option):

@@ -4,11 +4,12 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 `--config.batch_size=32`; `mlic_jax/config.py` lists them all.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from mlic_jax.errors import Failure, UsageError
@@ -57,8 +58,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """`main` with its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("mlic_jax").setLevel(logging.INFO)
     try:
         app.run(main, flags_parser=parse_flags)
     except (UsageError, Failure) as error:

@@ -1,11 +1,14 @@
 """SGD as PyTorch means it, with named groups of parameters and rates in epochs."""
 
+import logging
+
 import jax
 import optax
-from absl import logging
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> optax.Schedule:
@@ -45,7 +48,7 @@ def create_optimizer(
         )
     for name in sorted(params):
         size = sum(leaf.size for leaf in jax.tree.leaves(params[name]))
-        logging.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
+        logger.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
 
     def sgd(multiplier: float) -> optax.GradientTransformation:
         return optax.chain(
@@ -57,5 +60,3 @@ def create_optimizer(
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     groups = {name: sgd(multiplier) for name, multiplier in multipliers.items()}
     return optax.partition(groups, labels)
-
-

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import logging
 import math
 import signal
 import time
@@ -17,14 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax import distributed, evaluate
 from mlic_jax.augment import augment
-from mlic_jax.checkpoint import RunCheckpoints, load_weights, merge_backbone, latest_checkpoint
+from mlic_jax.checkpoint import (
+    RunCheckpoints,
+    latest_checkpoint,
+    load_weights,
+    merge_backbone,
+)
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
@@ -33,6 +38,8 @@ from mlic_jax.losses import two_stream_loss
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.writers import MetricWriter
+
+logger = logging.getLogger(__name__)
 
 # Steps whose metrics may still be on their way while the next ones are dispatched.
 STEPS_IN_FLIGHT = 2
@@ -127,7 +134,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         eval_step = evaluate.make_eval_step(model, config.augment, mesh)
         batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
         log = stack.enter_context(
-            contextlib.closing(StepLog(workdir, step, epoch_steps, splits["train"], schedule, config))
+            contextlib.closing(
+                StepLog(workdir, step, epoch_steps, splits["train"], schedule, config)
+            )
         )
         stop = stack.enter_context(stop_requests())
         for batch in batches:
@@ -198,7 +207,7 @@ def initial_variables(model: nn.Module, config: ConfigDict, load: bool) -> dict[
         loaded, info = load_weights(config.init_from)
         variables = merge_backbone(variables, loaded, f"{config.init_from} ({info.get('arch')})")
     if load:
-        logging.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
+        logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return dict(variables)
 
 

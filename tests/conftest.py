@@ -1,4 +1,4 @@
-"""Strict JAX settings and eight CPU devices for every test, and the shared photographs where present."""
+"""Strict dtype promotion and eight CPU devices for every test, and the shared photographs where present."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

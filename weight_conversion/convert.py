@@ -26,12 +26,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mlic_jax.checkpoint import save_weights
+from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from mlic_jax.errors import Failure, UsageError
 from weight_conversion.name_tables import detect, to_flax
-
-# What all these networks were trained on: RGB in [0, 1], less the mean, over the deviation.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, dict]:
@@ -46,7 +43,8 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, di
         (variables, info). Variables are float32 numpy arrays: `{"params": {"features": ...},
         "batch_stats": {"features": ...}}`, and `params/classifier` (kernel [F, 1000], bias) where
         the file has one. Info can be written as JSON: arch, layout, source (the file's name),
-        sha256, num_tensors (in the file, those dropped included), preprocessing (mean and std).
+        sha256, num_tensors (in the file, those dropped included), preprocessing (mean and std of
+        RGB in [0, 1]).
 
     Raises:
         UsageError: no such file, an unknown or a wrong `arch`, or torch is needed and missing.
@@ -104,8 +102,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state, dict) or not state:
         raise Failure(f"{path}: holds no state_dict")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise Failure(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
+        if not isinstance(name, str):
+            raise Failure(f"{path}: holds no state_dict, {name!r} is no tensor's name")
+        if not isinstance(tensor, torch.Tensor):
+            raise Failure(f"{path}: {name!r} holds {type(tensor).__name__}, not a tensor")
     # numpy has no bfloat16, and every float ends up as float32.
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
@@ -143,7 +143,10 @@ def _convert(source: str, output: Path, arch: str | None) -> None:
     print(f"{total} tensors: {converted} converted, {total - converted} dropped")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{parameters:,} parameters; sha256 {info['sha256']}")
-    save_weights(output, variables, info)
+    try:
+        save_weights(output, variables, info)
+    except OSError as error:
+        raise Failure(f"{output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output}")
 
 

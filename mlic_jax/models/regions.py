@@ -139,7 +139,10 @@ def _widen_as_released(start: jax.Array, end: jax.Array, length: int):
     short = pad >= 0
 
     both_sides = short & (start > half) & (length - end > pad)
-    start, end = jnp.where(both_sides, start - half + 1, start), jnp.where(both_sides, end + half, end)
+    start, end = (
+        jnp.where(both_sides, start - half + 1, start),
+        jnp.where(both_sides, end + half, end),
+    )
     at_left = short & (start < half)
     start, end = jnp.where(at_left, 0, start), jnp.where(at_left, shortest, end)
     at_right = short & (length - end < half)

@@ -197,7 +197,7 @@ def test_every_unreadable_image_is_reported(folder_source, tmp_path):
 def test_a_long_list_is_cut_in_the_message_and_whole_in_the_file(toy_source, toy_example, tmp_path):
     source = toy_source(train=1)
     source.contents["train"] = [toy_example(i, image=b"broken") for i in range(20)]
-    with pytest.raises(Failure, match="20 unreadable images.* and 15 more") as failure:
+    with pytest.raises(Failure, match=r"20 unreadable images.* and 15 more") as failure:
         records.prepare(source, tmp_path)
     assert "photo19" not in str(failure.value)
     assert "photo19" in (tmp_path / "toy.incomplete" / "unreadable.txt").read_text()

@@ -93,8 +93,9 @@ def source_tensors(source_shapes) -> Callable[[str, str], dict[str, np.ndarray]]
             fan_in = np.prod(shape[1:])
             return rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
         if name.endswith(("bias", "running_mean")):
-            return rng.normal(0, 0.2, shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+            return rng.normal(0, 0.1, shape).astype(np.float32)
+        low, high = (0.5, 1.5) if name.endswith("running_var") else (0.5, 0.9)
+        return rng.uniform(low, high, shape).astype(np.float32)
 
     def tensors(arch: str, layout: str = "torchvision") -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)

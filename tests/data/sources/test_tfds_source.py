@@ -1,5 +1,9 @@
 """Sets in the layout of TFDS's own voc and coco, built on the spot by builders of that layout."""
 
+import functools
+import http.server
+import threading
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -12,7 +16,7 @@ from mlic_jax.errors import Failure, UsageError
 W, H = 24, 18
 
 # For a builder of a package TFDS 4.9.10 imports importlib_resources, which it does not depend on.
-__name__ = "__main__"  # noqa: A001
+__name__ = "__main__"
 
 
 _jpegs: dict[str, bytes] = {}  # filled by a fixture: builders that TFDS makes take no arguments
@@ -141,16 +145,17 @@ class TinyCoco(tfds.core.GeneratorBasedBuilder):
 
 
 class Unreachable(tfds.core.GeneratorBasedBuilder):
-    """Downloads from a port of this machine at which nobody listens."""
+    """Downloads from a server that does not have the file."""
 
     VERSION = tfds.core.Version("1.0.0")
+    url = ""
 
     def _info(self):
         features = tfds.features.FeaturesDict({"image": tfds.features.Image()})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
-        dl_manager.download("http://127.0.0.1:9/data.zip")
+        dl_manager.download(self.url)
 
     def _generate_examples(self):
         raise NotImplementedError
@@ -236,7 +241,20 @@ def test_unknown_names(data_dir):
         source.examples("train")
 
 
-def test_a_failed_download_is_one_line(tmp_path):
+@pytest.fixture
+def empty_server(tmp_path):
+    """The address of an HTTP server that has nothing."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_failed_download_is_one_line(empty_server, tmp_path, monkeypatch):
+    # TFDS retries a refused connection for minutes, but takes "not found" for an answer.
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(Unreachable, "url", f"{empty_server}/data.zip")
     source = TfdsSet("x", ("train",), tfds_name="unreachable", data_dir=str(tmp_path))
     with pytest.raises(Failure, match="TFDS cannot download and generate unreachable") as failure:
         source.examples("train")

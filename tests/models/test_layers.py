@@ -1,0 +1,73 @@
+"""Batch normalisation as PyTorch trains it, checked against its definition in NumPy float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax.models.layers import ConvBatchNorm, batch_statistics
+
+
+@pytest.fixture
+def layer():
+    module = ConvBatchNorm(features=4, size=1)
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (5, 3, 2, 6))
+    variables = module.init(jax.random.key(1), x)
+    stats = {"mean": jnp.arange(4.0), "var": 1 + jnp.arange(4.0)}
+    params = {**variables["params"], "scale": jnp.array([0.5, 1, 2, 3.0]), "bias": jnp.arange(4.0)}
+    return module, {"params": params, "batch_stats": stats}, x
+
+
+def convolved(variables, x):
+    return np.asarray(x, np.float64) @ np.asarray(variables["params"]["kernel"][0, 0], np.float64)
+
+
+def normalised(variables, y, mean, var):
+    scale, bias = (np.asarray(variables["params"][name]) for name in ("scale", "bias"))
+    return (y - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+def test_training_normalises_by_the_batch_and_follows_with_the_unbiased_variance(layer):
+    module, variables, x = layer
+    out, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    y = convolved(variables, x)
+    flat = y.reshape(-1, 4)
+    np.testing.assert_allclose(
+        out, normalised(variables, y, flat.mean(0), flat.var(0)), rtol=1e-4, atol=1e-4
+    )
+    stats = updates["batch_stats"]
+    old = variables["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.9 * old["mean"] + 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        stats["var"], 0.9 * old["var"] + 0.1 * flat.var(0, ddof=1), rtol=1e-5
+    )
+
+
+def test_inference_uses_the_running_statistics(layer):
+    module, variables, x = layer
+    stats = variables["batch_stats"]
+    expected = normalised(variables, convolved(variables, x), stats["mean"], stats["var"])
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_changes_neither_outputs_nor_statistics_nor_gradients(layer):
+    module, variables, x = layer
+    padded = jnp.concatenate([x, jnp.full_like(x[:3], 1e3)])
+    mask = jnp.arange(8) < 5
+
+    def loss(params, images, mask):
+        out, updates = module.apply(
+            {**variables, "params": params}, images, True, mask, mutable=["batch_stats"]
+        )
+        return jnp.sum(jnp.sin(out[:5])), updates
+
+    gradient_of = jax.value_and_grad(loss, has_aux=True)
+    plain = gradient_of(variables["params"], x, None)
+    masked = gradient_of(variables["params"], padded, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, masked)
+
+
+def test_statistics_survive_a_large_mean():
+    x = 1000 + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
+    _, var, _ = batch_statistics(x, None)
+    np.testing.assert_allclose(var, np.asarray(x, np.float64).var(), rtol=1e-3)

@@ -1,0 +1,261 @@
+"""Files in every format into checkpoints, and every bad file refused in one line."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlic_jax.checkpoint import load_weights
+from mlic_jax.errors import Failure, UsageError
+from weight_conversion.convert import load_checkpoint, main
+
+
+@pytest.fixture(scope="module")
+def mobilenet(source_tensors) -> dict[str, np.ndarray]:
+    """A trunk in the layout of the wheel in the README, without a classifier."""
+    tensors = source_tensors("mobilenet_v2", "tonylins")
+    return {name: t for name, t in tensors.items() if not name.startswith("classifier")}
+
+
+@pytest.fixture(scope="module")
+def safetensors_file(mobilenet, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "trunk.safetensors"
+    save_file(mobilenet, path)
+    return path
+
+
+def assert_is_trunk(variables: dict, tensors: dict[str, np.ndarray]) -> None:
+    """Two leaves far apart; that every leaf is right is shown in test_name_tables.py."""
+    features, statistics = variables["params"]["features"], variables["batch_stats"]["features"]
+    stem, head = tensors["features.0.0.weight"], tensors["features.18.1.running_var"]
+    np.testing.assert_array_equal(features["stem"]["kernel"], stem.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(statistics["head"]["var"], head)
+
+
+def assert_refused(capsys, arguments: list, code: int, *words: str) -> None:
+    """One line on stderr with all `words`, the exit code, and no output folder."""
+    output = Path(arguments[0]).parent / "refused"
+    assert main([*map(str, arguments), "--output", str(output)]) == code
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    for word in words:
+        assert word in printed.err
+    assert not output.exists()
+    assert not list(output.parent.glob("refused*"))
+
+
+def test_safetensors_become_a_checkpoint_without_torch(
+    safetensors_file, mobilenet, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it now raises ImportError
+    output = tmp_path / "weights"
+    assert main([str(safetensors_file), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "trunk.safetensors: mobilenet_v2 under tonylins names, without classifier" in printed
+    assert "312 tensors: 260 converted, 52 dropped" in printed
+    assert "2,223,872 parameters" in printed  # the published 3,504,872 less the classifier
+
+    variables, info = load_weights(output)
+    assert_is_trunk(variables, mobilenet)
+    assert info == {
+        "arch": "mobilenet_v2",
+        "layout": "tonylins",
+        "source": "trunk.safetensors",
+        "sha256": hashlib.sha256(safetensors_file.read_bytes()).hexdigest(),
+        "num_tensors": 312,
+        "preprocessing": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    }
+
+
+def test_the_classifier_comes_along_where_there_is_one(source_tensors, tmp_path):
+    tensors = source_tensors("mobilenet_v2", "d-li14")
+    save_file(tensors, tmp_path / "full.safetensors")
+    variables, info = load_checkpoint(tmp_path / "full.safetensors")
+    assert info["layout"] == "d-li14"
+    classifier = variables["params"]["classifier"]
+    np.testing.assert_array_equal(classifier["kernel"], tensors["classifier.weight"].T)
+    np.testing.assert_array_equal(classifier["bias"], tensors["classifier.bias"])
+    json.dumps(info)
+
+
+def test_half_precision_becomes_float32(mobilenet, tmp_path):
+    halved = {name: t.astype(np.float16) for name, t in mobilenet.items() if t.ndim}
+    save_file(halved, tmp_path / "half.safetensors")
+    variables, _ = load_checkpoint(tmp_path / "half.safetensors")
+    kernel = variables["params"]["features"]["stem"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(
+        kernel, halved["features.0.0.weight"].astype(np.float32).transpose(2, 3, 1, 0)
+    )
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path, capsys):
+    assert_refused(capsys, [tmp_path / "none.pth"], 2, "none.pth: no such file")
+
+
+def test_a_truncated_safetensors_file_is_refused(safetensors_file, tmp_path, capsys):
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(safetensors_file.read_bytes()[:100_000])
+    assert_refused(capsys, [path], 1, "short.safetensors: damaged, or not a safetensors file")
+
+
+def test_a_wrong_or_unknown_architecture_is_a_usage_error(safetensors_file, tmp_path, capsys):
+    assert_refused(
+        capsys, [safetensors_file, "--arch", "resnet50"], 2, "of mobilenet_v2, not of resnet50"
+    )
+    assert_refused(capsys, [safetensors_file, "--arch", "vgg"], 2, "unknown architecture 'vgg'")
+
+
+def test_every_wrong_tensor_is_named(mobilenet, tmp_path, capsys):
+    tensors = dict(mobilenet)
+    tensors["features.2.conv.9.weight"] = tensors.pop("features.2.conv.0.weight")
+    tensors["features.0.0.weight"] = np.zeros((32, 1, 3, 3), np.float32)
+    path = tmp_path / "wrong.safetensors"
+    save_file(tensors, path)
+    assert main([str(path), "--output", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("does not fit mobilenet_v2 under tonylins names (3 problems):")
+    assert sorted(line.split("'")[1] for line in lines[1:]) == [
+        "features.0.0.weight",
+        "features.2.conv.0.weight",
+        "features.2.conv.9.weight",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_checkpoint_is_not_overwritten(safetensors_file, tmp_path, capsys):
+    (tmp_path / "precious").write_text("kept")
+    assert main([str(safetensors_file), "--output", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["precious"]
+    assert main([str(safetensors_file), "--output", str(tmp_path / "precious")]) == 2
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_an_unwritable_output_is_one_line(safetensors_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([str(safetensors_file), "--output", str(tmp_path / "file" / "weights")]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "cannot be written" in printed
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    assert main(["weights.pth", "--colour", "red"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_torch_files_without_torch_say_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "weights.pth").write_bytes(b"any")
+    assert_refused(capsys, [tmp_path / "weights.pth"], 2, "pip install -e '.[torch]'")
+
+
+# From here on files that torch writes.
+
+ZIP_AND_LEGACY = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+class Hostile:
+    """Unpickled by a careless reader, it creates a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def save(torch, tmp_path):
+    """(content, zipped) -> a file written by torch.save, numpy arrays as tensors."""
+
+    def as_tensors(value):
+        if isinstance(value, dict):
+            return {key: as_tensors(entry) for key, entry in value.items()}
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    def write(content, zipped: bool) -> Path:
+        path = tmp_path / "weights.pth.tar"
+        torch.save(as_tensors(content), path, _use_new_zipfile_serialization=zipped)
+        return path
+
+    return write
+
+
+@pytest.mark.torch
+@ZIP_AND_LEGACY
+def test_both_torch_formats_are_read(save, mobilenet, zipped):
+    variables, info = load_checkpoint(save(mobilenet, zipped))
+    assert_is_trunk(variables, mobilenet)
+    assert (info["arch"], info["source"]) == ("mobilenet_v2", "weights.pth.tar")
+
+
+@pytest.mark.torch
+def test_a_training_checkpoint_of_parallel_replicas_is_read(save, mobilenet):
+    state = {f"module.{name}": tensor for name, tensor in mobilenet.items()}
+    path = save({"epoch": 3, "arch": "mobilenetv2", "state_dict": state, "best": 71.9}, True)
+    variables, _ = load_checkpoint(path)
+    assert_is_trunk(variables, mobilenet)
+
+
+@pytest.mark.torch
+def test_parameters_and_bfloat16_become_float32(torch, save, mobilenet):
+    name = "features.0.0.weight"
+    bfloat = torch.from_numpy(mobilenet[name]).bfloat16()
+    variables, _ = load_checkpoint(save(mobilenet | {name: torch.nn.Parameter(bfloat)}, True))
+    kernel = variables["params"]["features"]["stem"]["kernel"]
+    np.testing.assert_array_equal(kernel, bfloat.float().numpy().transpose(2, 3, 1, 0))
+
+
+@pytest.mark.torch
+@ZIP_AND_LEGACY
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_torch_file_is_refused(save, mobilenet, capsys, zipped, share):
+    path = save(mobilenet, zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert_refused(capsys, [path], 1, "weights.pth.tar: damaged, or not a PyTorch checkpoint")
+
+
+@pytest.mark.torch
+@ZIP_AND_LEGACY
+def test_code_in_a_pickle_is_not_run(save, mobilenet, tmp_path, capsys, zipped):
+    path = save(mobilenet | {"hook": Hostile(tmp_path / "run")}, zipped)
+    assert_refused(capsys, [path], 1, "weights.pth.tar: it holds code (posix.mkdir)", "refused")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "holds no state_dict"),
+        ({}, "holds no state_dict"),
+        ({"state_dict": 3}, "holds no state_dict"),
+        ({"epoch": 3, "model": {}}, "'epoch' holds int, not a tensor"),
+        ({3: np.zeros(2)}, "3 is no tensor's name"),
+        ({"w": np.zeros(2)}, "no known network"),
+    ],
+)
+def test_something_else_than_a_state_dict_is_refused(save, capsys, content, words):
+    assert_refused(capsys, [save(content, True)], 1, words)
+
+
+@pytest.mark.torch
+def test_a_text_file_is_refused(torch, tmp_path, capsys):
+    (tmp_path / "notes.pt").write_text("these are not the weights you are looking for\n")
+    assert_refused(capsys, [tmp_path / "notes.pt"], 1, "notes.pt: damaged, or not a PyTorch")
+
+
+def test_load_checkpoint_names_the_file_in_every_error(safetensors_file, tmp_path):
+    with pytest.raises(UsageError, match=r"trunk\.safetensors: unknown architecture"):
+        load_checkpoint(safetensors_file, "vgg")
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(Failure, match=r"other\.safetensors: no known network"):
+        load_checkpoint(tmp_path / "other.safetensors")
