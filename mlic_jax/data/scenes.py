@@ -8,6 +8,7 @@ many-coloured clutter belongs to no class. Every image is a pure function of (se
 import dataclasses
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -81,9 +82,7 @@ class SceneSequence(Sequence):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        split_number = int.from_bytes(self.split.encode(), "little")
-        rng = np.random.default_rng([self.seed, split_number, index])
-        return render(rng, image_id=f"{self.split}-{index:06d}")
+        return render(self.seed, self.split, index)
 
 
 def create(config) -> Scenes:
@@ -91,8 +90,10 @@ def create(config) -> Scenes:
     return Scenes(name=config.name, seed=config.scenes_seed)
 
 
-def render(rng: np.random.Generator, image_id: str) -> Example:
+@lru_cache(maxsize=8192)  # preparing a set asks for every image twice
+def render(seed: int, split: str, index: int) -> Example:
     """One scene: a textured background, clutter, then objects in front of each other."""
+    rng = np.random.default_rng([seed, int.from_bytes(split.encode(), "little"), index])
     height, width = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, size=2))
     canvas = _background(rng, height * SUPERSAMPLING, width * SUPERSAMPLING)
     for _ in range(rng.integers(*CLUTTER, endpoint=True)):
@@ -116,7 +117,7 @@ def render(rng: np.random.Generator, image_id: str) -> Example:
     for label, area, seen in zip(classes, areas, owner.histogram()[1:], strict=False):
         labels[label] = max(labels[label], 1 if seen >= LEAST_VISIBLE * area else 0)
     return Example(
-        image_id=image_id,
+        image_id=f"{split}-{index:06d}",
         image=_encode(rng, canvas.resize((width, height), Image.Resampling.BOX)),
         labels=labels,
         boxes=np.array(boxes, np.int32),
