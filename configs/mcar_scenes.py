@@ -9,19 +9,23 @@ from mlic_jax.config import apply_variant, default_config
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """A quarter-width ResNet-18 at 128 px."""
+    """A quarter-width ResNet-10 at 96 px."""
     config = default_config()
-    config.epochs = 10
+    config.epochs = 6
     config.batch_size = 32
-    config.model.backbone = "resnet18"
+    config.model.backbone = "resnet10"
     config.model.width = 0.25
-    config.model.top_n = 3
+    config.model.top_n = 2
     config.data.source = "scenes"
     config.data.name = "scenes"
-    config.data.image_size = 128
-    config.optim.learning_rate = 0.1
+    config.data.image_size = 96
+    config.augment.jitter = 0.1
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-2
+    config.optim.weight_decay = 1e-2
     config.optim.multipliers.features = 1.0
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 32
+    config.eval.every = 3
     return apply_variant(config, variant)

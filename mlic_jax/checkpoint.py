@@ -1,9 +1,9 @@
 """Saving and restoring, the only module that knows orbax.
 
-A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration, class
-names, preprocessing, position in the data, ...), and within a run also `training` (step, optimiser
-state). Converted weights are the same without `training`. Orbax writes beside and renames at the
-end, so a checkpoint either is complete or is not there.
+A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration,
+class names, preprocessing, position in the data, ...), and within a run also `training` (step,
+optimiser state). Converted weights are the same without `training`. Orbax writes beside and renames
+at the end, so a checkpoint either is complete or is not there.
 """
 
 import json
@@ -58,14 +58,6 @@ class RunCheckpoints:
         """The step of the latest complete checkpoint; None where there is none."""
         return self._folders["latest"].latest_step()
 
-    def latest_metadata(self) -> Tree:
-        """The metadata of the latest checkpoint."""
-        step = self.latest_step()
-        restored = self._folders["latest"].restore(
-            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        )
-        return restored["metadata"]
-
     def restore_latest(self, variables: Tree, training: Tree) -> tuple[Tree, Tree]:
         """Restores the latest checkpoint into the shapes and shardings of the given trees."""
         args = ocp.args.Composite(
@@ -86,6 +78,11 @@ def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
     folder = Path(workdir).absolute() / "checkpoints" / "latest"
     return max(_steps(folder), key=lambda entry: int(entry.name), default=None)
+
+
+def read_metadata(checkpoint: Path) -> Tree:
+    """The metadata of the checkpoint in a folder."""
+    return json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -125,7 +122,7 @@ def load_weights(path: Path) -> tuple[Tree, Tree]:
     """
     directory = find_checkpoint(path)
     try:
-        metadata = json.loads((directory / "metadata" / "metadata").read_text())
+        metadata = read_metadata(directory)
         with ocp.PyTreeCheckpointer() as checkpointer:
             saved = checkpointer.metadata(directory / "variables").item_metadata.tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)

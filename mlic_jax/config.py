@@ -41,6 +41,7 @@ def default_config() -> ConfigDict:
     config.data.year = "2007"  # voc
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
     config.data.scenes_seed = 0
+    config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
     config.data.workers = 0  # processes that decode; 0: threads of this one
@@ -59,13 +60,14 @@ def default_config() -> ConfigDict:
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
 
     config.optim = ConfigDict()
+    config.optim.name = "sgd"  # sgd (as released) | adamw
     config.optim.learning_rate = 0.01
     # Of every top-level module of the model; together they must cover all parameters.
     config.optim.multipliers = ConfigDict({"features": 0.1, "convclass": 1.0})
     config.optim.schedule = "step"  # step (as released) | cosine (to zero)
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
     config.optim.warmup_epochs = 0.0  # linear, from zero
-    config.optim.momentum = 0.9
+    config.optim.momentum = 0.9  # sgd
     config.optim.weight_decay = 1e-4
 
     config.eval = ConfigDict()
@@ -140,6 +142,7 @@ def check_config(config: ConfigDict) -> None:
     choices = {
         "loss.label_policy": (config.loss.label_policy, POLICIES),
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
+        "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
         "data.train_crop": (config.data.train_crop, ("squash", "random_resized_crop")),
         "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),

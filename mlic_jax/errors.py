@@ -2,7 +2,7 @@
 
 
 class UsageError(ValueError):
-    """The request is wrong: an unknown option, a missing path, a value out of range. Exit code 2."""
+    """The request is wrong: an unknown option, a missing path, a wrong value. Exit code 2."""
 
 
 class Failure(RuntimeError):

@@ -11,13 +11,14 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array
     Args:
         logits: float32 `[B, C]`.
         targets: bool `[B, C]`.
-        known: bool `[B, C]`; where False (an ignored label, a padded row) the gradient is exactly 0.
+        known: bool `[B, C]`; where False (an ignored label, a padded row) the gradient is 0.
 
     Returns:
         float32 scalar; 0 where nothing is known.
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
-    return jnp.sum(jnp.where(known, losses, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+    count = jnp.sum(known.astype(logits.dtype))
+    return jnp.sum(jnp.where(known, losses, 0.0)) / jnp.maximum(count, 1)
 
 
 def two_stream_loss(

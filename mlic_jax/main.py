@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mlic_jax.errors import Failure, UsageError
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
 
+    absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
     config = CONFIG.value
     check_config(config)
     if MODE.value == "prepare":
@@ -57,9 +59,11 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-    """`main` with its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("mlic_jax").setLevel(logging.INFO)
+    """`main`, its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
+    logger = logging.getLogger("mlic_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
     try:
         app.run(main, flags_parser=parse_flags)
     except (UsageError, Failure) as error:

@@ -1,4 +1,4 @@
-"""SGD as PyTorch means it, with named groups of parameters and rates in epochs."""
+"""SGD as PyTorch means it (or AdamW), with named groups of parameters and rates in epochs."""
 
 import logging
 
@@ -30,7 +30,10 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> op
 def create_optimizer(
     config: ConfigDict, params: dict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Decay added to the gradient, then momentum, then the rate times the group's multiplier.
+    """The update rule of every named group, its rate that of the schedule times a multiplier.
+
+    `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
+    `adamw` decouples the decay.
 
     Args:
         config: `config.optim`.
@@ -50,13 +53,13 @@ def create_optimizer(
         size = sum(leaf.size for leaf in jax.tree.leaves(params[name]))
         logger.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
 
-    def sgd(multiplier: float) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.trace(config.momentum),
-            optax.scale_by_learning_rate(lambda step: multiplier * schedule(step)),
-        )
+    def rule(multiplier: float) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(config.weight_decay)
+        rate = optax.scale_by_learning_rate(lambda step: multiplier * schedule(step))
+        if config.name == "adamw":
+            return optax.chain(optax.scale_by_adam(), decay, rate)
+        return optax.chain(decay, optax.trace(config.momentum), rate)
 
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
-    groups = {name: sgd(multiplier) for name, multiplier in multipliers.items()}
+    groups = {name: rule(multiplier) for name, multiplier in multipliers.items()}
     return optax.partition(groups, labels)

@@ -29,6 +29,7 @@ from mlic_jax.checkpoint import (
     latest_checkpoint,
     load_weights,
     merge_backbone,
+    read_metadata,
 )
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
@@ -89,7 +90,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradients)}
+        return state, {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -98,7 +99,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
     Validates and saves as it goes; at the end the best checkpoint is evaluated on the test split.
-    On SIGTERM it saves where it is and returns; the same call later continues from there.
+    On SIGTERM or Ctrl-C it saves where it is and returns; the same call later continues from there.
 
     Raises:
         UsageError: the configuration does not fit the data, the devices or the run in `workdir`.
@@ -114,19 +115,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
     model = create_model(config.model, len(splits["train"].class_names))
     schedule = create_schedule(config.optim, epoch_steps, config.epochs)
     metadata = run_metadata(config, splits["train"])
+    resumed = latest_checkpoint(workdir)
+    if resumed:
+        metadata["best"] = check_resumable(read_metadata(resumed), metadata, resumed)
+    variables = initial_variables(model, config, fresh=not resumed)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    state = jax.device_put(state, distributed.replicated(mesh))
+
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))
-        resuming = checkpoints.latest_step() is not None
-        if resuming:
-            check_resumable(checkpoints.latest_metadata(), metadata, latest_checkpoint(workdir))
-        variables = initial_variables(model, config, load=not resuming)
-        optimizer = create_optimizer(config.optim, variables["params"], schedule)
-        state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-        state = jax.device_put(state, distributed.replicated(mesh))
-        if resuming:
+        if resumed:
             state = restore(checkpoints, state)
-            metadata["best"] = checkpoints.latest_metadata()["best"]
-            print(f"resuming {workdir} at step {int(state.step)} of {last_step}")
+            print(f"resuming {resumed}, of {last_step} steps")
 
         step = int(state.step)
         key = jax.random.key(config.seed)
@@ -187,8 +188,15 @@ def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
     }
 
 
-def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    """Raises UsageError where the run in `path` had another model, other classes or batches."""
+def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Compares the metadata of a run's checkpoint in `path` with those of the run now wanted.
+
+    Returns:
+        The best validation so far.
+
+    Raises:
+        UsageError: the model, the classes or the stream of batches differ.
+    """
     evaluate.check_same_model(saved, current, path)
     for name, value in current["stream"].items():
         if saved["stream"][name] != value:
@@ -196,17 +204,18 @@ def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) 
                 f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
                 f"{value!r}: resuming would not be exact; use the same or another --workdir"
             )
+    return saved["best"]
 
 
-def initial_variables(model: nn.Module, config: ConfigDict, load: bool) -> dict[str, Any]:
-    """Fresh variables from `config.seed`; the backbone's from `config.init_from` where `load`."""
+def initial_variables(model: nn.Module, config: ConfigDict, fresh: bool) -> dict[str, Any]:
+    """Variables from `config.seed`; a fresh run takes its backbone from `config.init_from`."""
     size = config.data.image_size
     key = jax.random.key(config.seed)
     variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
-    if load and config.init_from:
+    if fresh and config.init_from:
         loaded, info = load_weights(config.init_from)
         variables = merge_backbone(variables, loaded, f"{config.init_from} ({info.get('arch')})")
-    if load:
+    if fresh:
         logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return dict(variables)
 
@@ -242,17 +251,24 @@ def training_batches(
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[SimpleNamespace]:
-    """Inside, SIGTERM only sets `requested`, for the loop to see between two steps."""
+    """Inside, SIGTERM and Ctrl-C only set `requested`, for the loop to see between two steps.
+
+    A second one acts at once, as ever.
+    """
     stop = SimpleNamespace(requested=False)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def request(number: int, frame: Any) -> None:
         stop.requested = True
+        signal.signal(number, previous[number])
 
-    previous = signal.signal(signal.SIGTERM, request)
+    for number in previous:
+        signal.signal(number, request)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StepLog:

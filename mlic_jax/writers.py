@@ -17,7 +17,7 @@ class MetricWriter:
         workdir = Path(workdir)
         self._path = workdir / "metrics.jsonl"
         self._drop_after(first_step)
-        self._lines = open(self._path, "a", encoding="utf-8")
+        self._lines = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def _drop_after(self, last_step: int) -> None:

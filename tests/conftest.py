@@ -1,13 +1,14 @@
-"""Strict dtype promotion and eight CPU devices for every test, and the shared photographs where present."""
+"""Strict dtype promotion and eight CPU devices for every test; sets and settings they share."""
 
 import os
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -19,3 +20,31 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of photographs ../shared, which is not part of the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory) -> Path:
+    """Where the tests' small sets are prepared, once a session."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def config(prepared_dir):
+    """A recipe of seconds: few small scenes, a narrow backbone, two epochs of three steps."""
+    from mlic_jax.config import default_config
+
+    config = default_config()
+    config.epochs = 2
+    config.batch_size = 8
+    config.log_every = 1
+    config.model.backbone = "resnet18"
+    config.model.width = 0.125
+    config.model.top_n = 2
+    config.data.source = "scenes"
+    config.data.name = "tiny_scenes"
+    config.data.prepared_dir = str(prepared_dir)
+    config.data.scenes_sizes = (20, 9, 11)
+    config.data.image_size = 64
+    config.optim.learning_rate = 0.05
+    config.eval.batch_size = 8
+    return config

@@ -21,14 +21,14 @@ COLOURS = {
     "green": (48, 158, 72),
     "blue": (46, 92, 206),
 }
-SHAPES = ("disc", "ring", "square", "star")
+SHAPES = ("disc", "ring", "star")
 CLASS_NAMES = tuple(sorted(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
-SPLIT_SIZES = {"train": 4000, "val": 400, "test": 1000}
+SPLIT_SIZES = {"train": 3000, "val": 300, "test": 1000}
 
 SIDES = (112, 160)  # of an image, pixels
-OBJECTS = (2, 6)
-OBJECT_SIDES = (0.10, 0.42)  # of the image's shorter side
-CLUTTER = (3, 8)
+OBJECTS = (2, 5)
+OBJECT_SIDES = (0.12, 0.45)  # of the image's shorter side
+CLUTTER = (1, 4)
 SUPERSAMPLING = 2
 # An object of which less than this share can be seen is not counted as present, nor as absent.
 LEAST_VISIBLE = 0.35
@@ -87,7 +87,8 @@ class SceneSequence(Sequence):
 
 def create(config) -> Scenes:
     """The source that `config.data` describes."""
-    return Scenes(name=config.name, seed=config.scenes_seed)
+    sizes = dict(zip(SPLIT_SIZES, config.scenes_sizes, strict=True))
+    return Scenes(name=config.name, seed=config.scenes_seed, sizes=sizes)
 
 
 @lru_cache(maxsize=8192)  # preparing a set asks for every image twice
@@ -172,7 +173,7 @@ def _place(rng: np.random.Generator, canvas_size: tuple[int, int], shape: str):
     low, high = np.log(OBJECT_SIDES)
     side = round(float(np.exp(rng.uniform(low, high))) * shorter)
     mask = _shape_mask(shape, side)
-    if shape in ("square", "star"):
+    if shape == "star":
         mask = mask.rotate(float(rng.uniform(-25, 25)), Image.Resampling.BILINEAR)
     corner = tuple(int(rng.integers(0, full - side + 1)) for full in canvas_size)
     return mask, corner
@@ -185,9 +186,6 @@ def _shape_mask(shape: str, side: int) -> Image.Image:
         draw.ellipse((1, 1, side - 2, side - 2), fill=255)
     elif shape == "ring":
         draw.ellipse((1, 1, side - 2, side - 2), outline=255, width=max(2, side // 5))
-    elif shape == "square":
-        margin = side * 0.14
-        draw.rectangle((margin, margin, side - margin, side - margin), fill=255)
     else:
         angles = np.pi * (np.arange(10) / 5 - 0.5)
         radius = np.where(np.arange(10) % 2 == 0, 0.49, 0.2) * side

@@ -92,7 +92,7 @@ def _pointwise_forward(x, kernel, stride):
 
 def _pointwise_backward(stride, saved, g):
     x, kernel = saved
-    # The barrier keeps XLA from fusing what produced x into the product, which would undo its speed.
+    # The barrier keeps XLA from fusing what made x into the product, which would undo its speed.
     used = lax.optimization_barrier(x[:, ::stride, ::stride])
     kernel_grad = jnp.tensordot(g, used, axes=((0, 1, 2), (0, 1, 2))).T[None, None]
     return _dilate(g @ kernel[0, 0].T, stride, x.shape), kernel_grad
@@ -140,7 +140,9 @@ def _dilate(g: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
     if stride == 1:
         return g
     zero = jnp.zeros((), g.dtype)
-    tails = [full - (stride * (few - 1) + 1) for few, full in zip(g.shape[1:3], shape[1:3])]
+    tails = [
+        full - (stride * (few - 1) + 1) for few, full in zip(g.shape[1:3], shape[1:3], strict=True)
+    ]
     config = ((0, 0, 0), (0, tails[0], stride - 1), (0, tails[1], stride - 1), (0, 0, 0))
     return lax.pad(g, zero, config)
 

@@ -67,7 +67,7 @@ class ConvBatchNorm(nn.Module):
 def batch_statistics(
     x: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance `[F]` of the real rows of `[B, H, W, F]`, and how many values went in.
+    """Mean and biased variance `[F]` of the real rows of `[B, H, W, F]`, and their values' count.
 
     Two passes in float32: the difference of two large means would lose the small variances.
     """

@@ -88,9 +88,9 @@ class MCAR(nn.Module):
             mask: bool `[B]`, False for padding.
 
         Returns:
-            `logits`, `global_logits`, `local_logits` float32 `[B, C]` with logits the maximum of the
-            two; `boxes` int32 `[B, N, 4]` (y1, x1, y2, x2 in input pixels, upper bounds exclusive)
-            and `box_classes` int32 `[B, N]`, the highest-scored class first.
+            `global_logits`, `local_logits` and `logits`, the maximum of the two, float32 `[B, C]`;
+            `boxes` int32 `[B, N, 4]` (y1, x1, y2, x2 in input pixels, upper bounds exclusive) and
+            `box_classes` int32 `[B, N]`, the highest-scored class first.
         """
         maps = self.features(images, train, mask)[-1]
         global_logits = self.convclass(global_pool(maps, self.pooling))

@@ -8,6 +8,7 @@ from mlic_jax.models.layers import ConvBatchNorm
 
 # Depth -> (blocks of every stage, whether they are bottlenecks).
 DEPTHS = {
+    10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),

@@ -1,4 +1,4 @@
-"""The localiser against a literal NumPy port of its description; the crop against bilinear by hand."""
+"""The localiser against a literal port of its description; the crop against bilinear by hand."""
 
 import itertools
 import math
@@ -171,7 +171,10 @@ def bilinear_crop(image, box, height, width):
 def test_crop_and_resize():
     images = np.random.default_rng(0).random((2, 12, 10, 3)).astype(np.float32)
     boxes = np.array(
-        [[[0, 0, 12, 10], [3, 2, 9, 10], [11, 9, 12, 10]], [[0, 4, 1, 5], [5, 0, 12, 2], [2, 2, 8, 8]]]
+        [
+            [[0, 0, 12, 10], [3, 2, 9, 10], [11, 9, 12, 10]],
+            [[0, 4, 1, 5], [5, 0, 12, 2], [2, 2, 8, 8]],
+        ]
     )
     crops = jax.jit(regions.crop_and_resize)(images, boxes.astype(np.int32))
     assert crops.shape == (2, 3, 12, 10, 3)

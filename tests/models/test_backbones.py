@@ -1,0 +1,37 @@
+"""The stages that the backbones return; their values are compared in tests/weight_conversion."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mlic_jax.models import create_backbone
+from mlic_jax.models.mobilenet_v2 import scaled
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "strides", "parameters"),
+    [
+        ("resnet18", (64, 128, 256, 512), (4, 8, 16, 32), 11_176_512),
+        ("resnet34", (64, 128, 256, 512), (4, 8, 16, 32), 21_284_672),
+        ("resnet50", (256, 512, 1024, 2048), (4, 8, 16, 32), 23_508_032),
+        ("resnet101", (256, 512, 1024, 2048), (4, 8, 16, 32), 42_500_160),
+        ("resnet152", (256, 512, 1024, 2048), (4, 8, 16, 32), 58_143_808),
+        ("mobilenet_v2", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), 2_223_872),
+    ],
+)
+def test_stages(name, channels, strides, parameters):
+    backbone = create_backbone(name)
+    images = jnp.zeros((2, 96, 64, 3))
+    stages, variables = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), images))
+    expected = [(2, 96 // s, 64 // s, c) for s, c in zip(strides, channels, strict=True)]
+    assert [stage.shape for stage in stages] == expected
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+
+
+def test_width():
+    images = jnp.zeros((1, 32, 32, 3))
+    narrow = jax.eval_shape(
+        lambda: create_backbone("resnet18", 0.25).init_with_output(jax.random.key(0), images)[0]
+    )
+    assert [stage.shape[-1] for stage in narrow] == [16, 32, 64, 128]
+    assert [scaled(c) for c in (32 * 0.35, 24 * 0.35, 16 * 0.5, 320 * 1.4)] == [16, 8, 8, 448]

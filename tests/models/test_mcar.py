@@ -1,0 +1,124 @@
+"""What MCAR promises beyond the parity with the PyTorch reference (tests/weight_conversion)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax.errors import UsageError
+from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models.mcar import global_pool
+from mlic_jax.models.regions import class_regions, crop_and_resize
+
+NUM_CLASSES = 5
+
+
+@pytest.fixture
+def model(config):
+    return create_model(config.model, NUM_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
+
+
+@pytest.fixture
+def variables(model, images):
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    # Statistics of real passes: maps that differ from class to class and place to place.
+    _, updates = jax.jit(lambda v: model.apply(v, images, True, mutable=["batch_stats"]))(variables)
+    return {**variables, **updates}
+
+
+def test_outputs(model, variables, images, config):
+    out = jax.jit(model.apply)(variables, images)
+    assert {name: (value.shape, str(value.dtype)) for name, value in out.items()} == {
+        "logits": ((3, NUM_CLASSES), "float32"),
+        "global_logits": ((3, NUM_CLASSES), "float32"),
+        "local_logits": ((3, NUM_CLASSES), "float32"),
+        "boxes": ((3, config.model.top_n, 4), "int32"),
+        "box_classes": ((3, config.model.top_n), "int32"),
+    }
+    np.testing.assert_array_equal(
+        out["logits"], np.maximum(out["global_logits"], out["local_logits"])
+    )
+    best_first = np.argsort(-np.asarray(out["global_logits"]), axis=-1)
+    np.testing.assert_array_equal(out["box_classes"], best_first[:, : config.model.top_n])
+
+
+def test_local_logits_are_the_maximum_over_the_crops(model, variables, images, config):
+    out = model.apply(variables, images)
+    crops = crop_and_resize(images, out["boxes"])
+    per_crop = [model.apply(variables, crops[:, n])["global_logits"] for n in range(2)]
+    np.testing.assert_allclose(out["local_logits"], np.maximum(*per_crop), rtol=1e-4, atol=1e-4)
+
+
+def test_regions_come_from_sigmoid_maps_of_the_chosen_classes(model, variables, images, config):
+    out = model.apply(variables, images)
+    features = {name: variables[name]["features"] for name in ("params", "batch_stats")}
+    maps = create_backbone("resnet18", config.model.width).apply(features, images)[-1]
+    classifier = variables["params"]["convclass"]
+    scores = jax.nn.sigmoid(maps @ classifier["kernel"] + classifier["bias"])
+    for i, n in np.ndindex(3, 2):
+        class_map = scores[i, :, :, out["box_classes"][i, n]]
+        box = class_regions(class_map, (64, 64), config.model.threshold, "exact")
+        np.testing.assert_array_equal(out["boxes"][i, n], box)
+
+
+def test_batch_statistics_move_twice_images_first(model, variables, images, config):
+    _, updates = model.apply(variables, images, True, mutable=["batch_stats"])
+    out, _ = model.apply(variables, images, True, mutable=["batch_stats"])
+    crops = crop_and_resize(images, out["boxes"]).reshape(-1, 64, 64, 3)
+    backbone = create_backbone("resnet18", config.model.width)
+    stats = variables["batch_stats"]["features"]
+    for batch in (images, crops):
+        state = {"params": variables["params"]["features"], "batch_stats": stats}
+        stats = backbone.apply(state, batch, True, mutable=["batch_stats"])[1]["batch_stats"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        updates["batch_stats"]["features"],
+        stats,
+    )
+
+
+def test_no_gradient_flows_through_the_regions(model, variables, images):
+    """The gradient of the loss equals the one with crops that were cut beforehand."""
+
+    def loss(params, crops=None):
+        state = {**variables, "params": params}
+        out = model.apply(state, images)
+        if crops is None:
+            return jnp.sum(jnp.sin(out["local_logits"]))
+        logits = [model.apply(state, crops[:, n])["global_logits"] for n in range(2)]
+        return jnp.sum(jnp.sin(jnp.maximum(*logits)))
+
+    crops = crop_and_resize(images, model.apply(variables, images)["boxes"])
+    got, want = jax.grad(loss)(variables["params"]), jax.grad(loss)(variables["params"], crops)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("avg", [1.5, 4.0]), ("max", [3.0, 7.0]), ("gwp", [2.25, 5.5])]
+)
+def test_poolings(pooling, expected):
+    features = jnp.array([[[[0.0, 1.0], [1.0, 3.0]], [[2.0, 5.0], [3.0, 7.0]]]])
+    np.testing.assert_allclose(global_pool(features, pooling), [expected])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("name", "msrn2", "model.name is 'msrn2'; known are mcar"),
+        ("backbone", "resnet20", "model.backbone is 'resnet20'; known are resnet18"),
+        ("pooling", "sum", "model.pooling is 'sum'; known are avg, max, gwp"),
+        ("localizer", "fuzzy", "model.localizer is 'fuzzy'; known are exact, clean"),
+        ("top_n", 6, "model.top_n is 6; it must be 1 to 5, the number of classes"),
+        ("threshold", 1.0, "model.threshold is 1.0; it must lie between 0 and 1"),
+        ("width", 0.0, "model.width is 0.0; it must be positive"),
+    ],
+)
+def test_wrong_options(config, option, value, message):
+    config.model[option] = value
+    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
+        create_model(config.model, NUM_CLASSES)

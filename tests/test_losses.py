@@ -1,0 +1,43 @@
+"""The losses by their formula, and where their gradient must be exactly zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax.losses import binary_cross_entropy, two_stream_loss
+
+
+def test_mean_over_what_is_known():
+    logits = jnp.array([[2.0, -1.0], [0.5, 30.0]])
+    targets = jnp.array([[True, False], [False, True]])
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    losses = -np.where(targets, np.log(p), np.log1p(-p))
+    everything = jnp.ones_like(targets)
+    np.testing.assert_allclose(
+        binary_cross_entropy(logits, targets, everything), losses.mean(), rtol=1e-6
+    )
+    known = jnp.array([[True, True], [True, False]])
+    value, gradient = jax.value_and_grad(binary_cross_entropy)(logits, targets, known)
+    np.testing.assert_allclose(value, losses[known].mean(), rtol=1e-6)
+    assert gradient[1, 1] == 0
+    assert np.all(gradient[known] != 0)
+
+
+def test_large_logits_and_nothing_known_stay_finite():
+    logits = jnp.array([[1e4, -1e4]])
+    targets = jnp.array([[False, True]])
+    value, gradient = jax.value_and_grad(binary_cross_entropy)(
+        logits, targets, jnp.ones_like(targets)
+    )
+    assert value == 1e4
+    assert np.all(np.isfinite(gradient))
+    assert binary_cross_entropy(logits, targets, jnp.zeros_like(targets)) == 0
+
+
+def test_two_streams_add_up():
+    outputs = {"global_logits": jnp.array([[1.0]]), "local_logits": jnp.array([[-2.0]])}
+    yes = jnp.array([[True]])
+    loss, parts = two_stream_loss(outputs, yes, yes)
+    np.testing.assert_allclose(parts["loss_global"], np.log1p(np.exp(-1)), rtol=1e-6)
+    np.testing.assert_allclose(parts["loss_local"], np.log1p(np.exp(2)), rtol=1e-6)
+    assert loss == parts["loss_global"] + parts["loss_local"]

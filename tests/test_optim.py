@@ -1,0 +1,79 @@
+"""The optimiser against its update written out in NumPy, and the schedules against their tables."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mlic_jax.config import default_config
+from mlic_jax.errors import UsageError
+from mlic_jax.optim import create_optimizer, create_schedule
+
+
+@pytest.fixture
+def settings():
+    return default_config().optim
+
+
+def test_sgd_adds_decay_then_momentum_then_the_rate_of_the_group(settings):
+    settings.weight_decay, settings.learning_rate, settings.milestones = 0.1, 0.5, (2,)
+    params = {"features": {"bias": jnp.array([1.0])}, "convclass": {"kernel": jnp.array([-2.0])}}
+    optimizer = create_optimizer(settings, params, create_schedule(settings, 1, 4))
+    state = optimizer.init(params)
+    expected = {"features": 1.0, "convclass": -2.0}
+    buffers = dict.fromkeys(expected, 0.0)
+    for step, gradient in enumerate((0.3, -0.2, 0.7, 0.1)):
+        gradients = {
+            "features": {"bias": jnp.array([gradient])},
+            "convclass": {"kernel": jnp.array([gradient])},
+        }
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        rate = 0.5 if step < 2 else 0.05
+        for name, multiplier in (("features", 0.1), ("convclass", 1.0)):
+            buffers[name] = 0.9 * buffers[name] + gradient + 0.1 * expected[name]
+            expected[name] -= rate * multiplier * buffers[name]
+        np.testing.assert_allclose(params["features"]["bias"], expected["features"], rtol=1e-5)
+        np.testing.assert_allclose(params["convclass"]["kernel"], expected["convclass"], rtol=1e-5)
+
+
+def test_adamw_decouples_the_decay(settings):
+    settings.name, settings.weight_decay = "adamw", 0.1
+    params = {"features": {"w": jnp.array([2.0])}, "convclass": {"w": jnp.array([2.0])}}
+    optimizer = create_optimizer(settings, params, lambda _: 0.5)
+    gradients = {name: {"w": jnp.array([1e-3])} for name in params}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    # The first Adam step is the sign of the gradient; the decay is 0.1 x 2 beside it.
+    np.testing.assert_allclose(updates["convclass"]["w"], -0.5 * (1 + 0.2), rtol=1e-3)
+    np.testing.assert_allclose(updates["features"]["w"], -0.05 * (1 + 0.2), rtol=1e-3)
+
+
+def test_groups_must_be_the_modules_of_the_model(settings):
+    with pytest.raises(UsageError, match="the model has backbone, convclass"):
+        create_optimizer(settings, {"backbone": {}, "convclass": {}}, lambda _: 0.1)
+
+
+def rates(settings, epochs, steps_per_epoch=10):
+    schedule = create_schedule(settings, steps_per_epoch, epochs)
+    return np.array([schedule(step) for step in range(epochs * steps_per_epoch)])
+
+
+def test_step_schedule_drops_at_the_first_step_of_its_epochs(settings):
+    settings.learning_rate, settings.milestones = 1.0, (2, 3)
+    expected = np.repeat([1, 1, 0.1, 0.01], 10)
+    np.testing.assert_allclose(rates(settings, 4), expected, rtol=1e-5)
+
+
+def test_warmup_comes_before_and_milestones_stay_at_their_epochs(settings):
+    settings.learning_rate, settings.milestones, settings.warmup_epochs = 1.0, (2,), 0.5
+    got = rates(settings, 3)
+    np.testing.assert_allclose(got[:6], [0.2, 0.36, 0.52, 0.68, 0.84, 1.0], rtol=1e-5)
+    assert got[19] == 1 and np.isclose(got[20], 0.1)
+
+
+def test_cosine_ends_at_zero(settings):
+    settings.learning_rate, settings.schedule, settings.warmup_epochs = 2.0, "cosine", 1.0
+    got = rates(settings, 5)
+    assert np.argmax(got) == 10 and got.max() == 2
+    assert np.all(np.diff(got[10:]) < 0)
+    assert got[-1] < 0.01

@@ -1,0 +1,213 @@
+"""Training on real (generated) images: the step, padding, resuming, and what stops a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax import distributed
+from mlic_jax.checkpoint import load_weights
+from mlic_jax.data import pipeline, sources
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.models import create_model
+from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.train import TrainState, initial_variables, make_train_step, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def metric_lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    found = []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        values.pop("images_per_second", None)
+        found.append(values)
+    return found
+
+
+@pytest.fixture
+def one_step(config):
+    """(state, batch) -> (state, metrics) of one step, and the first batch of the set."""
+    split = sources.open_splits(config.data)["train"]
+    model = create_model(config.model, len(split.class_names))
+    variables = initial_variables(model, config, fresh=True)
+    optimizer = create_optimizer(
+        config.optim, variables["params"], create_schedule(config.optim, 3, 2)
+    )
+    step = make_train_step(model, optimizer, config)
+
+    def run(batch):
+        copies = jax.tree.map(jnp.copy, variables)
+        state = TrainState(jnp.int32(0), **copies, opt_state=optimizer.init(copies["params"]))
+        return step(state, {name: jnp.asarray(rows) for name, rows in batch.items()}, key)
+
+    key = jax.random.key(0)
+    batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
+    batch = next(batches)
+    batches.close()
+    return run, batch
+
+
+def test_padding_moves_nothing(one_step, config):
+    """A batch of 5 images and 3 padded rows trains as a batch of 5: loss, BN and gradient."""
+    run, batch = one_step
+    config.augment.flip, config.augment.jitter = False, 0.0  # random numbers depend on the shape
+    few = {name: rows[:5] for name, rows in batch.items()}
+    padded = {name: rows.copy() for name, rows in batch.items()}
+    padded["image"][5:], padded["labels"][5:], padded["mask"][5:] = 255, 1, False
+    (state, metrics), (padded_state, padded_metrics) = run(few), run(padded)
+    np.testing.assert_allclose(metrics["loss"], padded_metrics["loss"], rtol=1e-4)
+    for name in ("params", "batch_stats"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4),
+            getattr(state, name),
+            getattr(padded_state, name),
+        )
+
+
+def test_unknown_labels_follow_the_policy(one_step, config):
+    run, batch = one_step
+    unknown = {**batch, "labels": np.where(batch["labels"] > 0, 0, batch["labels"])}
+    present = {**batch, "labels": np.where(batch["labels"] > 0, 1, batch["labels"])}
+    losses = {}
+    losses["as_positive"] = run(unknown)[1]["loss"]
+    assert losses["as_positive"] == run(present)[1]["loss"]
+
+
+def test_a_step_does_not_depend_on_how_many_devices_share_it(one_step, config):
+    run, batch = one_step
+    mesh = distributed.create_mesh()
+    assert mesh.size == 8
+    _, alone = run(batch)
+    _, shared = run(distributed.to_devices(batch, mesh))
+    np.testing.assert_allclose(alone["loss"], shared["loss"], rtol=1e-5)
+
+
+def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):
+    train(config, tmp_path)
+    lines = metric_lines(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines if "val/mAP" in line] == [1, 2]
+    for name in ("scores_test.npz", "metrics_test.json", "report/index.html"):
+        assert (tmp_path / name).is_file()
+    values = json.loads((tmp_path / "metrics_test.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"final mAP {values['mAP']:.1f}" in printed
+    assert f"global stream alone {values['global_mAP']:.1f}" in printed
+    variables, metadata = load_weights(tmp_path)
+    assert set(variables) == {"params", "batch_stats"}
+    assert metadata["preprocessing"]["image_size"] == 64
+    assert metadata["stream"]["examples"] == 20
+    assert metadata["class_names"][0] == "blue disc"
+
+    changed = config.copy_and_resolve_references()
+    changed.model.top_n = 1
+    with pytest.raises(UsageError, match=r"has model\.top_n 2, the configuration 1"):
+        train(changed, tmp_path)
+    changed = config.copy_and_resolve_references()
+    changed.seed = 1
+    with pytest.raises(UsageError, match="read batches with seed 0, now it is 1"):
+        train(changed, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.optim.learning_rate = 1e30
+    config.checkpoint_every = 1
+    with pytest.raises(Failure) as error:
+        train(config, tmp_path)
+    message = str(error.value)
+    assert "step 2 is not finite" in message
+    assert message.count("train-0000") == 8  # the images of the batch
+    assert "the last good checkpoint is" in message and message.count("latest/1;") == 0
+    saved = load_weights(tmp_path)[0]
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved))
+
+
+def test_batches_must_divide_among_the_devices(config, tmp_path):
+    config.batch_size = 12
+    with pytest.raises(
+        UsageError, match="batch_size is 12; it must be a multiple of the 8 devices"
+    ):
+        train(config, tmp_path)
+
+
+def start(workdir, prepared_dir, cache):
+    """The real command in a process of its own, on one device."""
+    command = [
+        *(sys.executable, "-m", "mlic_jax.main", "--config", "configs/mcar_scenes.py"),
+        *("--workdir", str(workdir), "--config.data.prepared_dir", str(prepared_dir)),
+        *("--config.data.name=tiny_scenes", "--config.data.scenes_sizes=(20, 9, 11)"),
+        *("--config.epochs=4", "--config.batch_size=8", "--config.log_every=1"),
+        *("--config.checkpoint_every=2", "--config.eval.every=2", "--config.model.width=0.125"),
+        *("--config.data.image_size=64",),
+    ]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process, workdir, step):
+    """Until metrics.jsonl or a checkpoint shows that a step was reached."""
+    latest = workdir / "checkpoints" / "latest"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        if latest.is_dir() and any(
+            entry.name.isdigit() and int(entry.name) >= step for entry in latest.iterdir()
+        ):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
+    """SIGKILL, then SIGTERM, then to the end: same losses, same parameters, bit for bit."""
+    sources.open_splits(config.data)
+    prepared_dir, cache = config.data.prepared_dir, tmp_path / "cache"
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    finish(start(alone, prepared_dir, cache))
+
+    process = start(broken, prepared_dir, cache)
+    wait_for_step(process, broken, 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert metric_lines(broken)[-1]["step"] < 12
+
+    process = start(broken, prepared_dir, cache)
+    wait_for_step(process, broken, 6)
+    process.send_signal(signal.SIGTERM)
+    printed = finish(process)
+    assert "resuming" in printed
+    assert "the same command continues" in printed
+    finish(start(broken, prepared_dir, cache))
+
+    assert metric_lines(alone) == metric_lines(broken)
+    for kind in ("latest", "best"):
+        folders = [next((run / "checkpoints" / kind).iterdir()) for run in (alone, broken)]
+        assert folders[0].name == folders[1].name
+        expected, got = (load_weights(folder)[0] for folder in folders)
+        jax.tree.map(np.testing.assert_array_equal, expected, got)
+    scores = [np.load(run / "scores_test.npz") for run in (alone, broken)]
+    np.testing.assert_array_equal(scores[0]["logits"], scores[1]["logits"])
