@@ -16,6 +16,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.model.backbone = "resnet10"
     config.model.width = 0.25
     config.model.top_n = 2
+    config.model.threshold = 0.3  # maps of 3 x 3 are too coarse for tight regions
     config.data.source = "scenes"
     config.data.name = "scenes"
     config.data.image_size = 96

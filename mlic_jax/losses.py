@@ -24,7 +24,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array
 def two_stream_loss(
     outputs: dict[str, jax.Array], targets: jax.Array, known: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """MCAR's loss, the cross entropies of the global and of the local scores (TIP 2021, eq. 8).
+    """MCAR's loss, the cross entropies of the global and of the local scores (TIP 2021).
 
     Returns:
         The sum, and its two parts by name for the log.

@@ -183,7 +183,6 @@ def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
             "batch_size": config.batch_size,
             "seed": config.seed,
         },
-        "thresholds": None,
         "best": {"mAP": -1.0, "step": None},
     }
 

@@ -1,4 +1,4 @@
-"""From class activation maps to regions, and from regions to crops (MCAR, TIP 2021, section III-C).
+"""From class activation maps to regions, and from regions to crops (MCAR, TIP 2021).
 
 Every shape is static and every image and class is a batch dimension, so that the whole path from
 the global to the local stream stays on the device inside one jit. Everything here is float32: a

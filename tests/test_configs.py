@@ -1,0 +1,65 @@
+"""Every recipe loads, is sound, takes variants, and tells its command."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mlic_jax.config import check_config
+from mlic_jax.errors import UsageError
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe(path):
+    module = load(path)
+    assert f"python -m mlic_jax.main --config configs/{path.name}" in module.__doc__
+    config = module.get_config()
+    check_config(config)
+    assert set(config.data.splits) == {"train", "val", "test"}
+    varied = module.get_config("mobilenet_v2,256,avg")
+    assert (varied.model.backbone, varied.data.image_size, varied.model.pooling) == (
+        "mobilenet_v2",
+        256,
+        "avg",
+    )
+    with pytest.raises(UsageError, match="variant 'resnet9'"):
+        module.get_config("resnet9")
+    with pytest.raises(AttributeError):
+        config.epoch = 3  # locked: a misspelt option does not pass
+
+
+def test_the_one_variant_with_rates_of_its_own():
+    recipe = load(next(path for path in RECIPES if path.stem == "mcar_voc2007"))
+    usual, other = (
+        recipe.get_config("mobilenet_v2,448,gwp"),
+        recipe.get_config("mobilenet_v2,448,avg"),
+    )
+    assert (usual.optim.learning_rate, usual.optim.milestones) == (0.01, (30, 50))
+    assert (other.optim.learning_rate, other.optim.milestones) == (0.1, (10, 30, 50))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("data.image_size", 250, "data.image_size is 250; it must be a positive multiple of 32"),
+        ("optim.schedule", "linear", "optim.schedule is 'linear'; known are 'step', 'cosine'"),
+        ("optim.name", "lion", "optim.name is 'lion'"),
+        ("loss.label_policy", "maybe", "loss.label_policy is 'maybe'"),
+        ("eval.every", 0, "eval.every is 0; it must be positive"),
+        ("data.source", "", "data.source and data.name are empty"),
+    ],
+)
+def test_values_that_no_run_could_use(config, option, value, message):
+    config.update_from_flattened_dict({option: value})
+    with pytest.raises(UsageError) as error:
+        check_config(config)
+    assert message in str(error.value)
