@@ -3,6 +3,7 @@
 import logging
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -21,10 +22,11 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> op
     else:
         drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in config.milestones}
         main = optax.piecewise_constant_schedule(config.learning_rate, drops)
-    if not warmup:
-        return main
-    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
-    return optax.join_schedules([rise, main], [warmup])
+    if warmup:
+        rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
+        main = optax.join_schedules([rise, main], [warmup])
+    # In float32 from here on, where optax would mix integers and floats.
+    return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
 def create_optimizer(

@@ -1,5 +1,6 @@
 """The optimiser against its update written out in NumPy, and the schedules against their tables."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -42,7 +43,8 @@ def test_adamw_decouples_the_decay(settings):
     params = {"features": {"w": jnp.array([2.0])}, "convclass": {"w": jnp.array([2.0])}}
     optimizer = create_optimizer(settings, params, lambda _: 0.5)
     gradients = {name: {"w": jnp.array([1e-3])} for name in params}
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam takes a float to an integer power
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     # The first Adam step is the sign of the gradient; the decay is 0.1 x 2 beside it.
     np.testing.assert_allclose(updates["convclass"]["w"], -0.5 * (1 + 0.2), rtol=1e-3)
     np.testing.assert_allclose(updates["features"]["w"], -0.05 * (1 + 0.2), rtol=1e-3)

@@ -110,7 +110,7 @@ def test_poolings(pooling, expected):
     ("option", "value", "message"),
     [
         ("name", "msrn2", "model.name is 'msrn2'; known are mcar"),
-        ("backbone", "resnet20", "model.backbone is 'resnet20'; known are resnet18"),
+        ("backbone", "resnet20", "model.backbone is 'resnet20'; known are resnet10"),
         ("pooling", "sum", "model.pooling is 'sum'; known are avg, max, gwp"),
         ("localizer", "fuzzy", "model.localizer is 'fuzzy'; known are exact, clean"),
         ("top_n", 6, "model.top_n is 6; it must be 1 to 5, the number of classes"),
