@@ -54,9 +54,12 @@ class RunCheckpoints:
             items["training"] = ocp.args.StandardSave(training)
         manager.save(step, args=ocp.args.Composite(**items))
 
-    def latest_step(self) -> int | None:
-        """The step of the latest complete checkpoint; None where there is none."""
-        return self._folders["latest"].latest_step()
+    def latest_path(self) -> Path | None:
+        """The folder of the latest checkpoint, once it is complete; None where there is none."""
+        manager = self._folders["latest"]
+        manager.wait_until_finished()
+        step = manager.latest_step()
+        return None if step is None else Path(manager.directory) / str(step)
 
     def restore_latest(self, variables: Tree, training: Tree) -> tuple[Tree, Tree]:
         """Restores the latest checkpoint into the shapes and shardings of the given trees."""
@@ -64,7 +67,7 @@ class RunCheckpoints:
             variables=ocp.args.StandardRestore(variables),
             training=ocp.args.StandardRestore(training),
         )
-        restored = self._folders["latest"].restore(self.latest_step(), args=args)
+        restored = self._folders["latest"].restore(None, args=args)
         return restored["variables"], restored["training"]
 
     def close(self) -> None:

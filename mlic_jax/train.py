@@ -136,7 +136,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
         log = stack.enter_context(
             contextlib.closing(
-                StepLog(workdir, step, epoch_steps, splits["train"], schedule, config)
+                StepLog(workdir, checkpoints, step, epoch_steps, splits["train"], schedule, config)
             )
         )
         stop = stack.enter_context(stop_requests())
@@ -209,7 +209,8 @@ def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) 
 def initial_variables(model: nn.Module, config: ConfigDict, fresh: bool) -> dict[str, Any]:
     """Variables from `config.seed`; a fresh run takes its backbone from `config.init_from`."""
     size = config.data.image_size
-    key = jax.random.key(config.seed)
+    # XLA's own generator: to compile threefry for every kernel takes several times longer.
+    key = jax.random.key(config.seed, impl="rbg")
     variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
     if fresh and config.init_from:
         loaded, info = load_weights(config.init_from)
@@ -276,13 +277,14 @@ class StepLog:
     def __init__(
         self,
         workdir: Path,
+        checkpoints: RunCheckpoints,
         first_step: int,
         epoch_steps: int,
         split: Split,
         schedule: Callable,
         config: ConfigDict,
     ):
-        self._workdir = Path(workdir)
+        self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
         self._split = split
         self._schedule = schedule
@@ -330,7 +332,7 @@ class StepLog:
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> str:
         images = ", ".join(self._split.image_id(i) for i in index if i >= 0)
         figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        saved = latest_checkpoint(self._workdir)
+        saved = self._checkpoints.latest_path()
         good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
         return (
             f"step {step} is not finite ({figures}); its images: {images}; {good}. "

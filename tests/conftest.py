@@ -1,6 +1,7 @@
 """Strict dtype promotion and eight CPU devices for every test; sets and settings they share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -28,23 +29,32 @@ def prepared_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("prepared")
 
 
-@pytest.fixture
-def config(prepared_dir):
+@pytest.fixture(scope="session")
+def make_config(prepared_dir) -> Callable:
     """A recipe of seconds: few small scenes, a narrow backbone, two epochs of three steps."""
     from mlic_jax.config import default_config
 
-    config = default_config()
-    config.epochs = 2
-    config.batch_size = 8
-    config.log_every = 1
-    config.model.backbone = "resnet18"
-    config.model.width = 0.125
-    config.model.top_n = 2
-    config.data.source = "scenes"
-    config.data.name = "tiny_scenes"
-    config.data.prepared_dir = str(prepared_dir)
-    config.data.scenes_sizes = (20, 9, 11)
-    config.data.image_size = 64
-    config.optim.learning_rate = 0.05
-    config.eval.batch_size = 8
-    return config
+    def make():
+        config = default_config()
+        config.epochs = 2
+        config.batch_size = 8
+        config.log_every = 1
+        config.model.backbone = "resnet10"
+        config.model.width = 0.125
+        config.model.top_n = 2
+        config.data.source = "scenes"
+        config.data.name = "tiny_scenes"
+        config.data.prepared_dir = str(prepared_dir)
+        config.data.scenes_sizes = (20, 9, 11)
+        config.data.image_size = 64
+        config.optim.learning_rate = 0.05
+        config.eval.batch_size = 8
+        return config
+
+    return make
+
+
+@pytest.fixture
+def config(make_config):
+    """`make_config` for a test to change."""
+    return make_config()

@@ -63,7 +63,7 @@ def test_a_run_keeps_its_latest_and_its_best(tmp_path):
     checkpoints.close()
 
     reopened = RunCheckpoints(tmp_path)
-    assert reopened.latest_step() == 3
+    assert reopened.latest_path().name == "3"
     assert read_metadata(latest_checkpoint(tmp_path)) == {"step": 3}
     training = {"step": jnp.int32(0), "opt_state": {"momentum": jnp.zeros(3)}}
     variables, training = reopened.restore_latest(tree(0), training)
@@ -81,7 +81,7 @@ def test_half_written_checkpoints_are_cleared_away(tmp_path):
     leftover = tmp_path / "checkpoints" / "latest" / "5.orbax-checkpoint-tmp"
     leftover.mkdir(parents=True)
     checkpoints = RunCheckpoints(tmp_path)
-    assert checkpoints.latest_step() is None
+    assert checkpoints.latest_path() is None
     checkpoints.close()
     assert not leftover.exists()
 

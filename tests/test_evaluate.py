@@ -1,6 +1,7 @@
 """Scores of a split: each image once, the same from the file as from the model, kept whole."""
 
 import json
+from functools import cache
 
 import jax
 import numpy as np
@@ -15,10 +16,12 @@ from mlic_jax.train import initial_variables
 
 
 @pytest.fixture(scope="module")
-def scored():
-    """A function that scores the test split with freshly initialised weights."""
+def scored(make_config):
+    """A function that scores the test split, once a batch size, with fresh weights."""
 
-    def score(config, batch_size):
+    @cache
+    def score(batch_size):
+        config = make_config()
         config.eval.batch_size = batch_size
         split = sources.open_splits(config.data)["test"]
         model = create_model(config.model, len(split.class_names))
@@ -33,8 +36,8 @@ def scored():
 
 
 def test_every_image_is_scored_once_whatever_the_batches(scored, config):
-    whole, split = scored(config, 16)
-    parts, _ = scored(config, 8)
+    whole, split = scored(16)
+    parts, _ = scored(8)
     assert len(whole.logits) == len(split) == 11
     np.testing.assert_allclose(whole.logits, parts.logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(whole.labels, split.labels())
@@ -44,7 +47,7 @@ def test_every_image_is_scored_once_whatever_the_batches(scored, config):
 
 
 def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsys):
-    scores, _ = scored(config, 16)
+    scores, _ = scored(16)
     path = tmp_path / "scores.npz"
     scores.save(path)
     values = evaluate.compute_metrics(scores, config)
@@ -64,8 +67,8 @@ def test_score_files_that_are_none(tmp_path, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_a_failed_save_leaves_the_earlier_file(scored, config, tmp_path, monkeypatch):
-    scores, _ = scored(config, 16)
+def test_a_failed_save_leaves_the_earlier_file(scored, tmp_path, monkeypatch):
+    scores, _ = scored(16)
     path = tmp_path / "scores.npz"
     scores.save(path)
     before = path.read_bytes()

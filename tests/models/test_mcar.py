@@ -57,7 +57,7 @@ def test_local_logits_are_the_maximum_over_the_crops(model, variables, images, c
 def test_regions_come_from_sigmoid_maps_of_the_chosen_classes(model, variables, images, config):
     out = model.apply(variables, images)
     features = {name: variables[name]["features"] for name in ("params", "batch_stats")}
-    maps = create_backbone("resnet18", config.model.width).apply(features, images)[-1]
+    maps = create_backbone(config.model.backbone, config.model.width).apply(features, images)[-1]
     classifier = variables["params"]["convclass"]
     scores = jax.nn.sigmoid(maps @ classifier["kernel"] + classifier["bias"])
     for i, n in np.ndindex(3, 2):
@@ -70,7 +70,7 @@ def test_batch_statistics_move_twice_images_first(model, variables, images, conf
     _, updates = model.apply(variables, images, True, mutable=["batch_stats"])
     out, _ = model.apply(variables, images, True, mutable=["batch_stats"])
     crops = crop_and_resize(images, out["boxes"]).reshape(-1, 64, 64, 3)
-    backbone = create_backbone("resnet18", config.model.width)
+    backbone = create_backbone(config.model.backbone, config.model.width)
     stats = variables["batch_stats"]["features"]
     for batch in (images, crops):
         state = {"params": variables["params"]["features"], "batch_stats": stats}
