@@ -49,13 +49,14 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with what ml_collections raises for a wrong option or recipe as one line."""
+    """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
     try:
-        return flags.FLAGS(argv, known_only=False)
-    except flags.UnrecognizedFlagError as error:
-        raise UsageError(f"{error}") from error
+        return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
+        lines = str(error).strip().splitlines() or [repr(error)]
+        message = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
 
 
 def run() -> None:

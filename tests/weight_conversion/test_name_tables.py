@@ -21,7 +21,7 @@ NETWORKS = [(arch, layout.name) for layout in LAYOUTS for arch in layout.archs]
 
 
 def test_every_backbone_has_a_table():
-    assert set(ARCHS) == set(BACKBONES)
+    assert set(ARCHS) == set(BACKBONES) - {"resnet10"}  # which torchvision does not have
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
