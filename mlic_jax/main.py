@@ -38,7 +38,10 @@ def main(argv: list[str]) -> None:
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
     config = CONFIG.value
-    check_config(config)
+    try:
+        check_config(config)
+    except OSError as error:  # ml_collections says of a missing recipe only now
+        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
     if MODE.value == "prepare":
         sources.open_splits(config.data)
         return
@@ -54,8 +57,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
-        lines = str(error).strip().splitlines() or [repr(error)]
-        message = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        text = str(error.args[0] if error.args else error)  # str of a KeyError is its repr
+        message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
 
 
@@ -68,8 +71,8 @@ def run() -> None:
     try:
         app.run(main, flags_parser=parse_flags)
     except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.stderr.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
         # Threads of a half-run pipeline must not keep the process alive.
         os._exit(2 if isinstance(error, UsageError) else 1)
 

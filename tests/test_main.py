@@ -56,7 +56,7 @@ def test_usage_errors(arguments, message, tmp_path, config):
     arguments = [
         str(ROOT / part) if part.startswith("configs/mcar") else part for part in arguments
     ]
-    if SCENES[0] in arguments:
+    if any("mcar_scenes" in part for part in arguments):
         arguments += [
             f"--config.data.prepared_dir={config.data.prepared_dir}",
             "--config.data.scenes_sizes=(20, 9, 11)",

@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from mlic_jax.models import BACKBONES, create_backbone, create_model
+from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.regions import exact_interval
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import TrainState, make_train_step
-from weight_conversion.name_tables import detect, to_flax, to_torch
+from weight_conversion.name_tables import ARCHS, detect, to_flax, to_torch
 
 pytestmark = pytest.mark.torch
 # Of the largest value of an array. Rounding grows where a batch's own statistics normalise.
@@ -49,7 +49,7 @@ def to_nchw(torch, images: np.ndarray):
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_torch_backbone_has_torchvision_names(torch, source_shapes, arch):
     from weight_conversion.torch_reference import backbones
 
