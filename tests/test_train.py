@@ -144,8 +144,8 @@ def start(workdir, prepared_dir, cache):
         *(sys.executable, "-m", "mlic_jax.main", "--config", "configs/mcar_scenes.py"),
         *("--workdir", str(workdir), "--config.data.prepared_dir", str(prepared_dir)),
         *("--config.data.name=tiny_scenes", "--config.data.scenes_sizes=(20, 9, 11)"),
-        *("--config.epochs=4", "--config.batch_size=8", "--config.log_every=1"),
-        *("--config.checkpoint_every=2", "--config.eval.every=2", "--config.model.width=0.125"),
+        *("--config.epochs=8", "--config.batch_size=8", "--config.log_every=1"),
+        *("--config.checkpoint_every=2", "--config.eval.every=4", "--config.model.width=0.125"),
         *("--config.data.image_size=64",),
     ]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache)}
@@ -191,10 +191,10 @@ def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
     wait_for_step(process, broken, 4)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert metric_lines(broken)[-1]["step"] < 12
+    assert metric_lines(broken)[-1]["step"] < 24
 
     process = start(broken, prepared_dir, cache)
-    wait_for_step(process, broken, 6)
+    wait_for_step(process, broken, 8)
     process.send_signal(signal.SIGTERM)
     printed = finish(process)
     assert "resuming" in printed
