@@ -87,7 +87,9 @@ def test_a_step_does_not_depend_on_how_many_devices_share_it(one_step):
     assert mesh.size == 8
     _, alone = run(batch)
     _, shared = run(distributed.to_devices(batch, mesh))
-    np.testing.assert_allclose(alone["loss"], shared["loss"], rtol=1e-5)
+    np.testing.assert_allclose(alone["loss_global"], shared["loss_global"], rtol=1e-5)
+    # Rounding may move the edge of a region by a pixel, on some processors.
+    np.testing.assert_allclose(alone["loss_local"], shared["loss_local"], rtol=1e-2)
 
 
 def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):
