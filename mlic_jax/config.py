@@ -19,6 +19,9 @@ def default_config() -> ConfigDict:
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000  # steps; every evaluation saves too
     config.init_from = ""  # a converted checkpoint whose backbone training starts from
+    config.init_prior = 0.0  # probability every label starts with (Lin et al. 2017); 0: no prior
+    # Batch normalisation keeps the statistics that it started with, for sets of few batches.
+    config.freeze_statistics = False
 
     config.model = ConfigDict()
     config.model.name = "mcar"
@@ -139,6 +142,8 @@ def check_config(config: ConfigDict) -> None:
     for option, value in positive.items():
         if value <= 0:
             raise UsageError(f"{option} is {value}; it must be positive")
+    if not 0 <= config.init_prior < 1:
+        raise UsageError(f"init_prior is {config.init_prior}; it must be at least 0 and below 1")
     choices = {
         "loss.label_policy": (config.loss.label_policy, POLICIES),
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),

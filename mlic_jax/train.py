@@ -74,7 +74,7 @@ def make_train_step(
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
-                train=True,
+                train=not config.freeze_statistics,
                 mask=batch["mask"],
                 mutable=["batch_stats"],
             )
@@ -215,6 +215,10 @@ def initial_variables(model: nn.Module, config: ConfigDict, fresh: bool) -> dict
     if fresh and config.init_from:
         loaded, info = load_weights(config.init_from)
         variables = merge_backbone(variables, loaded, f"{config.init_from} ({info.get('arch')})")
+    if fresh and config.init_prior:
+        bias = variables["params"]["convclass"]["bias"]
+        log_odds = math.log(config.init_prior / (1 - config.init_prior))
+        variables["params"]["convclass"]["bias"] = jnp.full_like(bias, log_odds)
     if fresh:
         logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return dict(variables)
