@@ -6,32 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mlic_jax.data.class_names import VOC as CLASS_NAMES
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
 from mlic_jax.errors import Failure, UsageError
-
-CLASS_NAMES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 
 class VocFolder:
