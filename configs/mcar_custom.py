@@ -16,20 +16,21 @@ from mlic_jax.config import apply_variant, default_config
 def get_config(variant: str | None = None) -> ConfigDict:
     """A short schedule for small sets; the published one would take thousands of steps."""
     config = default_config()
-    config.epochs = 12
+    config.epochs = 60
     config.init_prior = 0.03
     config.freeze_statistics = True
     config.model.backbone = "mobilenet_v2"
+    config.model.pooling = "avg"
+    config.model.top_n = 2
     config.data.source = "coco"
     config.data.name = "custom"
     config.data.image_size = 256
     config.data.train_crop = "random_resized_crop"
     config.data.splits = {"train": "train", "val": "val", "test": "val"}
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 3e-3
-    config.optim.multipliers.features = 0.03
+    config.optim.learning_rate = 0.3
+    config.optim.multipliers.features = 0.0  # frozen; for thousands of photos 0.01 or so
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
-    config.optim.weight_decay = 1e-2
+    config.eval.every = 10
     config.eval.min_positives = 3
     return apply_variant(config, variant)

@@ -8,6 +8,7 @@ at the end, so a checkpoint either is complete or is not there.
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,7 @@ class RunCheckpoints:
 
 def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
-    folder = Path(workdir).absolute() / "checkpoints" / "latest"
-    return max(_steps(folder), key=lambda entry: int(entry.name), default=None)
+    return _last_step(Path(workdir).absolute() / "checkpoints" / "latest")
 
 
 def read_metadata(checkpoint: Path) -> Tree:
@@ -88,8 +88,9 @@ def read_metadata(checkpoint: Path) -> Tree:
     return json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
 
 
-def _steps(folder: Path) -> list[Path]:
-    return [entry for entry in folder.glob("*") if entry.name.isdigit()]
+def _last_step(folder: Path) -> Path | None:
+    steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
+    return max(steps, key=lambda entry: int(entry.name), default=None)
 
 
 def save_weights(directory: Path, variables: Tree, info: Tree) -> None:
@@ -145,36 +146,48 @@ def find_checkpoint(path: Path) -> Path:
     for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "latest"):
         if (folder / "variables").is_dir():
             return folder
-        if steps := _steps(folder):
-            return max(steps, key=lambda entry: int(entry.name))
+        if step := _last_step(folder):
+            return step
     raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
 
 
-def merge_backbone(fresh: Tree, loaded: Tree, source: str) -> Tree:
-    """Puts loaded backbone weights into freshly initialised variables.
+def merge_weights(fresh: Tree, loaded: Tree, modules: Collection[str], source: str) -> Tree:
+    """Puts loaded weights into freshly initialised variables.
 
-    Only the submodule `features` is taken; every one of its arrays must be there in the right shape
-    and none may be left over. The rest (a classifier for other classes) stays fresh.
+    Only the top-level `modules` are taken; every one of their arrays must be there in the right
+    shape and none may be left over. The rest (a classifier for other classes) stays fresh.
+
+    Args:
+        fresh: variables, {"params", "batch_stats"}.
+        loaded: variables that `load_weights` read.
+        modules: such as `("features",)`, the backbone.
+        source: what errors call the loaded weights.
 
     Raises:
         Failure: lists every array that is missing, left over or of another shape.
     """
+
+    def leaves(tree: Tree, collection: str) -> dict[str, Any]:
+        taken = {name: part for name, part in tree.get(collection, {}).items() if name in modules}
+        return {f"{collection}/{path}": leaf for path, leaf in _flatten(taken).items()}
+
     merged, wrong = {}, []
-    for collection, modules in fresh.items():
-        into = _flatten(modules["features"])
-        given = _flatten(loaded.get(collection, {}).get("features", {}))
-        prefix = f"{collection}/features/"
-        wrong += [f"missing {prefix}{name}" for name in sorted(into.keys() - given.keys())]
-        wrong += [f"left over {prefix}{name}" for name in sorted(given.keys() - into.keys())]
+    for collection in fresh:
+        into, given = leaves(fresh, collection), leaves(loaded, collection)
+        wrong += [f"missing {name}" for name in sorted(into.keys() - given.keys())]
+        wrong += [f"left over {name}" for name in sorted(given.keys() - into.keys())]
         wrong += [
-            f"{prefix}{name} is {given[name].shape}, the model's is {into[name].shape}"
+            f"{name} is {given[name].shape}, the model's is {into[name].shape}"
             for name in sorted(into.keys() & given.keys())
             if given[name].shape != into[name].shape
         ]
-        merged[collection] = {**modules, "features": loaded.get(collection, {}).get("features")}
+        taken = {name: loaded.get(collection, {}).get(name) for name in modules}
+        merged[collection] = {
+            name: taken.get(name, part) for name, part in fresh[collection].items()
+        }
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise Failure(f"the weights of {source} do not fit the backbone: {shown}")
+        raise Failure(f"the weights of {source} do not fit the model: {shown}")
     return merged
 
 

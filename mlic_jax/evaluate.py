@@ -6,9 +6,8 @@
 import argparse
 import collections
 import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax import distributed, metrics, report
+from mlic_jax.atomic import write_text
 from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.data import pipeline, sources, transforms
@@ -30,6 +30,16 @@ from mlic_jax.scores import Scores
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
+
+# The options of `config.model` that decide its arrays; the others may differ at evaluation.
+ARRAY_OPTIONS = ("name", "backbone", "width")
+
+
+def create_eval_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The configured model, with as many regions as evaluation is to look at."""
+    options = config.model.copy_and_resolve_references()
+    options.top_n = config.eval.top_n or options.top_n
+    return create_model(options, num_classes)
 
 
 def make_eval_step(model: nn.Module, augment: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
@@ -51,7 +61,7 @@ def score_split(
     """Scores every image of a split exactly once, whatever the batches, devices and processes.
 
     Raises:
-        Failure: an image cannot be read, or not every image got finite scores.
+        Failure: an image cannot be read, or not every image got a score.
     """
     batches = pipeline.batches(
         split,
@@ -102,7 +112,6 @@ def compute_metrics(
     scores: Scores, config: ConfigDict, frequent: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The metrics of the configured protocol, and the mAP of the global stream alone."""
-
     values = metrics.evaluate_scores(
         scores.logits,
         scores.labels,
@@ -116,8 +125,10 @@ def compute_metrics(
     return values | {"global_mAP": metrics.mean_average_precision(global_ap)}
 
 
-def evaluate_run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run on its test split.
+def evaluate_run(
+    config: ConfigDict, workdir: Path, checkpoint: Path | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
     summary.
@@ -125,16 +136,18 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is no checkpoint, or it is of another model or other classes.
     """
-    variables, metadata = load_weights(workdir)
+    path = find_checkpoint(checkpoint or workdir)
+    variables, metadata = load_weights(path)
     mesh = distributed.create_mesh()
     distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     splits = sources.open_splits(config.data)
     split = splits["test"]
     current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
-    check_same_model(metadata, current, find_checkpoint(workdir))
-    model = create_model(config.model, len(split.class_names))
+    check_same_model(metadata, current, path, ARRAY_OPTIONS)
+    eval_model = create_eval_model(config, len(split.class_names))
+    variables = {name: variables[name] for name in ("params", "batch_stats")}
     variables = jax.device_put(variables, distributed.replicated(mesh))
-    eval_step = make_eval_step(model, config.augment, mesh)
+    eval_step = make_eval_step(eval_model, config.augment, mesh)
     scores = score_split(eval_step, variables, split, config, mesh)
 
     frequent = None
@@ -147,18 +160,25 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return values
 
 
-def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+def check_same_model(
+    saved: dict[str, Any], current: dict[str, Any], path: Path, options: Collection[str] = ()
+) -> None:
     """Compares the metadata of a checkpoint with those of what is to use it.
+
+    Args:
+        saved: of the checkpoint in `path`.
+        current: `config` and `class_names` of what is wanted now.
+        options: those of `config.model` that must agree; by default all.
 
     Raises:
         UsageError: the model or the class names differ.
     """
     if "config" not in saved:
         raise UsageError(
-            f"{path} holds converted weights, not a run: pass it as --config.init_from"
+            f"{path} holds a backbone alone: train from it with --config.init_from={path}"
         )
     old, new = saved["config"]["model"], current["config"]["model"]
-    for option in sorted(old.keys() | new.keys()):
+    for option in sorted(options or old.keys() | new.keys()):
         if old.get(option) != new.get(option):
             raise UsageError(
                 f"the checkpoint {path} has model.{option} {old.get(option)!r}, the configuration "
@@ -184,9 +204,7 @@ def write_results(
     """Writes score file, metrics and report of an evaluated split, and prints a summary."""
     scores.save(workdir / f"scores_{split.split}.npz")
     metrics_path = workdir / f"metrics_{split.split}.json"
-    partial = metrics_path.with_name(f".{metrics_path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(partial, metrics_path)
+    write_text(metrics_path, json.dumps(values, indent=1))
 
     def image_at(i: int) -> np.ndarray:
         return transforms.resize(transforms.decode(split[i].image), scores.image_size)
@@ -206,8 +224,10 @@ def write_results(
             "backbone": config.model.backbone,
             "image size": f"{scores.image_size} px",
             "pooling": config.model.pooling,
-            "regions": config.model.top_n,
-            "checkpoint": f"step {metadata['best']['step']}, the best in validation",
+            "regions": scores.box_classes.shape[1],
+            "checkpoint": f"step {metadata['best']['step']}, the best in validation"
+            if "best" in metadata
+            else metadata["source"],
         },
         train_log=workdir / "metrics.jsonl",
         objects_at=objects_at,
@@ -218,15 +238,14 @@ def write_results(
 
 def summary(values: dict[str, Any], name: str) -> str:
     """A few lines for the person who waits."""
+    figures = [f"chance {values['chance']:.1f}"]
+    if "global_mAP" in values:
+        figures.append(f"global stream alone {values['global_mAP']:.1f}")
+    figures.append(f"final mAP {values['mAP']:.1f}")
     lines = [
         f"{name}: {values['num_images']} images, {values['num_classes']} classes",
-        f"  mAP {values['mAP']:.1f}   (chance {values['chance']:.1f})",
+        f"  {', '.join(figures)}",
     ]
-    if "global_mAP" in values:
-        lines[1] = (
-            f"  chance {values['chance']:.1f}, global stream alone {values['global_mAP']:.1f}, "
-            f"final mAP {values['mAP']:.1f}"
-        )
     if "mAP_frequent" in values:
         lines.append(
             f"  mAP {values['mAP_frequent']:.1f} over the {values['num_frequent']} classes with "
@@ -257,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     print(summary(values, f"{scores.set_name} {scores.split}"))
     if options.json:
-        options.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        write_text(options.json, json.dumps(values, indent=1))
     return 0
 
 

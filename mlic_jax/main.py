@@ -6,6 +6,7 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,9 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's checkpoints and results go.")
 MODE = flags.DEFINE_enum(
     "mode", "train", MODES, "train (and resume), evaluate the best checkpoint, or prepare the data."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "evaluate: a run or a converted checkpoint, where not the run in --workdir."
 )
 
 
@@ -47,8 +51,10 @@ def main(argv: list[str]) -> None:
         return
     if WORKDIR.value is None:
         raise UsageError("--workdir is missing, for example --workdir runs/scenes")
-    run = {"train": train.train, "evaluate": evaluate.evaluate_run}[MODE.value]
-    run(config, Path(WORKDIR.value))
+    if MODE.value == "evaluate":
+        evaluate.evaluate_run(config, Path(WORKDIR.value), CHECKPOINT.value)
+    else:
+        train.train(config, Path(WORKDIR.value))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -56,8 +62,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        cause = error.args[0] if error.args else error
+        text = str(cause)
+        if isinstance(cause, KeyError) and (names := re.findall(r"\w+", text)):
+            text = f"the configuration has no option {names[0]!r}; mlic_jax/config.py lists all"
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
-        text = str(error.args[0] if error.args else error)  # str of a KeyError is its repr
         message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
 

@@ -34,7 +34,7 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
-    `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
+    A multiplier of 0 freezes a group: its parameters do not even decay. `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
     `adamw` decouples the decay.
 
     Args:
@@ -56,6 +56,8 @@ def create_optimizer(
         logger.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
 
     def rule(multiplier: float) -> optax.GradientTransformation:
+        if not multiplier:
+            return optax.set_to_zero()
         decay = optax.add_decayed_weights(config.weight_decay)
         rate = optax.scale_by_learning_rate(lambda step: multiplier * schedule(step))
         if config.name == "adamw":

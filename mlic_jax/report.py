@@ -9,7 +9,6 @@ they follow its light and dark themes.
 import base64
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from mlic_jax.atomic import write_text
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.metrics import (
     average_precision,
@@ -142,10 +142,7 @@ def write_report(
         region_colours=[_region_colour(k) for k in range(scores.boxes.shape[1])],
     )
     path = Path(workdir) / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

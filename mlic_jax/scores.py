@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from mlic_jax.atomic import written_whole
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -33,12 +33,8 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Writes one `.npz`; `path` appears only when it is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "wb") as file:
+        with written_whole(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **dataclasses.asdict(self))
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: Path) -> Scores:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import parameter_overview
+from jax import lax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from mlic_jax.checkpoint import (
     RunCheckpoints,
     latest_checkpoint,
     load_weights,
-    merge_backbone,
+    merge_weights,
     read_metadata,
 )
 from mlic_jax.data import pipeline, sources
@@ -65,12 +66,16 @@ def make_train_step(
     from (key, k). Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
     """
 
+    frozen = [name for name, multiplier in config.optim.multipliers.items() if not multiplier]
+
     def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
         images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
         labels = resolve_unknown(batch["labels"], config.loss.label_policy)
         targets, known = labels > 0, (labels != 0) & batch["mask"][:, None]
 
         def loss_of(params):
+            # So that no gradient is computed for what is frozen.
+            params = params | {name: lax.stop_gradient(params[name]) for name in frozen}
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -112,13 +117,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
 
-    model = create_model(config.model, len(splits["train"].class_names))
+    num_classes = len(splits["train"].class_names)
+    model = create_model(config.model, num_classes)
+    eval_model = evaluate.create_eval_model(config, num_classes)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs)
     metadata = run_metadata(config, splits["train"])
     resumed = latest_checkpoint(workdir)
     if resumed:
         metadata["best"] = check_resumable(read_metadata(resumed), metadata, resumed)
-    variables = initial_variables(model, config, fresh=not resumed)
+    variables = initial_variables(model, config)
+    if not resumed:
+        variables = start_weights(variables, config, metadata["class_names"])
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     state = jax.device_put(state, distributed.replicated(mesh))
@@ -132,7 +141,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         step = int(state.step)
         key = jax.random.key(config.seed)
         train_step = make_train_step(model, optimizer, config)
-        eval_step = evaluate.make_eval_step(model, config.augment, mesh)
+        eval_step = evaluate.make_eval_step(eval_model, config.augment, mesh)
         batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
         log = stack.enter_context(
             contextlib.closing(
@@ -206,22 +215,36 @@ def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) 
     return saved["best"]
 
 
-def initial_variables(model: nn.Module, config: ConfigDict, fresh: bool) -> dict[str, Any]:
-    """Variables from `config.seed`; a fresh run takes its backbone from `config.init_from`."""
+def initial_variables(model: nn.Module, config: ConfigDict) -> dict[str, Any]:
+    """Variables drawn from `config.seed`."""
     size = config.data.image_size
     # XLA's own generator: to compile threefry for every kernel takes several times longer.
     key = jax.random.key(config.seed, impl="rbg")
-    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
-    if fresh and config.init_from:
+    return dict(jax.jit(model.init)(key, jnp.zeros((1, size, size, 3))))
+
+
+def start_weights(
+    variables: dict[str, Any], config: ConfigDict, class_names: list[str]
+) -> dict[str, Any]:
+    """Puts into fresh variables what a new run is to start from.
+
+    From `config.init_from` it takes the whole model where that has the same classes, else the
+    backbone; then `config.init_prior` decides the bias of a classifier that is fresh.
+    """
+    modules = set()
+    if config.init_from:
         loaded, info = load_weights(config.init_from)
-        variables = merge_backbone(variables, loaded, f"{config.init_from} ({info.get('arch')})")
-    if fresh and config.init_prior:
+        whole = info.get("class_names") == class_names
+        modules = set(variables["params"]) if whole else {"features"}
+        source = f"{config.init_from} ({info.get('arch', config.model.name)})"
+        variables = merge_weights(variables, loaded, modules, source)
+        logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
+    if config.init_prior and "convclass" not in modules:
         bias = variables["params"]["convclass"]["bias"]
         log_odds = math.log(config.init_prior / (1 - config.init_prior))
         variables["params"]["convclass"]["bias"] = jnp.full_like(bias, log_odds)
-    if fresh:
-        logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
-    return dict(variables)
+    logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
+    return variables
 
 
 def restore(checkpoints: RunCheckpoints, state: TrainState) -> TrainState:

@@ -1,10 +1,11 @@
 """Where a run's numbers go: `metrics.jsonl` for programs, TensorBoard event files for people."""
 
 import json
-import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from mlic_jax.atomic import write_text
 
 
 class MetricWriter:
@@ -31,9 +32,7 @@ class MetricWriter:
                 keep = False  # cut off by the kill
             if keep:
                 kept.append(line + "\n")
-        partial = self._path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, "".join(kept))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line, and one point of every curve."""

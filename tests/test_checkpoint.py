@@ -9,7 +9,7 @@ from mlic_jax.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
     load_weights,
-    merge_backbone,
+    merge_weights,
     read_metadata,
     save_weights,
 )
@@ -90,7 +90,7 @@ def test_merging_takes_the_backbone_alone():
     fresh, loaded = tree(0.0), tree(5.0)
     fresh["params"]["convclass"] = {"bias": np.zeros(20)}
     loaded["params"]["classifier"] = {"bias": np.ones(1000)}
-    merged = merge_backbone(fresh, loaded, "weights")
+    merged = merge_weights(fresh, loaded, {"features"}, "weights")
     assert merged["params"]["features"]["stem"]["kernel"].max() == 5
     assert set(merged["params"]) == {"features", "convclass"}
     assert merged["params"]["convclass"]["bias"].shape == (20,)
@@ -102,7 +102,7 @@ def test_merging_lists_everything_that_does_not_fit():
     loaded["params"]["features"]["stem"]["kernel"] = np.zeros((7, 7, 3, 4))
     loaded["batch_stats"]["features"]["extra"] = {"mean": np.zeros(1)}
     with pytest.raises(Failure) as error:
-        merge_backbone(fresh, loaded, "weights")
+        merge_weights(fresh, loaded, {"features"}, "weights")
     for part in (
         "missing params/features/block1/kernel",
         r"params/features/stem/kernel is (7, 7, 3, 4), the model's is (3, 3, 3, 4)",

@@ -26,9 +26,7 @@ def scored(make_config):
         split = sources.open_splits(config.data)["test"]
         model = create_model(config.model, len(split.class_names))
         mesh = distributed.create_mesh()
-        variables = jax.device_put(
-            initial_variables(model, config, fresh=True), distributed.replicated(mesh)
-        )
+        variables = jax.device_put(initial_variables(model, config), distributed.replicated(mesh))
         eval_step = evaluate.make_eval_step(model, config.augment, mesh)
         return evaluate.score_split(eval_step, variables, split, config, mesh), split
 
@@ -92,7 +90,7 @@ def metadata(model=None, names=("a", "b")):
         (metadata({"top_n": 4}), "has model.top_n 4, the configuration 2"),
         (metadata(names=("a", "c")), "has 2 classes, the data 2, differing in b, c"),
         (metadata(names=("b", "a")), "in another order"),
-        ({"arch": "resnet50"}, "holds converted weights, not a run"),
+        ({"arch": "resnet50"}, "holds a backbone alone"),
     ],
 )
 def test_a_checkpoint_of_something_else(saved, message, tmp_path):
@@ -100,3 +98,12 @@ def test_a_checkpoint_of_something_else(saved, message, tmp_path):
         evaluate.check_same_model(saved, metadata(), tmp_path)
     assert message in str(error.value)
     evaluate.check_same_model(metadata(), metadata(), tmp_path)
+
+
+def test_options_that_decide_no_array_may_differ(tmp_path):
+    saved = metadata({"top_n": 4, "backbone": "resnet18"})
+    current = metadata({"top_n": 2, "backbone": "resnet18"})
+    evaluate.check_same_model(saved, current, tmp_path, ["backbone"])
+    with pytest.raises(UsageError, match="backbone"):
+        current["config"]["model"]["backbone"] = "resnet50"
+        evaluate.check_same_model(saved, current, tmp_path, ["backbone"])

@@ -8,18 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlic_jax import distributed
-from mlic_jax.checkpoint import load_weights
+from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.train import TrainState, initial_variables, make_train_step, train
+from mlic_jax.train import (
+    TrainState,
+    initial_variables,
+    make_train_step,
+    start_weights,
+    train,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,14 +41,12 @@ def metric_lines(workdir):
     return found
 
 
-@pytest.fixture(scope="module")
-def one_step(make_config):
+def step_runner(config):
     """batch -> (state, metrics) of one step without augmentation, and the first batch of a set."""
-    config = make_config()
     config.augment.flip, config.augment.jitter = False, 0.0  # random numbers depend on the shape
     split = sources.open_splits(config.data)["train"]
     model = create_model(config.model, len(split.class_names))
-    variables = initial_variables(model, config, fresh=True)
+    variables = initial_variables(model, config)
     optimizer = create_optimizer(
         config.optim, variables["params"], create_schedule(config.optim, 3, 2)
     )
@@ -56,7 +61,12 @@ def one_step(make_config):
     batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
     batch = next(batches)
     batches.close()
-    return run, batch
+    return run, batch, variables
+
+
+@pytest.fixture(scope="module")
+def one_step(make_config):
+    return step_runner(make_config())[:2]
 
 
 def test_padding_moves_nothing(one_step):
@@ -90,6 +100,37 @@ def test_a_step_does_not_depend_on_how_many_devices_share_it(one_step):
     np.testing.assert_allclose(alone["loss_global"], shared["loss_global"], rtol=1e-5)
     # Rounding may move the edge of a region by a pixel, on some processors.
     np.testing.assert_allclose(alone["loss_local"], shared["loss_local"], rtol=1e-2)
+
+
+def test_a_new_run_takes_what_fits_its_classes(config, tmp_path):
+    """The whole model for the same classes, the backbone for others, the prior for the rest."""
+    config = config.copy_and_resolve_references()
+    model = create_model(config.model, 3)
+    given = jax.device_get(initial_variables(model, config))
+    save_weights(tmp_path / "weights", given, {"class_names": ["a", "b", "c"]})
+    config.init_from, config.init_prior, config.seed = str(tmp_path / "weights"), 0.1, 5
+    same, other = (
+        start_weights(initial_variables(model, config), config, names)
+        for names in (["a", "b", "c"], ["a", "b", "d"])
+    )
+    jax.tree.map(np.testing.assert_array_equal, same, given)
+    jax.tree.map(
+        np.testing.assert_array_equal, other["params"]["features"], given["params"]["features"]
+    )
+    np.testing.assert_allclose(nn.sigmoid(other["params"]["convclass"]["bias"]), 0.1, rtol=1e-6)
+    assert not np.array_equal(
+        other["params"]["convclass"]["kernel"], given["params"]["convclass"]["kernel"]
+    )
+
+
+def test_frozen_statistics_stay_as_they_are(make_config):
+    config = make_config()
+    config.freeze_statistics = True
+    run, batch, before = step_runner(config)
+    state, _ = run(batch)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, before["batch_stats"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before["params"])
+    assert all(jax.tree.leaves(moved))
 
 
 def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):
