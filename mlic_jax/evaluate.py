@@ -3,7 +3,6 @@
 `python -m mlic_jax.evaluate scores_test.npz` evaluates a score file again, without the model.
 """
 
-import argparse
 import collections
 import json
 import sys
@@ -21,6 +20,7 @@ from mlic_jax import distributed, metrics, report
 from mlic_jax.atomic import write_text
 from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import find_checkpoint, load_weights
+from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import pipeline, sources, transforms
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
@@ -261,23 +261,22 @@ def summary(values: dict[str, Any], name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlic_jax.evaluate", description=__doc__)
+    parser = Parser(prog="python -m mlic_jax.evaluate", description=__doc__)
     parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
     parser.add_argument("--protocol", default="mcar", choices=sorted(metrics.PROTOCOLS))
     parser.add_argument("--json", type=Path, help="also write every metric to this file")
-    options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
+        options = parser.parse_args(arguments)
         scores = Scores.load(options.scores)
         values = metrics.evaluate_scores(
             scores.logits, scores.labels, options.protocol, class_names=list(scores.class_names)
         )
-    except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    print(summary(values, f"{scores.set_name} {scores.split}"))
-    if options.json:
-        write_text(options.json, json.dumps(values, indent=1))
-    return 0
+        print(summary(values, f"{scores.set_name} {scores.split}"))
+        if options.json:
+            write_text(options.json, json.dumps(values, indent=1))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.command_line import exit_code, parse_flags
+from mlic_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "prepare")
 CONFIG = config_flags.DEFINE_config_file(
@@ -57,33 +57,15 @@ def main(argv: list[str]) -> None:
         train.train(config, Path(WORKDIR.value))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause = error.args[0] if error.args else error
-        text = str(cause)
-        if isinstance(cause, KeyError) and (names := re.findall(r"\w+", text)):
-            text = f"the configuration has no option {names[0]!r}; mlic_jax/config.py lists all"
-        # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
-        message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
-        raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
-
-
 def run() -> None:
     """`main`, its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
     logger = logging.getLogger("mlic_jax")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler())
     logger.propagate = False
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Threads of a half-run pipeline must not keep the process alive.
-        os._exit(2 if isinstance(error, UsageError) else 1)
+    code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
+    sys.stdout.flush()
+    os._exit(code)  # threads of a half-run pipeline must not keep the process alive
 
 
 if __name__ == "__main__":

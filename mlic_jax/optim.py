@@ -34,8 +34,8 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
-    A multiplier of 0 freezes a group: its parameters do not even decay. `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
-    `adamw` decouples the decay.
+    `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
+    `adamw` decouples the decay. A multiplier of 0 freezes a group.
 
     Args:
         config: `config.optim`.

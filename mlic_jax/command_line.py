@@ -1,0 +1,42 @@
+"""What every command shares: errors are one line on stderr, and an exit code."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from mlic_jax.errors import Failure, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose complaints are UsageErrors like all others."""
+
+    def error(self, message: str) -> None:
+        """Raises UsageError."""
+        raise UsageError(f"{message}; see --help")
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Runs a command: 0 where it succeeds, 2 for a wrong request, 1 for a failure."""
+    try:
+        run()
+    except (UsageError, Failure) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        cause = error.args[0] if error.args else error
+        text = str(cause)
+        if isinstance(cause, KeyError) and (names := re.findall(r"\w+", text)):
+            text = f"the configuration has no option {names[0]!r}; mlic_jax/config.py lists all"
+        # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
+        message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+        raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
