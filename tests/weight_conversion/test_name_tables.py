@@ -1,12 +1,24 @@
 """Every name table against names written by hand, and every way a checkpoint can fail."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
+from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.models import BACKBONES, create_backbone
-from weight_conversion.name_tables import ARCHS, LAYOUTS, detect, match, to_flax, to_torch
+from mlic_jax.models import BACKBONES, create_backbone, create_model
+from weight_conversion.name_tables import (
+    ARCHS,
+    LAYOUTS,
+    Rule,
+    detect,
+    match,
+    to_flax,
+    to_torch,
+    with_dead_tensors,
+)
 
 # Published sizes, the ImageNet classifier included.
 PARAMETERS = {
@@ -18,6 +30,28 @@ PARAMETERS = {
     "mobilenet_v2": 3_504_872,
 }
 NETWORKS = [(arch, layout.name) for layout in LAYOUTS for arch in layout.archs]
+TRUNKS = [(arch, layout) for arch, layout in NETWORKS if layout not in ("mcar", "msrn")]
+SMALLEST = [(arch, layout) for arch, layout in NETWORKS if arch in ("resnet18", "mobilenet_v2")]
+# (C, K) of the four released checkpoints of MSRN.
+MSRN_SETS = {"voc": (20, 4), "coco": (80, 4), "nuswide": (81, 4), "apparel": (11, 2)}
+
+
+def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def is_dead(name: str) -> bool:
+    return name.endswith("num_batches_tracked") or name in (
+        "W",
+        "B",
+        "resnet_101.conv_buffer0.weight",
+        "resnet_101.conv_buffer0.bias",
+    )
+
+
+def count_parameters(shapes: dict[str, tuple]) -> int:
+    filled = detect(shapes).filled.items()
+    return sum(np.prod(shapes[name]) for path, (name, _) in filled if path.startswith("params/"))
 
 
 def test_every_backbone_has_a_table():
@@ -30,18 +64,48 @@ def test_every_network_is_recognised_and_filled(source_shapes, arch, layout, pre
     shapes = source_shapes(arch, layout)
     found = detect({prefix + name: shape for name, shape in shapes.items()})
     assert (found.arch, found.layout.name) == (arch, layout)
-    dropped = {prefix + name for name in shapes if name.endswith("num_batches_tracked")}
-    assert set(found.dropped) == dropped
-    sizes = {
-        target: np.prod(shapes[name.removeprefix("module.")])
-        for target, (name, _) in found.filled.items()
-    }
-    parameters = sum(size for target, size in sizes.items() if target.startswith("params/"))
-    assert parameters == PARAMETERS[arch]
-    assert len(found.filled) + len(dropped) == len(shapes)
+    assert {name for name, _ in found.filled.values()} == {prefix + name for name in shapes}
+    unused = {path.removeprefix("unused/") for path in found.filled if path.startswith("unused/")}
+    assert unused == {name for name in shapes if is_dead(name)}
 
 
-@pytest.mark.parametrize(("arch", "layout"), NETWORKS)
+@pytest.mark.parametrize(("arch", "layout"), TRUNKS)
+def test_trunks_have_the_published_number_of_parameters(source_shapes, arch, layout):
+    assert count_parameters(source_shapes(arch, layout)) == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize("classes", [1, 20, 80])
+@pytest.mark.parametrize(
+    ("arch", "features"), [("resnet50", 2048), ("resnet101", 2048), ("mobilenet_v2", 1280)]
+)
+def test_mcar_is_a_trunk_and_one_classifier(source_shapes, arch, features, classes):
+    shapes = source_shapes(arch, "mcar", classes)
+    assert detect(shapes).sizes.classes == classes
+    expected = PARAMETERS[arch] + (classes - 1000) * (features + 1)
+    assert count_parameters(shapes) == expected
+
+
+@pytest.mark.parametrize("name", MSRN_SETS)
+def test_msrn_is_recognised_for_every_set(source_shapes, name):
+    classes, groups = MSRN_SETS[name]
+    shapes = source_shapes("resnet101", "msrn", classes, groups)
+    found = detect(shapes)
+    assert (found.arch, found.layout.name) == ("resnet101", "msrn")
+    assert (found.sizes.classes, found.sizes.groups) == (classes, groups)
+    fc1 = shapes[found.filled["params/fc1/kernel"][0]]
+    assert np.prod(fc1) == 3 * 512 * (classes + groups) * 2048  # of COCO 264 million
+
+
+def test_msrn_may_carry_the_classifier_of_its_trunk(source_shapes):
+    shapes = source_shapes("resnet18", "msrn")
+    shapes["resnet_101.fc.weight"] = (1000, 512)
+    with pytest.raises(Failure, match=r"msrn names: tensor 'resnet_101\.fc\.bias' is missing$"):
+        detect(shapes)
+    found = detect(shapes | {"resnet_101.fc.bias": (1000,)})
+    assert found.filled["unused/resnet_101.fc.weight"][0] == "resnet_101.fc.weight"
+
+
+@pytest.mark.parametrize(("arch", "layout"), TRUNKS)
 def test_the_classifier_is_optional(source_shapes, arch, layout):
     shapes = source_shapes(arch, layout)
     trunk = dict(list(shapes.items())[:-2])
@@ -50,35 +114,75 @@ def test_the_classifier_is_optional(source_shapes, arch, layout):
     assert not any("classifier" in target for target in found.filled)
 
 
-@pytest.mark.parametrize(
-    ("arch", "layout"),
-    [
-        ("resnet18", "torchvision"),
-        ("resnet50", "torchvision"),
-        ("mobilenet_v2", "torchvision"),
-        ("mobilenet_v2", "d-li14"),
-        ("mobilenet_v2", "tonylins"),
-    ],
-)
+@pytest.mark.parametrize(("arch", "layout"), [*SMALLEST, ("resnet50", "torchvision")])
 def test_tensors_go_there_and_back_unchanged(source_tensors, arch, layout):
     tensors = source_tensors(arch, layout)
-    variables = to_flax(tensors, detect({name: t.shape for name, t in tensors.items()}))
+    if layout == "msrn":
+        tensors["W"][0, :2] = np.nan, np.inf  # never initialised, and nobody noticed
+    variables = to_flax(tensors, detect(shapes_of(tensors)))
+    assert set(variables) == {"params", "batch_stats", "unused"}
+    weights = jax.tree.leaves([variables["params"], variables["batch_stats"]])
+    assert all(leaf.dtype == np.float32 for leaf in weights)
     back = to_torch(variables, arch, layout)
-    assert set(back) == {name for name in tensors if not name.endswith("num_batches_tracked")}
+    assert set(back) == set(tensors)
     for name, array in back.items():
+        assert array.dtype == tensors[name].dtype
         np.testing.assert_array_equal(array, tensors[name], err_msg=name)
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
 
-    del variables["params"]["classifier"]
+
+@pytest.mark.parametrize(("arch", "layout"), SMALLEST)
+def test_the_leaves_are_those_of_our_models(source_tensors, arch, layout):
+    tensors = source_tensors(arch, layout)
+    variables = to_flax(tensors, detect(shapes_of(tensors)))
+    given = {name: variables[name] for name in ("params", "batch_stats")}
+    if layout in ("mcar", "msrn"):
+        config = default_config().model
+        config.update(name=layout, backbone=arch, top_n=1, pool_ratio=0.5)
+        inputs = {"word_vectors": np.zeros((2, 300), np.float32)}
+        inputs["attention_mask"] = np.eye(2, dtype=bool)
+        model = create_model(config, 2, **inputs if layout == "msrn" else {})
+    else:
+        del given["params"]["classifier"]
+        given = {name: tree["features"] for name, tree in given.items()}
+        model = create_backbone(arch)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    wanted = jax.eval_shape(create_backbone(arch).init, jax.random.key(0), images)
-    inner = {collection: tree["features"] for collection, tree in variables.items()}
-    assert jax.tree.map(np.shape, inner) == jax.tree.map(np.shape, dict(wanted))
+    wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert jax.tree.map(np.shape, given) == jax.tree.map(np.shape, dict(wanted))
+
+
+@pytest.mark.parametrize(("arch", "layout"), SMALLEST)
+def test_weights_that_never_saw_torch_get_its_dead_tensors(source_tensors, arch, layout):
+    tensors = source_tensors(arch, layout)
+    variables = to_flax(tensors, detect(shapes_of(tensors)))
+    del variables["unused"]
+    state = to_torch(variables, arch, layout)
+    assert set(state) == {name for name in tensors if not is_dead(name)}
+
+    complete = with_dead_tensors(state, arch, layout)
+    assert shapes_of(complete) == shapes_of(tensors)
+    for name, array in complete.items():
+        assert array.dtype == tensors[name].dtype
+        assert is_dead(name) == (not array.any()), name
+    np.testing.assert_array_equal(with_dead_tensors(tensors, arch, layout)[name], tensors[name])
+
+
+def test_dead_tensors_may_be_missing_but_not_wrong(source_shapes):
+    shapes = source_shapes("resnet18", "msrn")
+    alive = {name: shape for name, shape in shapes.items() if not is_dead(name)}
+    assert detect(alive).sizes.classes == 2
+    for wrong in (
+        {"W": (2, 1536)},
+        {"resnet_101.conv_buffer0.weight": (64, 3, 1, 1)},
+        {"resnet_101.bn1.num_batches_tracked": (64,)},
+    ):
+        with pytest.raises(Failure, match="and must be") as failure:
+            detect(shapes | wrong)
+        assert repr(*wrong) in str(failure.value)
 
 
 def test_known_leaves_hold_the_right_axes(source_tensors):
     tensors = source_tensors("mobilenet_v2", "d-li14")
-    variables = to_flax(tensors, detect({name: t.shape for name, t in tensors.items()}))
+    variables = to_flax(tensors, detect(shapes_of(tensors)))
     features, statistics = variables["params"]["features"], variables["batch_stats"]["features"]
     stem = tensors["features.0.0.weight"]
     assert features["stem"]["kernel"][0, 2, 1, 5] == stem[5, 1, 0, 2]
@@ -94,7 +198,39 @@ def test_known_leaves_hold_the_right_axes(source_tensors):
         )
 
 
-def test_all_problems_are_listed_at_once(source_shapes):
+def test_known_leaves_of_whole_models(source_tensors):
+    tensors = source_tensors("mobilenet_v2", "mcar")
+    params = to_flax(tensors, detect(shapes_of(tensors)))["params"]
+    assert params["convclass"]["kernel"][9, 1] == tensors["convclass.weight"][1, 9, 0, 0]
+    head = params["features"]["head"]["kernel"]
+    assert head[0, 0, 7, 5] == tensors["features.1.0.weight"][5, 7, 0, 0]
+    expand = params["features"]["block3"]["expand"]["kernel"]
+    assert expand[0, 0, 4, 6] == tensors["features.0.3.conv.0.weight"][6, 4, 0, 0]
+
+    tensors = source_tensors("resnet18", "msrn")
+    variables = to_flax(tensors, detect(shapes_of(tensors)))
+    params = variables["params"]
+    for name, kernel in (
+        ("resnet_101.conv_buffer1", params["branch2"]["kernel"]),
+        ("resnet_101.conv_buffer2", params["branch3"]["kernel"]),
+        ("ProjectM.1", params["project3"]["kernel"]),
+        ("fc_label", params["label_linear"]["kernel"]),
+        ("fc1", params["fc1"]["kernel"]),
+        ("fc2", params["fc2"]["kernel"]),
+    ):
+        assert kernel[6, 1] == tensors[f"{name}.weight"][1, 6].item(), name
+    for name, module in (
+        ("label_embed.layers.0", "label_attention0"),
+        ("label_embed.layers.1", "label_attention1"),
+        ("group_embed.layers.0.embed", "group_attention"),
+        ("group_embed.layers.0.assign_mat", "group_assignment"),
+    ):
+        np.testing.assert_array_equal(params[module]["kernel"], tensors[f"{name}.W"])
+        np.testing.assert_array_equal(params[module]["attention"], tensors[f"{name}.a"])
+    np.testing.assert_array_equal(variables["unused"]["W"], tensors["W"])
+
+
+def test_all_problems_are_listed_in_one_line(source_shapes):
     shapes = source_shapes("resnet50")
     shapes["stranger.weight"] = (3,)
     shapes["layer1.7.conv1.weight"] = (64, 64, 1, 1)
@@ -104,12 +240,12 @@ def test_all_problems_are_listed_at_once(source_shapes):
     del shapes["layer2.3.bn3.running_var"], shapes["fc.bias"]
     with pytest.raises(Failure) as failure:
         detect(shapes)
-    title, *problems = str(failure.value).split("\n  ")
-    assert title == "does not fit resnet50 under torchvision names (7 problems):"
-    assert sorted(problems) == sorted(
+    title, problems = str(failure.value).split(": ")
+    assert title == "does not fit resnet50 under torchvision names"
+    assert sorted(problems.split("; ")) == sorted(
         [
             "tensor 'stranger.weight' [3] is unknown",
-            "tensor 'layer1.7.conv1.weight' has no place in resnet50",
+            "tensor 'layer1.7.conv1.weight' [64, 64, 1, 1] is unknown",
             "tensor 'module.bn1.bias' repeats 'bn1.bias'",
             "tensor 'conv1.weight' is [64, 4, 7, 7] and must be [64, 3, 7, 7]",
             "tensor 'layer4.0.conv2.weight' is [512] and must be [512, 512, 3, 3]",
@@ -123,9 +259,25 @@ def test_a_long_list_of_problems_is_cut(source_shapes):
     shapes = {name: s for name, s in source_shapes("resnet50").items() if "layer1" not in name}
     with pytest.raises(Failure) as failure:
         detect(shapes)
-    lines = str(failure.value).splitlines()
-    assert len(lines) == 22
-    assert lines[-1].strip() == "... and 30 more"  # ten convolutions of five tensors are missing
+    problems = str(failure.value).split("; ")
+    assert len(problems) == 9
+    assert problems[-1] == "and 42 more"  # ten convolutions of five tensors are missing
+
+
+def test_the_class_count_is_what_most_tensors_say(source_shapes):
+    shapes = source_shapes("resnet18", "msrn", classes=20, groups=4) | {"fc2.bias": (21,)}
+    with pytest.raises(Failure, match=r"names: tensor 'fc2.bias' is \[21\] and must be \[20\]$"):
+        detect(shapes)
+    shapes = source_shapes("resnet18", "msrn", classes=20, groups=4)
+    shapes["fc1.weight"] = (2048, 25 * 1536)
+    with pytest.raises(Failure, match=r"'fc1.weight' is .* must be \[2048, 36864\]$"):
+        detect(shapes)
+
+
+@pytest.mark.parametrize("layout", ["mcar", "msrn"])
+def test_no_classes_at_all_are_refused(source_shapes, layout):
+    with pytest.raises(Failure, match=r"is \[0\] and must be \[1\]"):
+        detect(source_shapes("resnet18", layout, classes=0))
 
 
 def test_a_classifier_of_other_classes_is_refused(source_shapes):
@@ -161,16 +313,22 @@ def test_the_architecture_can_be_insisted_on(source_shapes):
         detect(shapes, "resnet18")
 
 
-def test_every_name_matches_one_rule_of_its_own_table_only(source_shapes):
-    """An ambiguous table would say "matches 2 rules" here."""
-    for layout in LAYOUTS:
-        for arch in layout.archs:
-            assert match(source_shapes(arch, layout.name), layout, arch).problems == []
+def test_an_ambiguous_table_is_no_table(source_shapes):
+    shapes, layout = source_shapes("resnet18"), LAYOUTS[0]
+    twice = Rule("stem.weight", "params/features/stem/scale")
+    with pytest.raises(ValueError, match="stem/scale matches 2 rules"):
+        match(shapes, replace(layout, rules=(*layout.rules, twice)), "resnet18")
+    shared = [
+        replace(rule, source="bn1.weight") if rule.source == "bn1.bias" else rule
+        for rule in layout.rules
+    ]
+    with pytest.raises(ValueError, match=r"bn1\.weight is the name of .*bias and .*scale"):
+        match(shapes, replace(layout, rules=tuple(shared)), "resnet18")
 
 
 def test_unusable_values_are_listed_at_once(source_tensors):
     tensors = source_tensors("resnet18")
-    matched = detect({name: t.shape for name, t in tensors.items()})
+    matched = detect(shapes_of(tensors))
     tensors["bn1.bias"] = np.zeros(64, np.int32)
     tensors["bn1.weight"][3] = np.nan
     tensors["fc.bias"][0] = np.inf
@@ -183,3 +341,5 @@ def test_unusable_values_are_listed_at_once(source_tensors):
 def test_there_is_no_way_back_under_foreign_names():
     with pytest.raises(UsageError, match="there are no d-li14 names of resnet18"):
         to_torch({}, "resnet18", "d-li14")
+    with pytest.raises(UsageError, match="there are no msrn names of mobilenet_v2"):
+        to_torch({}, "mobilenet_v2", "msrn")

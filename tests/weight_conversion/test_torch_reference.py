@@ -37,7 +37,7 @@ def random_backbone(source_tensors, arch: str) -> tuple[dict, dict[str, np.ndarr
     tensors = source_tensors(arch)
     variables = to_flax(tensors, detect({name: t.shape for name, t in tensors.items()}))
     state = {n: t for n, t in tensors.items() if not n.startswith(("fc.", "classifier."))}
-    return {collection: tree["features"] for collection, tree in variables.items()}, state
+    return {name: variables[name]["features"] for name in ("params", "batch_stats")}, state
 
 
 def loaded(torch, module, state: dict[str, np.ndarray]):

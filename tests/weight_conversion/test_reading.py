@@ -1,0 +1,208 @@
+"""Files that mean harm, or are not what they seem: refused in one line, without being run."""
+
+import importlib.util
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlic_jax.errors import Failure, UsageError
+from weight_conversion.convert import main
+from weight_conversion.reading import locate, open_tensors
+
+
+def safetensors_bytes(header: dict, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_shapes_are_known_and_arrays_read_one_by_one(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array(3, np.int64)}
+    save_file(arrays, tmp_path / "x.safetensors")
+    tensors = open_tensors(tmp_path / "x.safetensors")
+    assert tensors.shapes == {"a": (2, 3), "b": ()}
+    assert set(tensors) == {"a", "b"}
+    np.testing.assert_array_equal(tensors["a"], arrays["a"])
+    assert (tensors["a"].dtype, tensors["b"].dtype) == (np.float16, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "damaged"),
+        (b"\xff" * 64, "damaged"),
+        (safetensors_bytes({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}), "dam"),
+        (
+            safetensors_bytes(
+                {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, bytes(4)
+            ),
+            "damaged",
+        ),
+        (
+            safetensors_bytes(
+                {"w": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)
+            ),
+            "tensor 'w' is of the unknown type F8_E5M2",
+        ),
+    ],
+    ids=["empty", "noise", "cut", "larger than the file", "unknown type"],
+)
+def test_damaged_safetensors_are_refused(tmp_path, content, words):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(Failure, match=rf"x\.safetensors: {words}"):
+        open_tensors(tmp_path / "x.safetensors")
+
+
+# --- what torch writes ---
+
+
+@pytest.fixture
+def save(torch, tmp_path):
+    def write(content, zipped: bool = True) -> Path:
+        path = tmp_path / "weights.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        return path
+
+    return write
+
+
+@pytest.mark.torch
+def test_views_without_their_elements_are_refused(torch, save):
+    """Four bytes that claim 10^14: whoever allocates that has lost."""
+    path = save({"convclass.weight": torch.zeros(1).expand(10**11, 1280, 1, 1)})
+    with pytest.raises(Failure, match=r"'convclass\.weight' is not all in the file"):
+        open_tensors(path)
+    for other in (torch.eye(3).to_sparse(), torch.zeros(3, device="meta")):
+        with pytest.raises(Failure, match="'w' is not all in the file"):
+            open_tensors(save({"w": other}))
+
+
+@pytest.mark.torch
+def test_slices_of_larger_tensors_are_read(torch, save):
+    tensors = open_tensors(save({"w": torch.arange(12.0).reshape(3, 4).T[1:]}))
+    np.testing.assert_array_equal(tensors["w"], np.arange(12.0).reshape(3, 4).T[1:])
+
+
+@pytest.mark.torch
+def test_a_compressed_archive_is_refused(torch, save, tmp_path):
+    path = save({"w": torch.zeros(1_000_000)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(Failure, match="damaged, or not a PyTorch checkpoint"):
+        open_tensors(path)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (np.float64(93.25), 93.25),
+        (np.float32(93.25), 93.25),
+        (np.int64(-3), -3),
+        (np.array([1.0, 2.0]), None),  # accepted, and left out
+        ("torch", 93.25),
+        (93.25, 93.25),
+    ],
+)
+def test_numpy_scores_beside_the_weights_are_read(torch, save, zipped, score, expected):
+    score = torch.tensor(93.25) if isinstance(score, str) else score
+    content = {"state_dict": {"w": torch.zeros(3)}, "epoch": 7, "best_score": score, "lr": [0.1]}
+    tensors = open_tensors(save(content, zipped))
+    wanted = {"epoch": 7} if expected is None else {"epoch": 7, "best_score": expected}
+    assert tensors.beside == wanted
+    assert all(type(value) in (int, float) for value in tensors.beside.values())
+
+
+@pytest.mark.torch
+def test_scores_that_numpy_1_wrote_are_read(torch, save):
+    path = save({"state_dict": {"w": torch.zeros(3)}, "best_score": np.float64(0.5)}, zipped=False)
+    content = path.read_bytes()
+    assert b"numpy._core.multiarray\n" in content
+    path.write_bytes(content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert open_tensors(path).beside == {"best_score": 0.5}
+
+
+@pytest.mark.torch
+def test_numpy_is_let_in_for_numbers_alone(torch, save):
+    state = {"w": torch.zeros(3)}
+    for value in (np.array([{}], object), np.datetime64("2020-01-01"), np.str_("text")):
+        with pytest.raises(Failure, match=r"weights\.pth: damaged, or not"):
+            open_tensors(save({"state_dict": state, "best_score": value}))
+    with pytest.raises(Failure, match="not a tensor"):
+        open_tensors(save({"state_dict": {"w": np.zeros(3)}}))
+
+
+# --- the Hugging Face Hub ---
+
+
+def refusal(capsys, tmp_path, source: str) -> tuple[int, str]:
+    code = main([source, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return code, line
+
+
+def test_without_the_hub_a_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, line = refusal(capsys, tmp_path, "hf:timm/resnet101.tv_in1k")
+    assert code == 2
+    assert "pip install -e '.[hub]'" in line
+
+
+@pytest.mark.parametrize(
+    "source", ["hf:", "hf:resnet", "hf:a/b@sha256:12", "hf:a/b/c", "hf:../x y"]
+)
+def test_a_malformed_name_is_refused(tmp_path, capsys, source):
+    code, line = refusal(capsys, tmp_path, source)
+    assert code == 2
+    assert "must be hf:OWNER/NAME" in line
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """The Hub's cache on a machine without a network, with one repository in it."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        pytest.skip("needs the extra `hub`")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--timm--tiny"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    save_file({"w": np.zeros(3, np.float32)}, snapshot / "model.safetensors")
+    return snapshot / "model.safetensors"
+
+
+def test_a_repository_is_found_by_name_and_digest(hub_cache):
+    path, digest = locate("hf:timm/tiny")
+    assert path.samefile(hub_cache)
+    assert locate(f"hf:timm/tiny@sha256:{digest}") == (path, digest)
+    with pytest.raises(Failure, match=f"refused, the file that was fetched has sha256 {digest}"):
+        locate(f"hf:timm/tiny@sha256:{'0' * 64}")
+
+
+def test_without_a_network_a_line_says_so(hub_cache, tmp_path, capsys):
+    code, line = refusal(capsys, tmp_path, "hf:timm/resnet101.tv_in1k")
+    assert code == 1
+    assert "hf:timm/resnet101.tv_in1k: cannot be fetched (" in line
+
+
+def test_a_path_is_a_path(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        locate(tmp_path / "none.pth")
+    with pytest.raises(UsageError, match="no such file"):
+        locate(tmp_path)

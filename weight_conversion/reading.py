@@ -1,0 +1,245 @@
+"""Reads PyTorch's files: names and shapes first, then arrays one at a time, and never any code.
+
+A `.safetensors` file cannot hold code. What `torch.save` wrote is a pickle, which torch unpickles
+with `weights_only=True`: tensors and plain containers, and here also the NumPy scalars that scripts
+leave beside them. Arrays are mapped from the file, so that nothing is allocated before names and
+shapes are known to be right.
+"""
+
+import hashlib
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mlic_jax.errors import Failure, UsageError
+
+HUB_FILE = "model.safetensors"
+_HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@sha256:([0-9a-f]{64}))?")
+_ZIP_START = b"PK\x03\x04"  # by which torch.load tells its two formats apart
+# The types of safetensors that NumPy has; bfloat16 by way of ml_dtypes, which JAX brings.
+_NUMPY_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"}
+_NUMPY_TYPES |= {"BOOL"}
+# What a training checkpoint holds beside its weights and a conversion keeps.
+_KEPT = ("epoch", "arch", "best_score")
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a file by name; an array is read each time that it is asked for.
+
+    Attributes:
+        shapes: of every tensor, known without reading it.
+        beside: `epoch`, `arch` and `best_score` where the file has them, as plain numbers and text.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        read: Callable[[str], np.ndarray],
+        beside: dict[str, Any] | None = None,
+    ):
+        self.shapes = shapes
+        self.beside = beside or {}
+        self._read = read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def locate(source: str | Path) -> tuple[Path, str]:
+    """The file that `source` means, and its SHA-256.
+
+    Args:
+        source: a path, or `hf:OWNER/NAME`, the `model.safetensors` of a repository of the Hugging
+            Face Hub. `hf:OWNER/NAME@sha256:DIGEST` insists on a digest.
+
+    Raises:
+        UsageError: there is no such file, or fetching needs the extra `hub`, which is missing.
+        Failure: it cannot be fetched, or its digest is another.
+    """
+    wanted = None
+    if str(source).startswith("hf:"):
+        path, wanted = _fetch(str(source))
+    else:
+        path = Path(source)
+    if not path.is_file():
+        raise UsageError(f"{source}: no such file")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read ({error.strerror})") from error
+    if wanted not in (None, digest):
+        raise Failure(f"{source}: refused, the file that was fetched has sha256 {digest}")
+    return path, digest
+
+
+def _fetch(source: str) -> tuple[Path, str | None]:
+    """The file of `hf:OWNER/NAME[@sha256:DIGEST]` in the Hub's own cache, and DIGEST."""
+    name = _HUB_NAME.fullmatch(source)
+    if not name:
+        raise UsageError(f"{source}: must be hf:OWNER/NAME or hf:OWNER/NAME@sha256:DIGEST")
+    try:
+        from huggingface_hub import hf_hub_download, logging
+    except ImportError as error:
+        raise UsageError(
+            f"{source}: fetching it needs huggingface_hub: pip install -e '.[hub]'"
+        ) from error
+    logging.set_verbosity_error()  # else it tells of every attempt
+    try:
+        return Path(hf_hub_download(name[1], HUB_FILE)), name[2]
+    except Exception as error:  # Its errors and its network library's have no base in common.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Failure(f"{source}: cannot be fetched ({reason})") from error
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of a `.safetensors` file, or of one that `torch.load` reads.
+
+    That one holds a state_dict or `{"state_dict": ...}`. Arrays of the latter are float32 wherever
+    they are floating point.
+
+    Raises:
+        UsageError: torch is needed and missing.
+        Failure: the file is damaged, holds code, or holds anything but tensors.
+    """
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    shapes = {}
+    try:
+        file = safe_open(path, framework="numpy")
+        for name in file.keys():  # noqa: SIM118, it is no dict
+            entry = file.get_slice(name)
+            if entry.get_dtype() not in _NUMPY_TYPES:
+                raise Failure(f"{path}: tensor {name!r} is of the unknown type {entry.get_dtype()}")
+            shapes[name] = tuple(entry.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise Failure(f"{path}: damaged, or not a safetensors file ({error})") from error
+    return Tensors(shapes, file.get_tensor)
+
+
+def _open_torch(path: Path) -> Tensors:
+    """The tensors of a file that `torch.save` wrote, in its zip or its older format."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"{path}: reading it needs PyTorch: pip install -e '.[torch]'") from error
+    content = _unpickle(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise Failure(f"{path}: holds no state_dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise Failure(f"{path}: holds no state_dict, {name!r} is no tensor's name")
+        if not isinstance(tensor, torch.Tensor):
+            raise Failure(f"{path}: {name!r} holds {type(tensor).__name__}, not a tensor")
+        if not _is_plain(tensor):
+            raise Failure(f"{path}: tensor {name!r} is not all in the file (sparse, or a view)")
+
+    def read(name: str) -> np.ndarray:
+        tensor = state[name]
+        # NumPy has no bfloat16 of its own, and every weight ends up as float32.
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    beside = {} if state is content else {name: content[name] for name in _KEPT if name in content}
+    for name, value in beside.items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1 and _is_plain(value):
+            beside[name] = value.item()
+    plain = {name: v for name, v in beside.items() if isinstance(v, int | float | str)}
+    return Tensors(shapes, read, plain)
+
+
+def _unpickle(path: Path) -> Any:
+    """What `torch.load` finds in a file, without running any of it."""
+    import torch
+
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP_START)) == _ZIP_START
+    allowed = [(_NumpyType, "numpy.dtype"), (_NumpyArray, "numpy.ndarray")]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of NumPy 1 and 2
+        allowed += [(_numpy_scalar, f"{module}.scalar"), (_NumpyArray, f"{module}._reconstruct")]
+    try:
+        if zipped:
+            _check_zip(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")  # of odd pickles; they are read or they are refused
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # Damaged bytes can end in almost any exception.
+        # torch names what it declined to unpickle as "GLOBAL module.name" in a long explanation.
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds code ({code[1]}) and not only tensors: refused, nothing was run"
+        else:
+            reason = "damaged, or not a PyTorch checkpoint"
+        raise Failure(f"{path}: {reason}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses what could grow when it is read: `torch.save` never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("compressed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("larger than the file")
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether all elements of a tensor lie in the file, one by one.
+
+    A tensor of stride 0 claims any size with a single element: allocating it would be the attack.
+    """
+    import torch
+
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+# Stand-ins for NumPy's constructors, so that unpickling `best_score` calls nothing of NumPy that a
+# file could talk into more than reading a number.
+
+
+class _NumpyType:
+    """`numpy.dtype`, of numbers alone."""
+
+    def __init__(self, code: str | bytes, *_: Any):
+        text = code.decode("ascii") if isinstance(code, bytes) else code
+        if not re.fullmatch(r"[fiu][1248]|b1", text):
+            raise ValueError(f"a NumPy type {text!r}")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _NumpyArray:
+    """An array beside the weights; nothing of it is kept."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _numpy_scalar(kind: _NumpyType, data: bytes) -> int | float | bool:
+    """`numpy.core.multiarray.scalar`, as a Python number."""
+    return np.frombuffer(data, kind.dtype, count=1)[0].item()
