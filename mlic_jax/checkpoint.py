@@ -127,15 +127,23 @@ def load_weights(path: Path) -> tuple[Tree, Tree]:
     directory = find_checkpoint(path)
     try:
         metadata = read_metadata(directory)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(directory / "variables").item_metadata.tree
+        with ocp.Checkpointer(_items()) as checkpointer:
+            saved = checkpointer.metadata(directory).item_metadata["variables"].tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-            variables = checkpointer.restore(
-                directory / "variables", args=ocp.args.PyTreeRestore(restore_args=restore_args)
-            )
+            wanted = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=restore_args))
+            variables = checkpointer.restore(directory, args=wanted)["variables"]
     except (OSError, ValueError, KeyError) as error:
         raise Failure(f"the checkpoint {directory} cannot be read: {error}") from error
     return variables, metadata
+
+
+def _items() -> ocp.CompositeCheckpointHandler:
+    """How each item of a checkpoint is stored."""
+    return ocp.CompositeCheckpointHandler(
+        variables=ocp.PyTreeCheckpointHandler(),
+        training=ocp.PyTreeCheckpointHandler(),
+        metadata=ocp.JsonCheckpointHandler(),
+    )
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -31,6 +31,8 @@ def default_config() -> ConfigDict:
     config.model.top_n = 4  # regions of an image
     config.model.threshold = 0.5  # where a region's profiles are cut
     config.model.localizer = "exact"  # exact (as released) | clean (repaired)
+    config.model.pool_ratio = 0.05  # msrn: groups of labels, as a share of the labels
+    config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
     config.data.source = ""  # scenes | coco | voc | tfds
@@ -65,7 +67,7 @@ def default_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd (as released) | adamw
     config.optim.learning_rate = 0.01
-    # Of every top-level module of the model; together they must cover all parameters.
+    # Of every top-level module of the model, all of them; 0 freezes one.
     config.optim.multipliers = ConfigDict({"features": 0.1, "convclass": 1.0})
     config.optim.schedule = "step"  # step (as released) | cosine (to zero)
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
@@ -78,6 +80,7 @@ def default_config() -> ConfigDict:
     config.eval.label_policy = ""  # empty: what the protocol says
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16
+    config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
     config.eval.min_positives = 0
     return config.lock()

@@ -34,3 +34,26 @@ def two_stream_loss(
         "loss_local": binary_cross_entropy(outputs["local_logits"], targets, known),
     }
     return parts["loss_global"] + parts["loss_local"], parts
+
+
+def total_loss(
+    outputs: dict[str, jax.Array], targets: jax.Array, known: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of any model, told by what it outputs.
+
+    Args:
+        outputs: with `local_logits` those of MCAR; with `group_loss` those of MSRN, whose loss is
+            the cross entropy of `logits` plus that; with neither, the cross entropy is all.
+        targets: bool `[B, C]`.
+        known: bool `[B, C]`, as for `binary_cross_entropy`.
+
+    Returns:
+        float32 scalar, and its parts by name for the log (none where it has only one).
+    """
+    if "local_logits" in outputs:
+        return two_stream_loss(outputs, targets, known)
+    of_labels = binary_cross_entropy(outputs["logits"], targets, known)
+    if "group_loss" not in outputs:
+        return of_labels, {}
+    parts = {"loss_labels": of_labels, "loss_group": outputs["group_loss"]}
+    return of_labels + outputs["group_loss"], parts

@@ -36,7 +36,7 @@ from mlic_jax.data import pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.losses import two_stream_loss
+from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.writers import MetricWriter
@@ -83,7 +83,7 @@ def make_train_step(
                 mask=batch["mask"],
                 mutable=["batch_stats"],
             )
-            loss, parts = two_stream_loss(outputs, targets, known)
+            loss, parts = total_loss(outputs, targets, known)
             return loss, (parts, updates["batch_stats"])
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import co_occurrence
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.co_occurrence import CoOccurrence
@@ -28,14 +29,9 @@ _NOT_FOR_TRAINING = ("test", "val")  # how names of splits begin that must not b
 _NAMES_SHOWN = 20
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    parser = _Parser(prog="build_label_graph.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="build_label_graph.py", description=__doc__.splitlines()[0])
     parser.add_argument("--prepared", metavar="DIR", help="a prepared set: count, or compare with")
     parser.add_argument("--split", metavar="NAME", help="its training split")
     parser.add_argument(
@@ -53,12 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{', '.join(CLASS_LISTS)}",
     )
     parser.add_argument("--output", metavar="FILE", help="the .npz to write")
-    try:
-        _run(parser.parse_args(arguments))
-    except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:

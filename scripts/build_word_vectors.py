@@ -14,20 +14,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import word_vectors
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    parser = _Parser(prog="build_word_vectors.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="build_word_vectors.py", description=__doc__.splitlines()[0])
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--prepared", metavar="DIR", help="take the classes of a prepared set")
     classes.add_argument(
@@ -45,12 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="leave unknown words out of the mean; a class without a known word gets zeros",
     )
-    try:
-        _run(parser.parse_args(arguments))
-    except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.losses import binary_cross_entropy, two_stream_loss
+from mlic_jax.losses import binary_cross_entropy, total_loss, two_stream_loss
 
 
 def test_mean_over_what_is_known():
@@ -41,3 +41,29 @@ def test_two_streams_add_up():
     np.testing.assert_allclose(parts["loss_global"], np.log1p(np.exp(-1)), rtol=1e-6)
     np.testing.assert_allclose(parts["loss_local"], np.log1p(np.exp(2)), rtol=1e-6)
     assert loss == parts["loss_global"] + parts["loss_local"]
+
+
+LOGITS = jnp.array([[0.5, -1.0], [2.0, 0.0]])
+TARGETS = jnp.array([[True, False], [False, True]])
+KNOWN = jnp.array([[True, True], [True, False]])
+
+
+def test_total_loss_of_two_streams():
+    outputs = {"logits": LOGITS, "global_logits": LOGITS - 1, "local_logits": LOGITS + 1}
+    loss, parts = total_loss(outputs, TARGETS, KNOWN)
+    assert (loss, parts) == two_stream_loss(outputs, TARGETS, KNOWN)
+    assert set(parts) == {"loss_global", "loss_local"}
+
+
+def test_total_loss_with_groups():
+    outputs = {"logits": LOGITS, "group_loss": jnp.float32(0.25)}
+    loss, parts = total_loss(outputs, TARGETS, KNOWN)
+    of_labels = binary_cross_entropy(LOGITS, TARGETS, KNOWN)
+    assert parts == {"loss_labels": of_labels, "loss_group": 0.25}
+    assert loss == of_labels + 0.25
+
+
+def test_total_loss_of_logits_alone():
+    loss, parts = total_loss({"logits": LOGITS}, TARGETS, KNOWN)
+    assert loss == binary_cross_entropy(LOGITS, TARGETS, KNOWN)
+    assert parts == {}

@@ -38,6 +38,7 @@ from safetensors.numpy import save_file
 
 from mlic_jax.atomic import written_whole
 from mlic_jax.checkpoint import load_weights, save_weights
+from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.label_inputs import order_of
@@ -179,15 +180,10 @@ def _save_torch(state: dict[str, np.ndarray], path: Path, beside: dict[str, Any]
     torch.save({**beside, "state_dict": tensors} if beside else tensors, path)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     lists = f"{', '.join(CLASS_LISTS)}, or a file with a name a line"
-    parser = _Parser(prog="weight_conversion.convert", description=__doc__.splitlines()[0])
+    parser = Parser(prog="weight_conversion.convert", description=__doc__.splitlines()[0])
     parser.add_argument("input", metavar="INPUT", help=".pth, .pt, .pth.tar, .safetensors or hf:")
     parser.add_argument(
         "--output", metavar="PATH", required=True, help="a folder; to torch: a file"
@@ -200,13 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graph", metavar="FILE", help="MSRN: the co-occurrence counts")
     parser.add_argument("--vectors", metavar="FILE", help="MSRN: the word vectors")
     parser.add_argument("--to", choices=["torch"], help="INPUT is a checkpoint of ours, or a run")
-    try:
+
+    def run() -> None:
         options = parser.parse_args(arguments)
         (_convert_back if options.to else _convert)(options)
-    except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+
+    return exit_code(run)
 
 
 def _convert(options: argparse.Namespace) -> None:

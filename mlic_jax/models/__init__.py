@@ -1,16 +1,18 @@
 """The registry: from the names of a configuration to Linen modules."""
 
 import flax.linen as nn
+import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.mcar import MCAR, POOLINGS
 from mlic_jax.models.mobilenet_v2 import MobileNetV2
+from mlic_jax.models.msrn import HEADS, MSRN
 from mlic_jax.models.regions import LOCALIZERS
 from mlic_jax.models.resnet import DEPTHS, ResNet
 
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2")
-MODELS = ("mcar",)
+MODELS = ("mcar", "msrn")
 
 
 def create_backbone(name: str, width: float = 1.0) -> nn.Module:
@@ -31,13 +33,33 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
     return ResNet(depth=int(name.removeprefix("resnet")), width=width)
 
 
-def create_model(config: ConfigDict, num_classes: int) -> nn.Module:
+def create_model(
+    config: ConfigDict,
+    num_classes: int,
+    word_vectors: np.ndarray | None = None,
+    attention_mask: np.ndarray | None = None,
+) -> nn.Module:
     """The model that `config.model` describes, for `num_classes` labels.
 
+    Args:
+        config: `config.model`.
+        num_classes: C.
+        word_vectors: float `[C, V]`, what MSRN knows of its labels; no other model reads it.
+        attention_mask: bool `[C, C]`, the graph of MSRN's labels: True where label i (row) attends
+            to label j (column), itself included.
+
     Raises:
-        UsageError: an option is unknown or does not fit the number of classes.
+        UsageError: an option is unknown or does not fit the number of classes, or the label inputs
+            of MSRN are missing or do not fit it.
     """
     _require_one_of("model.name", config.name, MODELS)
+    features = create_backbone(config.backbone, config.width)
+    if config.name == "msrn":
+        return _create_msrn(config, features, num_classes, word_vectors, attention_mask)
+    return _create_mcar(config, features, num_classes)
+
+
+def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> MCAR:
     _require_one_of("model.pooling", config.pooling, tuple(POOLINGS))
     _require_one_of("model.localizer", config.localizer, tuple(LOCALIZERS))
     if not 1 <= config.top_n <= num_classes:
@@ -47,12 +69,52 @@ def create_model(config: ConfigDict, num_classes: int) -> nn.Module:
     if not 0 < config.threshold < 1:
         raise UsageError(f"model.threshold is {config.threshold}; it must lie between 0 and 1")
     return MCAR(
-        features=create_backbone(config.backbone, config.width),
+        features=features,
         num_classes=num_classes,
         pooling=config.pooling,
         top_n=config.top_n,
         threshold=config.threshold,
         localizer=config.localizer,
+    )
+
+
+def _create_msrn(
+    config: ConfigDict,
+    features: nn.Module,
+    num_classes: int,
+    word_vectors: np.ndarray | None,
+    attention_mask: np.ndarray | None,
+) -> MSRN:
+    _require_one_of("model.head", config.head, HEADS)
+    num_groups = int(config.pool_ratio * num_classes)
+    if not 1 <= num_groups <= num_classes:
+        raise UsageError(
+            f"model.pool_ratio is {config.pool_ratio}, which makes {num_groups} groups of "
+            f"{num_classes} labels; it must be at least 1/{num_classes} and at most 1"
+        )
+    if word_vectors is None or attention_mask is None:
+        raise UsageError(
+            "model.name is 'msrn', which needs a word vector for every label and a graph of the "
+            "labels; give both"
+        )
+    if word_vectors.ndim != 2 or len(word_vectors) != num_classes:
+        raise UsageError(
+            f"the word vectors have the shape {word_vectors.shape}; {num_classes} labels need "
+            f"({num_classes}, dimensions)"
+        )
+    if attention_mask.shape != (num_classes, num_classes) or attention_mask.dtype != bool:
+        raise UsageError(
+            f"the attention mask is {attention_mask.dtype} of the shape {attention_mask.shape}; "
+            f"{num_classes} labels need bool of ({num_classes}, {num_classes})"
+        )
+    if not attention_mask.diagonal().all():
+        raise UsageError("the attention mask keeps a label from itself; its diagonal must be True")
+    return MSRN(
+        features=features,
+        word_vectors=word_vectors,
+        attention_mask=attention_mask,
+        num_groups=num_groups,
+        head=config.head,
     )
 
 
