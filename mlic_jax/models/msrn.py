@@ -1,0 +1,149 @@
+"""MSRN: labels and groups of labels, embedded by their graph, look at three depths of a backbone.
+
+Multi-layered semantic representation network, as the released system computes it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mlic_jax.errors import UsageError
+from mlic_jax.models.convolution import convolve
+from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_groups
+from mlic_jax.models.spatial_attention import spatial_attention
+
+HEADS = ("dense", "per_label")
+CHANNELS = 512  # of every embedding, and of the maps that it attends to
+HIDDEN = 2048  # of the dense head
+
+
+class MSRN(nn.Module):
+    """The network on any backbone of three or more stages.
+
+    Attributes:
+        features: the backbone; its last three maps are attended to.
+        word_vectors: float32 `[C, V]`, a vector for every label.
+        attention_mask: bool `[C, C]`; True where label i (row) attends to label j (column) in the
+            graph, itself included.
+        num_groups: K, of the groups that the labels pool into.
+        head: `dense` (as released: two layers over everything) or `per_label` (a label's score
+            from what it and the one group that it most belongs to see, with weights of its own).
+    """
+
+    features: nn.Module
+    word_vectors: np.ndarray
+    attention_mask: np.ndarray
+    num_groups: int
+    head: str
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Scores images.
+
+        Args:
+            images: float32 `[B, S, S, 3]`, normalised; S >= 64.
+            train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
+            mask: bool `[B]`, False for padding, which moves no batch statistics.
+
+        Returns:
+            Float32: `logits` `[B, C]`; `group_loss` `[]`, to be added to that of the logits; and
+            `group_assignment` `[C, K]`, whose rows sum to 1.
+
+        Raises:
+            UsageError: the images are too small for the last map to be pooled.
+        """
+        labels, groups, assignment = self.embed_labels()
+        maps = self.features(images, train, mask)[-3:]
+        if min(maps[-1].shape[1:3]) < 2:
+            raise UsageError(
+                f"images of {images.shape[1]}x{images.shape[2]} px leave MSRN no position to "
+                "attend to; data.image_size must be at least 64"
+            )
+        seen = self.attend(maps, jnp.concatenate([labels, groups]), train)
+        return {
+            "logits": self.classify(seen, assignment),
+            "group_loss": group_loss(labels, groups, assignment),
+            "group_assignment": assignment,
+        }
+
+    def embed_labels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Embeddings of the labels `[C, 512]` and groups `[K, 512]`, the assignment `[C, K]`."""
+        neighbours = jnp.asarray(self.attention_mask)
+        labels = Linear(256, name="label_linear")(jnp.asarray(self.word_vectors, jnp.float32))
+        labels = GraphAttention(300, name="label_attention0")(labels, neighbours)
+        labels = GraphAttention(CHANNELS, name="label_attention1")(labels, neighbours)
+        nodes = nn.relu(labels)
+        members = GraphAttention(CHANNELS, name="group_attention")(nodes, neighbours)
+        logits = GraphAttention(self.num_groups, name="group_assignment")(nodes, neighbours)
+        return labels, *pool_into_groups(members, logits)
+
+    def attend(self, maps: tuple[jax.Array, ...], embeddings: jax.Array, train: bool) -> jax.Array:
+        """What every embedding sees of every map, in (-1, 1): `[B, C + K, 3 * 512]`."""
+        seen = []
+        for stage, x in zip((2, 3, 4), maps, strict=True):
+            if stage != 4:
+                x = Linear(x.shape[-1], name=f"branch{stage}")(x, train)
+            x = Linear(CHANNELS, name=f"project{stage}")(halve(x), train)
+            seen.append(spatial_attention(x.reshape(len(x), -1, CHANNELS), embeddings))
+        return jnp.tanh(jnp.concatenate(seen, axis=-1))
+
+    def classify(self, seen: jax.Array, assignment: jax.Array) -> jax.Array:
+        """Logits `[B, C]` from what labels and groups see, `[B, C + K, F]`."""
+        num_classes = len(assignment)
+        if self.head == "dense":
+            hidden = Linear(HIDDEN, name="fc1")(seen.reshape(len(seen), -1))
+            return Linear(num_classes, name="fc2")(nn.leaky_relu(hidden, 0.01))
+        labels, groups = jnp.split(seen, [num_classes], axis=1)
+        own_group = groups[:, jnp.argmax(assignment, axis=-1)]
+        return PerLabel(name="per_label")(jnp.concatenate([labels, own_group], axis=-1))
+
+
+class Linear(nn.Module):
+    """A linear layer with a bias, or, of maps, a 1x1 convolution with one."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps `[B, H, W, F]` or `[N, F]` to as many G = `features`; `train` only moves speed."""
+        start = uniform(x.shape[-1])
+        kernel = self.param("kernel", start, (x.shape[-1], self.features))
+        bias = self.param("bias", start, (self.features,))
+        if x.ndim == 4:
+            return convolve(x, kernel[None, None], train=train) + bias
+        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
+
+
+class PerLabel(nn.Module):
+    """One linear score for every label, of weights and features of its own."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, C, F]` to `[B, C]`."""
+        start = uniform(x.shape[-1])
+        kernel = self.param("kernel", start, x.shape[1:])
+        bias = self.param("bias", start, x.shape[1:2])
+        return jnp.sum(x * kernel, axis=-1) + bias
+
+
+def uniform(inputs: int) -> nn.initializers.Initializer:
+    """Uniform in +-1/sqrt(F), F = `inputs`: how PyTorch starts a linear layer, kernel and bias."""
+    bound = inputs**-0.5
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Maximum over 2x2 windows at stride 2, `[B, H // 2, W // 2, F]`; an odd last line is dropped.
+
+    As maxima of pairs: the gradient of a window reduction is several times slower on a CPU. A tie
+    shares its gradient, where PyTorch would send it to the first.
+    """
+    batch, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width].reshape(batch, height, 2, width, 2, channels)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])

@@ -1,0 +1,136 @@
+"""The operation against its formula, element by element; its memory; numbers that strain it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mlic_jax.models.spatial_attention import spatial_attention
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def platform(request, monkeypatch):
+    """Both formulations; they are ordinary XLA and run anywhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
+def literal(features, embeddings):
+    """Every mean alone: of one image, one label, one channel, over the positions."""
+    out = np.zeros((len(features), *embeddings.shape))
+    for b, c, d in np.ndindex(out.shape):
+        f = features[b, :, d]
+        weights = np.exp(embeddings[c, d] * f - np.max(embeddings[c, d] * f))
+        out[b, c, d] = np.sum(weights / np.sum(weights) * f)
+    return out
+
+
+def naive(features, embeddings):
+    """The formula with everything materialised; JAX derives its gradients."""
+    f = features[:, None]
+    return jnp.sum(jax.nn.softmax(f * embeddings[:, None], axis=2) * f, axis=2)
+
+
+def random_inputs(positions, batch=2, labels=4, channels=3):
+    rng = np.random.default_rng(positions)
+    features = rng.normal(1, 2, (batch, positions, channels))
+    embeddings = rng.normal(0, 2, (labels, channels))
+    embeddings[0, 0] = 0.0
+    return features, embeddings, rng.normal(0, 1, (batch, labels, channels))
+
+
+def compiled(function, *inputs):
+    """(features, embeddings, cotangent) -> the value and both gradients, for inputs like these."""
+
+    def run(features, embeddings, cotangent):
+        value, pullback = jax.vjp(function, features, embeddings)
+        return (value, *pullback(cotangent))
+
+    return jax.jit(run).lower(*inputs).compile()
+
+
+def value_and_gradients(function, *inputs):
+    return compiled(function, *inputs)(*inputs)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 30])
+def test_exact_in_float64(platform, positions):
+    features, embeddings, cotangent = random_inputs(positions)
+    with jax.enable_x64(True):
+        inputs = [jnp.asarray(x) for x in (features, embeddings, cotangent)]
+        ours = value_and_gradients(spatial_attention, *inputs)
+        expected = value_and_gradients(naive, *inputs)
+    np.testing.assert_allclose(ours[0], literal(features, embeddings), rtol=0, atol=1e-12)
+    for got, want in zip(ours, expected, strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0], ids=["centred", "far_from_zero"])
+def test_float32_keeps_to_float64(platform, offset):
+    features, embeddings, cotangent = random_inputs(784, channels=5)
+    features = (features + offset).astype(np.float32)
+    embeddings, cotangent = embeddings.astype(np.float32), cotangent.astype(np.float32)
+    ours = value_and_gradients(spatial_attention, features, embeddings, cotangent)
+    with jax.enable_x64(True):
+        inputs = [jnp.asarray(x, jnp.float64) for x in (features, embeddings, cotangent)]
+        expected = value_and_gradients(naive, *inputs)
+    for got, want in zip(ours, expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-5 * np.abs(want).max())
+
+
+def test_long_sums_do_not_pile_up_rounding(platform):
+    """The gradient at e = 0 is a plain variance, here of 90000 positions."""
+    features = np.random.default_rng(0).uniform(size=(1, 90000, 4)).astype(np.float32)
+    variance = jax.grad(lambda e: jnp.sum(spatial_attention(features, e)))(jnp.zeros((1, 4)))
+    np.testing.assert_allclose(variance[0], features.var(axis=1, dtype=np.float64)[0], rtol=1e-6)
+
+
+def test_bfloat16_is_summed_in_float32(platform):
+    features, embeddings, cotangent = (
+        jnp.asarray(x, jnp.bfloat16) for x in random_inputs(400, channels=5)
+    )
+    wide = [x.astype(jnp.float32) for x in (features, embeddings, cotangent)]
+    value, *gradients = value_and_gradients(spatial_attention, features, embeddings, wide[2])
+    expected, *expected_gradients = value_and_gradients(spatial_attention, *wide)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)
+
+
+def test_one_position_can_take_all_the_weight(platform):
+    features = np.random.default_rng(1).normal(0, 100, (2, 25, 6)).astype(np.float32)
+    embeddings = np.repeat(np.float32([[3e4], [-3e4]]), 6, axis=1)
+    value, *gradients = value_and_gradients(
+        spatial_attention, features, embeddings, np.ones((2, 2, 6), np.float32)
+    )
+    np.testing.assert_allclose(value[:, 0], features.max(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(value[:, 1], features.min(axis=1), rtol=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_no_weight_of_every_pair_is_stored(platform):
+    batch, positions, labels, channels = 2, 256, 40, 32
+    inputs = random_inputs(positions, batch, labels, channels)
+    inputs = [jnp.asarray(x, jnp.float32) for x in inputs]
+
+    def temporary_bytes(function):
+        return compiled(function, *inputs).memory_analysis().temp_size_in_bytes
+
+    pairs = 4 * batch * positions * labels * channels
+    assert temporary_bytes(naive) > pairs  # the measure sees what it should
+    assert temporary_bytes(spatial_attention) < pairs / 8
+
+
+def test_several_devices_agree_with_one():
+    """Images over all eight: the gradient of the embeddings is summed over them."""
+    inputs = [np.asarray(x, np.float32) for x in random_inputs(30, batch=8)]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    layouts = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], [], ["data"])]
+    several = value_and_gradients(spatial_attention, *jax.device_put(inputs, layouts))
+    assert several[0].sharding.num_devices == 8
+    for got, want in zip(several, value_and_gradients(spatial_attention, *inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
