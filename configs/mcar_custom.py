@@ -16,7 +16,7 @@ from mlic_jax.config import apply_variant, default_config
 def get_config(variant: str | None = None) -> ConfigDict:
     """A short schedule for small sets; the published one would take thousands of steps."""
     config = default_config()
-    config.epochs = 60
+    config.epochs = 30
     config.init_prior = 0.03
     config.freeze_statistics = True
     config.model.backbone = "mobilenet_v2"
@@ -31,6 +31,6 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.optim.multipliers.features = 0.0  # frozen; for thousands of photos 0.01 or so
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
-    config.eval.every = 10
+    config.eval.every = 5
     config.eval.min_positives = 3
     return apply_variant(config, variant)
