@@ -45,6 +45,8 @@ def default_config() -> ConfigDict:
     config.data.keep_unlabelled = False  # coco: keep images that show none of the classes
     config.data.year = "2007"  # voc
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
+    config.data.word_vectors = ""  # msrn: a file of them; see scripts/build_word_vectors.py
+    config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
     config.data.scenes_seed = 0
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
@@ -67,8 +69,8 @@ def default_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd (as released) | adamw
     config.optim.learning_rate = 0.01
-    # Of every top-level module of the model, all of them; 0 freezes one.
-    config.optim.multipliers = ConfigDict({"features": 0.1, "convclass": 1.0})
+    # Of the model's top-level modules, `rest` of all that are not named; 0 freezes.
+    config.optim.multipliers = ConfigDict({"features": 0.1, "rest": 1.0})
     config.optim.schedule = "step"  # step (as released) | cosine (to zero)
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
     config.optim.warmup_epochs = 0.0  # linear, from zero

@@ -6,7 +6,7 @@
 import collections
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,42 @@ from mlic_jax.atomic import write_text
 from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.data import pipeline, sources, transforms
+from mlic_jax.data import label_inputs, pipeline, sources, transforms
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
-from mlic_jax.scores import Scores
+from mlic_jax.scores import OUTPUTS, Scores
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
 
 # The options of `config.model` that decide its arrays; the others may differ at evaluation.
-ARRAY_OPTIONS = ("name", "backbone", "width")
+ARRAY_OPTIONS = ("name", "backbone", "width", "pool_ratio", "head")
 
 
-def create_eval_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The configured model, with as many regions as evaluation is to look at."""
+def create_eval_model(
+    config: ConfigDict, num_classes: int, constants: Mapping[str, Any]
+) -> nn.Module:
+    """The configured model, with as many regions as evaluation is to look at.
+
+    Args:
+        constants: variables of which the collection `label_inputs` is used, if it is there.
+    """
     options = config.model.copy_and_resolve_references()
     options.top_n = config.eval.top_n or options.top_n
-    return create_model(options, num_classes)
+    return create_model(options, num_classes, **label_inputs.arguments_of(constants))
 
 
 def make_eval_step(model: nn.Module, augment: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
-    """The jitted step: (variables, batch) -> outputs of the model, labels and index of every row.
+    """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     The outputs lie on every device of every process: each can read the scores of the whole batch.
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         outputs = model.apply(variables, normalise(batch["image"], augment))
+        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
     return jax.jit(eval_step, out_shardings=distributed.replicated(mesh))
@@ -111,7 +118,7 @@ def score_split(
 def compute_metrics(
     scores: Scores, config: ConfigDict, frequent: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """The metrics of the configured protocol, and the mAP of the global stream alone."""
+    """The metrics of the configured protocol, and the mAP of the global stream if there is one."""
     values = metrics.evaluate_scores(
         scores.logits,
         scores.labels,
@@ -120,9 +127,11 @@ def compute_metrics(
         label_policy=config.eval.label_policy or None,
         frequent=frequent,
     )
-    labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-    global_ap = metrics.average_precision(scores.global_logits, labels)
-    return values | {"global_mAP": metrics.mean_average_precision(global_ap)}
+    if scores.global_logits is not None:
+        labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
+        global_ap = metrics.average_precision(scores.global_logits, labels)
+        values["global_mAP"] = metrics.mean_average_precision(global_ap)
+    return values
 
 
 def evaluate_run(
@@ -144,7 +153,7 @@ def evaluate_run(
     split = splits["test"]
     current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
     check_same_model(metadata, current, path, ARRAY_OPTIONS)
-    eval_model = create_eval_model(config, len(split.class_names))
+    eval_model = create_eval_model(config, len(split.class_names), variables)
     variables = {name: variables[name] for name in ("params", "batch_stats")}
     variables = jax.device_put(variables, distributed.replicated(mesh))
     eval_step = make_eval_step(eval_model, config.augment, mesh)
@@ -214,21 +223,20 @@ def write_results(
         scale = scores.image_size / np.array([record.height, record.width] * 2)
         return np.round(record.boxes * scale).astype(np.int32), record.box_classes
 
+    about = {"backbone": config.model.backbone, "image size": f"{scores.image_size} px"}
+    if scores.boxes is not None:
+        about |= {"pooling": config.model.pooling, "regions": scores.boxes.shape[1]}
+    best = metadata.get("best")
+    about["checkpoint"] = (
+        f"step {best['step']}, the best in validation" if best else metadata["source"]
+    )
     page = report.write_report(
         workdir,
         scores,
         values,
         image_at,
         title=f"{config.model.name} on {split.name} {split.split}",
-        summary={
-            "backbone": config.model.backbone,
-            "image size": f"{scores.image_size} px",
-            "pooling": config.model.pooling,
-            "regions": scores.box_classes.shape[1],
-            "checkpoint": f"step {metadata['best']['step']}, the best in validation"
-            if "best" in metadata
-            else metadata["source"],
-        },
+        summary=about,
         train_log=workdir / "metrics.jsonl",
         objects_at=objects_at,
     )

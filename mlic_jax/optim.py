@@ -29,6 +29,22 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> op
     return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
+def group_multipliers(config: ConfigDict, params: dict) -> dict[str, float]:
+    """The multiplier of every top-level module of `params`, from `config.optim`.
+
+    Raises:
+        UsageError: a group is no module, or a module is in no group.
+    """
+    multipliers = dict(config.multipliers)
+    rest = multipliers.pop("rest", None)
+    if set(multipliers) - set(params) or (rest is None and set(multipliers) != set(params)):
+        raise UsageError(
+            f"optim.multipliers names the groups {', '.join(sorted(config.multipliers))}; the "
+            f"model has {', '.join(sorted(params))}, and `rest` stands for those not named"
+        )
+    return {name: multipliers.get(name, rest) for name in params}
+
+
 def create_optimizer(
     config: ConfigDict, params: dict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -43,14 +59,9 @@ def create_optimizer(
         schedule: of the rate.
 
     Raises:
-        UsageError: the groups do not name exactly the model's top-level modules.
+        UsageError: the groups do not cover the model's top-level modules exactly.
     """
-    multipliers = dict(config.multipliers)
-    if set(multipliers) != set(params):
-        raise UsageError(
-            f"optim.multipliers names the groups {', '.join(sorted(multipliers))}; the model has "
-            f"{', '.join(sorted(params))}"
-        )
+    multipliers = group_multipliers(config, params)
     for name in sorted(params):
         size = sum(leaf.size for leaf in jax.tree.leaves(params[name]))
         logger.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])

@@ -107,18 +107,11 @@ def write_report(
         The path of the page.
     """
     ap_labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
-    ap = {
-        stream: average_precision(logits, ap_labels)
-        for stream, logits in (
-            ("global", scores.global_logits),
-            ("local", scores.local_logits),
-            ("final", scores.logits),
-        )
-    }
+    ap = {name: average_precision(logits, ap_labels) for name, logits in scores.streams.items()}
     log = read_train_log(train_log)
     predicted = predicted_labels(scores.logits, metrics["threshold"])
     with matplotlib.rc_context(_STYLE):
-        class_charts = draw_average_precision(scores.class_names, ap["final"], ap["global"])
+        class_charts = draw_average_precision(scores.class_names, ap["final"], ap.get("global"))
         curves = [draw_precision_recall(scores, ap_labels, ap["final"], metrics)]
         if "loss" in log:
             curves.append(draw_loss(*log["loss"]))
@@ -139,7 +132,7 @@ def write_report(
             for heading, chosen in choose_images(scores)
         ],
         has_objects=objects_at is not None,
-        region_colours=[_region_colour(k) for k in range(scores.boxes.shape[1])],
+        region_colours=[_region_colour(k) for k in range(_count_regions(scores))],
     )
     path = Path(workdir) / "report" / "index.html"
     write_text(path, page)
@@ -192,7 +185,7 @@ def choose_images(scores: Scores) -> list[tuple[str, np.ndarray]]:
 
 
 def draw_average_precision(
-    names: Sequence[str], final: np.ndarray, global_stream: np.ndarray
+    names: Sequence[str], final: np.ndarray, global_stream: np.ndarray | None = None
 ) -> list[Markup]:
     """AP [C] of each class, highest first: bars for the final scores, rings for the global stream.
 
@@ -209,9 +202,9 @@ def draw_average_precision(
         axes = figure.add_axes((0.4, 0.25 / height, 0.45, 1 - 0.3 / height))
         y = np.arange(len(classes))
         axes.barh(y, final[classes], height=0.62, color=_FINAL)
-        axes.plot(
-            global_stream[classes], y, "o", ms=5, mew=1.8, mfc=_CARD, mec=_GLOBAL, clip_on=False
-        )
+        if global_stream is not None:
+            rings = {"ms": 5, "mew": 1.8, "mfc": _CARD, "mec": _GLOBAL, "clip_on": False}
+            axes.plot(global_stream[classes], y, "o", **rings)
         for row, c in enumerate(classes):
             axes.text(131, row, f"{final[c]:.1f}", ha="right", va="center")
         axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xticks=(0, 50, 100))
@@ -349,23 +342,13 @@ def _picture(
 ) -> dict[str, Any]:
     """What the page shows of image i."""
     names = scores.class_names
-    final, first = _sigmoid(scores.logits[i]), _sigmoid(scores.global_logits[i])
+    final = _sigmoid(scores.logits[i])
     ranked = np.argsort(-final, kind="stable")
     boxes, classes = ((), ()) if objects_at is None else objects_at(i)
     return {
         "id": scores.image_ids[i],
         "src": _data_uri(image_at(i)),
-        "regions": [
-            {
-                "number": k + 1,
-                "colour": _region_colour(k),
-                "name": names[c],
-                "global": first[c],
-                "final": final[c],
-                **_rectangle(box),
-            }
-            for k, (box, c) in enumerate(zip(scores.boxes[i], scores.box_classes[i], strict=True))
-        ],
+        "regions": [_region(scores, i, k) for k in range(_count_regions(scores))],
         "objects": [
             {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
         ],
@@ -378,6 +361,22 @@ def _picture(
                 ("unknown", predicted[i] & (scores.labels[i] == 0)),
             )
         ],
+    }
+
+
+def _count_regions(scores: Scores) -> int:
+    return 0 if scores.boxes is None else scores.boxes.shape[1]
+
+
+def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
+    c = scores.box_classes[i, k]
+    return {
+        "number": k + 1,
+        "colour": _region_colour(k),
+        "name": scores.class_names[c],
+        "global": _sigmoid(scores.global_logits[i, c]),
+        "final": _sigmoid(scores.logits[i, c]),
+        **_rectangle(scores.boxes[i, k]),
     }
 
 

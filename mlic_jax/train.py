@@ -32,19 +32,22 @@ from mlic_jax.checkpoint import (
     merge_weights,
     read_metadata,
 )
-from mlic_jax.data import pipeline, sources
+from mlic_jax.data import co_occurrence, label_inputs, pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers
 from mlic_jax.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
 
 # Steps whose metrics may still be on their way while the next ones are dispatched.
 STEPS_IN_FLIGHT = 2
+
+# The modules that end in the logits, one of which every model has.
+CLASSIFIERS = {"convclass", "fc2", "per_label"}
 
 
 @flax.struct.dataclass
@@ -66,8 +69,6 @@ def make_train_step(
     from (key, k). Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
     """
 
-    frozen = [name for name, multiplier in config.optim.multipliers.items() if not multiplier]
-
     def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
         images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
         labels = resolve_unknown(batch["labels"], config.loss.label_policy)
@@ -75,7 +76,11 @@ def make_train_step(
 
         def loss_of(params):
             # So that no gradient is computed for what is frozen.
-            params = params | {name: lax.stop_gradient(params[name]) for name in frozen}
+            multipliers = group_multipliers(config.optim, params)
+            frozen = {
+                name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]
+            }
+            params = params | frozen
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -118,8 +123,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     last_step = config.epochs * epoch_steps
 
     num_classes = len(splits["train"].class_names)
-    model = create_model(config.model, num_classes)
-    eval_model = evaluate.create_eval_model(config, num_classes)
+    constants = label_constants(config, splits["train"])
+    model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
+    eval_model = evaluate.create_eval_model(config, num_classes, constants)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs)
     metadata = run_metadata(config, splits["train"])
     resumed = latest_checkpoint(workdir)
@@ -135,7 +141,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))
         if resumed:
-            state = restore(checkpoints, state)
+            state = restore(checkpoints, state, constants)
             print(f"resuming {resumed}, of {last_step} steps")
 
         step = int(state.step)
@@ -165,9 +171,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 log.add_validation(step, values)
                 if values["mAP"] > metadata["best"]["mAP"]:
                     metadata["best"] = {"mAP": values["mAP"], "step": step}
-                    checkpoints.save("best", step, variables, None, metadata)
+                    checkpoints.save("best", step, variables | constants, None, metadata)
             training = {"step": state.step, "opt_state": state.opt_state}
-            checkpoints.save("latest", step, variables, training, metadata)
+            checkpoints.save("latest", step, variables | constants, training, metadata)
             if stop.requested:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
@@ -215,6 +221,24 @@ def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) 
     return saved["best"]
 
 
+def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
+    """What MSRN knows of its labels, the collection `label_inputs`; nothing of other models.
+
+    Raises:
+        UsageError: the word vectors are not given, or a file is missing or of other classes.
+    """
+    if config.model.name != "msrn":
+        return {}
+    if not config.data.word_vectors:
+        raise UsageError(
+            "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
+            f"with python scripts/build_word_vectors.py --prepared {split.directory}"
+        )
+    graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
+    known = label_inputs.read(graph, config.data.word_vectors, split.class_names)
+    return {"label_inputs": known}
+
+
 def initial_variables(model: nn.Module, config: ConfigDict) -> dict[str, Any]:
     """Variables drawn from `config.seed`."""
     size = config.data.image_size
@@ -239,20 +263,24 @@ def start_weights(
         source = f"{config.init_from} ({info.get('arch', config.model.name)})"
         variables = merge_weights(variables, loaded, modules, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
-    if config.init_prior and "convclass" not in modules:
-        bias = variables["params"]["convclass"]["bias"]
-        log_odds = math.log(config.init_prior / (1 - config.init_prior))
-        variables["params"]["convclass"]["bias"] = jnp.full_like(bias, log_odds)
+    (classifier,) = CLASSIFIERS & variables["params"].keys()
+    if config.init_prior and classifier not in modules:
+        layer = variables["params"][classifier]
+        layer["bias"] = jnp.full_like(
+            layer["bias"], math.log(config.init_prior / (1 - config.init_prior))
+        )
     logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return variables
 
 
-def restore(checkpoints: RunCheckpoints, state: TrainState) -> TrainState:
-    """The latest checkpoint, laid out as `state` is."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+def restore(
+    checkpoints: RunCheckpoints, state: TrainState, constants: dict[str, Any]
+) -> TrainState:
+    """The latest checkpoint, laid out as `state` is; the constants in it are not read again."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
     training = {"step": state.step, "opt_state": state.opt_state}
     variables, training = checkpoints.restore_latest(variables, training)
-    return TrainState(**variables, **training)
+    return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
 
 
 def training_batches(
@@ -370,12 +398,13 @@ class StepLog:
         """Writes the metrics of a validation and says them in a line."""
         names = ("mAP", "global_mAP", "OF1", "CF1", "OF1_3", "CF1_3")
         epoch = step / self._epoch_steps
-        self._writer.write(step, {"epoch": epoch} | {f"val/{name}": values[name] for name in names})
+        written = {f"val/{name}": values[name] for name in names if name in values}
+        self._writer.write(step, {"epoch": epoch, **written})
         self._writer.flush()
-        self._bar.write(
-            f"epoch {epoch:g}: val mAP {values['mAP']:.2f} "
-            f"(global stream {values['global_mAP']:.2f}), OF1 {values['OF1']:.1f}"
-        )
+        line = f"epoch {epoch:g}: val mAP {values['mAP']:.2f}, OF1 {values['OF1']:.1f}"
+        if "global_mAP" in values:
+            line += f", global stream alone mAP {values['global_mAP']:.2f}"
+        self._bar.write(line)
         self._since = time.monotonic()  # a validation's time is not the steps'
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
-from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers
 
 
 @pytest.fixture
@@ -53,6 +53,19 @@ def test_adamw_decouples_the_decay(settings):
 def test_groups_must_be_the_modules_of_the_model(settings):
     with pytest.raises(UsageError, match="the model has backbone, convclass"):
         create_optimizer(settings, {"backbone": {}, "convclass": {}}, lambda _: 0.1)
+
+
+def test_the_rest_is_a_group_and_zero_freezes(settings):
+    settings.multipliers = {"features": 0.0, "rest": 0.5}
+    params = {name: {"w": jnp.array([2.0])} for name in ("features", "fc1", "fc2")}
+    assert group_multipliers(settings, params) == {"features": 0.0, "fc1": 0.5, "fc2": 0.5}
+    optimizer = create_optimizer(settings, params, lambda _: 0.1)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert updates["features"]["w"] == 0  # not even decay
+    np.testing.assert_allclose(updates["fc2"]["w"], -0.05 * 2 * (1 + 1e-4), rtol=1e-6)
+    settings.multipliers = {"features": 0.0}
+    with pytest.raises(UsageError, match="the model has fc1, fc2, features"):
+        group_multipliers(settings, params)
 
 
 def rates(settings, epochs, steps_per_epoch=10):

@@ -17,7 +17,9 @@ import pytest
 from mlic_jax import distributed
 from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.data import pipeline, sources
+from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate import evaluate_run
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import (
@@ -44,6 +46,9 @@ def metric_lines(workdir):
 def step_runner(config):
     """batch -> (state, metrics) of one step without augmentation, and the first batch of a set."""
     config.augment.flip, config.augment.jitter = False, 0.0  # random numbers depend on the shape
+    # At 0.5 the straight ramp between two cells of a map crosses exactly on a pixel, and rounding
+    # alone decides where a region ends.
+    config.model.threshold = 0.47
     split = sources.open_splits(config.data)["train"]
     model = create_model(config.model, len(split.class_names))
     variables = initial_variables(model, config)
@@ -98,8 +103,7 @@ def test_a_step_does_not_depend_on_how_many_devices_share_it(one_step):
     _, alone = run(batch)
     _, shared = run(distributed.to_devices(batch, mesh))
     np.testing.assert_allclose(alone["loss_global"], shared["loss_global"], rtol=1e-5)
-    # Rounding may move the edge of a region by a pixel, on some processors.
-    np.testing.assert_allclose(alone["loss_local"], shared["loss_local"], rtol=1e-2)
+    np.testing.assert_allclose(alone["loss_local"], shared["loss_local"], rtol=1e-4)
 
 
 def test_a_new_run_takes_what_fits_its_classes(config, tmp_path):
@@ -131,6 +135,33 @@ def test_frozen_statistics_stay_as_they_are(make_config):
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, before["batch_stats"])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before["params"])
     assert all(jax.tree.leaves(moved))
+
+
+def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
+    config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
+    config.epochs = 1
+    with pytest.raises(UsageError, match="build_word_vectors"):
+        train(config, tmp_path)
+    split = sources.open_splits(config.data)["train"]
+    vectors = np.random.default_rng(0).normal(0, 1, (len(split.class_names), 20))
+    words = WordVectors(vectors.astype(np.float32), split.class_names, "random")
+    words.save(tmp_path / "words.npz")
+    config.data.word_vectors = str(tmp_path / "words.npz")
+    train(config, tmp_path / "run")
+
+    known = load_weights(tmp_path / "run")[0]["label_inputs"]
+    np.testing.assert_array_equal(known["word_vectors"], words.vectors)
+    positives = split.labels() >= 0  # as_positive
+    np.testing.assert_array_equal(known["class_counts"], positives.sum(axis=0))
+    first = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
+    assert "global_mAP" not in first
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Global stream" not in page
+    again = evaluate_run(config, tmp_path / "again", tmp_path / "run")
+    assert again["mAP"] == first["mAP"]
+    config.epochs = 2
+    train(config, tmp_path / "run")
+    assert [line["step"] for line in metric_lines(tmp_path / "run") if "loss" in line][-1] == 6
 
 
 def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):

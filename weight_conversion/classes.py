@@ -1,14 +1,11 @@
 """The order of a checkpoint's classes: what depends on it, and how to change it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mlic_jax.data.label_inputs import order_of
-from mlic_jax.errors import UsageError
 from weight_conversion.name_tables import MSRN_BLOCK
 
 # The axes that run over the classes, of MCAR's leaves and of MSRN's.
@@ -42,37 +39,3 @@ def reorder(variables: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any
         groups = np.arange(len(order), len(rows))
         flat[BLOCKS] = rows[np.concatenate([order, groups])].reshape(flat[BLOCKS].shape)
     return unflatten_dict(flat, sep="/")
-
-
-def read_label_inputs(
-    graph: str | Path, vectors: str | Path, class_names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """What MSRN knows of its classes, in the order of `class_names`.
-
-    Args:
-        graph: co-occurrence counts, and `vectors`: word vectors; files of ours, or the published
-            pickles. Those have no class names and must be in the order of `class_names`.
-
-    Returns:
-        float32 `word_vectors` [C, D], `counts` [C, C], `class_counts` [C].
-
-    Raises:
-        UsageError: there is no such file, or it is of other classes.
-        Failure: one is damaged or unsafe.
-    """
-    from mlic_jax.data import co_occurrence, word_vectors
-
-    def in_order(loaded: Any, count: int, path: str | Path) -> Any:
-        if count != len(class_names):
-            raise UsageError(f"{path}: has {count} classes, the checkpoint {len(class_names)}")
-        return loaded.permute(order_of(loaded.class_names or class_names, class_names, str(path)))
-
-    counts = co_occurrence.load(graph)
-    counts = in_order(counts, len(counts.class_counts), graph)
-    words = word_vectors.load(vectors)
-    words = in_order(words, len(words.vectors), vectors)
-    return {
-        "word_vectors": words.vectors,
-        "counts": counts.counts,
-        "class_counts": counts.class_counts,
-    }

@@ -40,11 +40,12 @@ from mlic_jax.atomic import written_whole
 from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
+from mlic_jax.data import label_inputs
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
-from mlic_jax.data.label_inputs import order_of
+from mlic_jax.data.label_files import order_of
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import POOLINGS
-from weight_conversion.classes import read_label_inputs, reorder
+from weight_conversion.classes import reorder
 from weight_conversion.name_tables import (
     Match,
     detect,
@@ -262,7 +263,7 @@ def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> t
     if (options.graph is None) != (options.vectors is None):
         raise UsageError("--graph and --vectors go together")
     if options.graph:
-        inputs = read_label_inputs(options.graph, options.vectors, names)
+        inputs = label_inputs.read(options.graph, options.vectors, names)
         length = len(variables["params"]["label_linear"]["kernel"])
         if inputs["word_vectors"].shape[1] != length:
             raise UsageError(f"{options.vectors}: its vectors are not of length {length}")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import load_weights
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from mlic_jax.data.co_occurrence import attention_mask
+from mlic_jax.data import label_inputs
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
@@ -96,18 +96,16 @@ def _model_config(variables: Mapping, info: Mapping) -> ConfigDict:
 
 
 def _label_inputs(variables: Mapping, path: Path) -> Arrays:
-    given = variables.get("label_inputs")
-    if not given:
+    if "label_inputs" not in variables:
         raise UsageError(f"{path} has no word vectors and label graph: convert it with both first")
-    mask = attention_mask(given["counts"], given["class_counts"])
-    return {"word_vectors": np.asarray(given["word_vectors"]), "attention_mask": mask}
+    return label_inputs.arguments_of(variables)
 
 
 def training_config(checkpoint: Checkpoint) -> ConfigDict:
     """The released recipe without augmentation, so that both sides see the same pixels."""
     config = default_config().unlock()
     config.model = checkpoint.model
-    slow, fast = config.optim.multipliers.features, config.optim.multipliers.convclass
+    slow, fast = config.optim.multipliers.features, config.optim.multipliers.rest
     config.optim.multipliers = {
         name: slow if name in TRUNK_MODULES else fast for name in checkpoint.variables["params"]
     }

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import transforms
-from mlic_jax.data.label_inputs import order_of
+from mlic_jax.data.label_files import order_of
 from mlic_jax.data.records import open_split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics import average_precision, mean_average_precision

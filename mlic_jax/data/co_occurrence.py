@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.data import label_inputs, safe_pickle
+from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
@@ -39,15 +39,15 @@ class CoOccurrence:
         Raises:
             UsageError: the folder cannot be written to.
         """
-        label_inputs.write_npz(path, dataclasses.asdict(self))
+        label_files.write_npz(path, dataclasses.asdict(self))
 
     def permute(self, order: Sequence[int]) -> "CoOccurrence":
-        """The same graph with class `order[i]` at position i; see `label_inputs.order_of`.
+        """The same graph with class `order[i]` at position i; see `label_files.order_of`.
 
         Raises:
             UsageError: `order` does not hold each of 0 to C - 1 once.
         """
-        order = label_inputs.check_order(order, len(self.class_counts))
+        order = label_files.check_order(order, len(self.class_counts))
         return dataclasses.replace(
             self,
             counts=self.counts[np.ix_(order, order)],
@@ -89,8 +89,8 @@ def load(path: str | os.PathLike) -> CoOccurrence:
         Failure: the file holds anything else, or is damaged.
     """
     path = Path(path)
-    if label_inputs.is_npz(path):
-        fields = label_inputs.read_npz(path, "co-occurrence counts")
+    if label_files.is_npz(path):
+        fields = label_files.read_npz(path, "co-occurrence counts")
         if missing := {"counts", "class_counts"} - fields.keys():
             raise Failure(f"{path} is no label graph: it lacks {', '.join(sorted(missing))}")
     else:
@@ -249,7 +249,7 @@ def _lint_classes(graph: CoOccurrence, class_names: Sequence[str] | None) -> lis
     if have is None or have == tuple(class_names):
         return []
     try:
-        label_inputs.order_of(have, class_names, "the graph")
+        label_files.order_of(have, class_names, "the graph")
     except UsageError as error:
         return [str(error)]
     moved = np.flatnonzero(np.array(have) != np.array(class_names))

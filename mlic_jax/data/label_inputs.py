@@ -1,86 +1,57 @@
-"""What a label graph and word vectors have in common: their files, and the order of their classes.
+"""What MSRN knows of its labels before it sees an image: word vectors and a label graph.
 
-Both are one `.npz`, or a published pickle, which knows no class names.
+A checkpoint holds them as the collection `label_inputs` of its variables: float32 `word_vectors`
+[C, D], `counts` [C, C] and `class_counts` [C].
 """
 
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic_jax.atomic import written_whole
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.data import co_occurrence, word_vectors
+from mlic_jax.data.co_occurrence import CoOccurrence
+from mlic_jax.data.label_files import order_of
+from mlic_jax.data.word_vectors import WordVectors
+from mlic_jax.errors import UsageError
 
 
-def order_of(have: Sequence[str], want: Sequence[str], what: str) -> list[int]:
-    """Where the classes `want` lie in `have`: `[have[i] for i in order_of(have, want)] == want`.
+def read(
+    graph: CoOccurrence | str | Path, vectors: str | Path, class_names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The label inputs in the order of `class_names`.
 
-    Raises:
-        UsageError: they are not the same classes; `what` is how the message names `have`.
-    """
-    if sorted(have) != sorted(want):
-        lacks = [name for name in want if name not in have]
-        extra = [name for name in have if name not in want]
-        differences = [f"lacks {', '.join(lacks)}"] if lacks else []
-        differences += [f"has {', '.join(extra)}"] if extra else []
-        told = " and ".join(differences) or "has one of them more than once"
-        raise UsageError(f"{what} is not of the classes wanted: it {told}")
-    position = {name: i for i, name in enumerate(have)}
-    return [position[name] for name in want]
-
-
-def check_order(order: Sequence[int], num_classes: int) -> list[int]:
-    """The order as a list.
+    Args:
+        graph: co-occurrence counts, or a file of them.
+        vectors: a file of word vectors. Either file is one of ours, or a published pickle; those
+            have no class names and must be in the order of `class_names`.
 
     Raises:
-        UsageError: it does not hold each of 0 to C - 1 once.
+        UsageError: there is no such file, or it is of other classes.
+        Failure: one is damaged or unsafe.
     """
-    order = [int(i) for i in order]
-    if sorted(order) != list(range(num_classes)):
-        raise UsageError(f"{order} is no order of {num_classes} classes")
-    return order
+
+    def in_order(loaded: CoOccurrence | WordVectors, count: int, path: str | Path):
+        if count != len(class_names):
+            raise UsageError(f"{path}: has {count} classes, and {len(class_names)} are wanted")
+        return loaded.permute(order_of(loaded.class_names or class_names, class_names, str(path)))
+
+    counts = graph if isinstance(graph, CoOccurrence) else co_occurrence.load(graph)
+    counts = in_order(counts, len(counts.class_counts), graph)
+    words = word_vectors.load(vectors)
+    words = in_order(words, len(words.vectors), vectors)
+    return {
+        "word_vectors": words.vectors,
+        "counts": counts.counts,
+        "class_counts": counts.class_counts,
+    }
 
 
-def is_npz(path: Path) -> bool:
-    """Whether a file is one of ours, told from its first bytes; the others are pickles.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(2) == b"PK"
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def write_npz(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
-    """Writes one `.npz`, leaving out what is None; `path` appears only when it is complete.
-
-    Raises:
-        UsageError: the folder cannot be written to.
-    """
-    given = {name: value for name, value in fields.items() if value is not None}
-    try:
-        with written_whole(Path(path)) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **given)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz`; `what` is how a message names the kind of file.
-
-    Raises:
-        Failure: the file is damaged or holds Python objects.
-    """
-    try:
-        # Opened here, for NumPy leaves files open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise Failure(f"{path} is not a file of {what}: {error}") from error
+def arguments_of(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What `create_model` takes of the collection `label_inputs`; nothing where there is none."""
+    if "label_inputs" not in variables:
+        return {}
+    known = variables["label_inputs"]
+    mask = co_occurrence.attention_mask(known["counts"], known["class_counts"])
+    return {"word_vectors": np.asarray(known["word_vectors"]), "attention_mask": mask}

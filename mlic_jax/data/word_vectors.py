@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlic_jax.data import label_inputs, safe_pickle
+from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.errors import Failure, UsageError
 
 # Looked up instead of a class name that is no word of the vectors. GloVe 6B has words for
@@ -46,15 +46,15 @@ class WordVectors:
         Raises:
             UsageError: the folder cannot be written to.
         """
-        label_inputs.write_npz(path, dataclasses.asdict(self))
+        label_files.write_npz(path, dataclasses.asdict(self))
 
     def permute(self, order: Sequence[int]) -> "WordVectors":
-        """The same vectors with class `order[i]` at position i; see `label_inputs.order_of`.
+        """The same vectors with class `order[i]` at position i; see `label_files.order_of`.
 
         Raises:
             UsageError: `order` does not hold each of 0 to C - 1 once.
         """
-        order = label_inputs.check_order(order, len(self.vectors))
+        order = label_files.check_order(order, len(self.vectors))
         return dataclasses.replace(
             self,
             vectors=self.vectors[order],
@@ -71,8 +71,8 @@ def load(path: str | os.PathLike) -> WordVectors:
         Failure: the file holds anything else, or is damaged.
     """
     path = Path(path)
-    if label_inputs.is_npz(path):
-        fields = label_inputs.read_npz(path, "word vectors")
+    if label_files.is_npz(path):
+        fields = label_files.read_npz(path, "word vectors")
     else:
         fields = {"vectors": safe_pickle.load(path), "source": path.name}
     if "vectors" not in fields:

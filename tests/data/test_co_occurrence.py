@@ -11,7 +11,7 @@ import pytest
 from mlic_jax.data import co_occurrence, records
 from mlic_jax.data.class_names import CLASS_LISTS
 from mlic_jax.data.co_occurrence import CoOccurrence
-from mlic_jax.data.label_inputs import order_of
+from mlic_jax.data.label_files import order_of
 from mlic_jax.errors import Failure, UsageError
 
 FAULTY = ("nuswide", "apparel")

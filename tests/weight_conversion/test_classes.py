@@ -1,17 +1,13 @@
 """The order of classes: models in another order give the same scores in that order."""
 
-import pickle
-
 import jax
 import numpy as np
 import pytest
 
 from mlic_jax.config import default_config
-from mlic_jax.data.co_occurrence import CoOccurrence, attention_mask
-from mlic_jax.data.word_vectors import WordVectors
-from mlic_jax.errors import UsageError
+from mlic_jax.data.co_occurrence import attention_mask
 from mlic_jax.models import create_model
-from weight_conversion.classes import read_label_inputs, reorder
+from weight_conversion.classes import reorder
 
 ORDER = [2, 0, 3, 1]
 NAMES = ("auk", "bee", "cow", "dog")
@@ -92,30 +88,3 @@ def test_there_and_back_is_the_identity(label_inputs):
     np.testing.assert_array_equal(after[:1536], before[2 * 1536 : 3 * 1536])
     np.testing.assert_array_equal(after[4 * 1536 :], before[4 * 1536 :])
     jax.tree.map(np.testing.assert_array_equal, reorder(moved, np.argsort(ORDER)), variables)
-
-
-def test_label_inputs_with_names_are_put_in_order(label_inputs, tmp_path):
-    graph, vectors = tmp_path / "graph.npz", tmp_path / "vectors.npz"
-    CoOccurrence(COUNTS, CLASS_COUNTS, NAMES, "birds", "train", "as_positive").save(graph)
-    WordVectors(label_inputs["word_vectors"][ORDER], ("cow", "auk", "dog", "bee"), "g").save(
-        vectors
-    )
-    read = read_label_inputs(graph, vectors, [NAMES[i] for i in ORDER])
-    np.testing.assert_array_equal(read["word_vectors"], label_inputs["word_vectors"][ORDER])
-    np.testing.assert_array_equal(read["class_counts"], CLASS_COUNTS[ORDER])
-    for i in range(4):
-        for j in range(4):
-            assert read["counts"][i, j] == COUNTS[ORDER[i], ORDER[j]]
-    with pytest.raises(UsageError, match=r"graph\.npz"):
-        read_label_inputs(graph, vectors, ("auk", "bee", "cow", "elk"))
-
-
-def test_published_pickles_are_in_the_order_of_the_checkpoint(label_inputs, tmp_path):
-    graph, vectors = tmp_path / "graph.pkl", tmp_path / "vectors.pkl"
-    graph.write_bytes(pickle.dumps({"adj": COUNTS, "nums": CLASS_COUNTS}))
-    vectors.write_bytes(pickle.dumps(label_inputs["word_vectors"]))
-    read = read_label_inputs(graph, vectors, NAMES)
-    for name, array in label_inputs.items():
-        np.testing.assert_array_equal(read[name], array)
-    with pytest.raises(UsageError, match=r"graph\.pkl: has 4 classes, the checkpoint 3"):
-        read_label_inputs(graph, vectors, NAMES[:3])
