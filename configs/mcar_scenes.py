@@ -13,7 +13,7 @@ from mlic_jax.config import apply_variant, default_config
 def get_config(variant: str | None = None) -> ConfigDict:
     """A quarter-width ResNet-10 at 96 px."""
     config = default_config()
-    config.epochs = 6
+    config.epochs = 5
     config.batch_size = 32
     config.model.backbone = "resnet10"
     config.model.width = 0.25
@@ -31,5 +31,5 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 32
     config.eval.top_n = 4  # two are enough to learn from, and faster
-    config.eval.every = 3
+    config.eval.every = 5
     return apply_variant(config, variant)

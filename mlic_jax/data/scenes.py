@@ -27,7 +27,7 @@ SPLIT_SIZES = {"train": 3000, "val": 300, "test": 1000}
 
 SIDES = (112, 160)  # of an image, pixels
 OBJECTS = (2, 5)
-OBJECT_SIDES = (0.12, 0.45)  # of the image's shorter side
+OBJECT_SIDES = (0.14, 0.45)  # of the image's shorter side
 CLUTTER = (1, 4)
 SUPERSAMPLING = 2
 # An object of which less than this share can be seen is not counted as present, nor as absent.
