@@ -11,8 +11,9 @@ The backbone is frozen, which a few hundred photos ask for and which is fast. Fo
 `--config.optim.multipliers.features=0.01 --config.freeze_statistics=False`.
 
 Measured on coco128 (126 photos to train on, 128 to evaluate) with ImageNet weights: mAP 54.7 over
-the 33 classes with 3 positives or more in both halves, 47.5 over all, the best of six validations on
-the evaluated half; the global stream alone 46.9 over all, chance 7.3; 11 minutes on two CPU cores.
+the 33 classes with 3 positives or more in both halves, 47.5 over all, the best of six validations
+on the evaluated half; the global stream alone 46.9 over all, chance 7.3; 11 minutes on two CPU
+cores.
 """
 
 from ml_collections import ConfigDict

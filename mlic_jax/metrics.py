@@ -175,6 +175,11 @@ def expected_average_precision(positives: np.ndarray, images: np.ndarray) -> np.
     return (harmonic + others * (images - harmonic)) / images
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits of any shape, float64."""
+    return 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
+
+
 def predicted_labels(scores: np.ndarray, threshold: float) -> np.ndarray:
     """Bool [N, C]: which logits reach the probability `threshold`.
 

@@ -31,6 +31,7 @@ from mlic_jax.metrics import (
     mean_average_precision,
     precision_recall_curve,
     predicted_labels,
+    sigmoid,
 )
 from mlic_jax.scores import Scores
 
@@ -77,6 +78,14 @@ _STYLE = {
     "ytick.major.size": 0,
 }
 
+_PAGE = Path(__file__).with_name("report.html.jinja")
+_FILTERS = {
+    "percent": lambda v: "n/a" if v is None or np.isnan(v) else f"{v:.1f}",
+    "signed": lambda v: f"{v:+.1f}",
+    "probability": lambda v: f"{v:.2f}",
+    "thousands": lambda v: f"{v:,}",
+}
+
 
 def write_report(
     workdir: Path,
@@ -117,7 +126,7 @@ def write_report(
             curves.append(draw_loss(*log["loss"]))
         if "val/mAP" in log:
             curves.append(draw_validation(log, metrics["chance"]))
-    page = _template().render(
+    page = page_template(_PAGE, _FILTERS).render(
         title=title,
         summary=summary or {},
         scores=scores,
@@ -342,7 +351,7 @@ def _picture(
 ) -> dict[str, Any]:
     """What the page shows of image i."""
     names = scores.class_names
-    final = _sigmoid(scores.logits[i])
+    final = sigmoid(scores.logits[i])
     ranked = np.argsort(-final, kind="stable")
     boxes, classes = ((), ()) if objects_at is None else objects_at(i)
     return {
@@ -374,8 +383,8 @@ def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
         "number": k + 1,
         "colour": _region_colour(k),
         "name": scores.class_names[c],
-        "global": _sigmoid(scores.global_logits[i, c]),
-        "final": _sigmoid(scores.logits[i, c]),
+        "global": sigmoid(scores.global_logits[i, c]),
+        "final": sigmoid(scores.logits[i, c]),
         **_rectangle(scores.boxes[i, k]),
     }
 
@@ -395,10 +404,6 @@ def _data_uri(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
 
@@ -407,16 +412,14 @@ def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _template() -> jinja2.Template:
+def page_template(path: Path, filters: Mapping[str, Callable]) -> jinja2.Template:
+    """The template of a page, with filters of its own; a name that it lacks is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(path.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda v: "n/a" if v is None or np.isnan(v) else f"{v:.1f}"
-    environment.filters["signed"] = lambda v: f"{v:+.1f}"
-    environment.filters["probability"] = lambda v: f"{v:.2f}"
-    environment.filters["thousands"] = lambda v: f"{v:,}"
-    return environment.get_template("report.html.jinja")
+    environment.filters.update(filters)
+    return environment.get_template(path.name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mlic_jax.atomic import written_whole
+from mlic_jax import npz
 from mlic_jax.errors import Failure, UsageError
 
 # What a model may say of every image.
@@ -43,9 +43,7 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Writes one `.npz`; `path` appears only when it is complete."""
-        with written_whole(path) as partial, partial.open("wb") as file:
-            given = dataclasses.asdict(self).items()
-            np.savez_compressed(file, **{name: value for name, value in given if value is not None})
+        npz.write(Path(path), dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Scores:
@@ -55,18 +53,18 @@ class Scores:
             UsageError: there is no such file.
             Failure: the file is not a score file.
         """
-        if not Path(path).is_file():
+        path, what = Path(path), "a score file of mlic_jax"
+        if not path.is_file():
             raise UsageError(f"no score file at {path}")
-        try:
-            # Opened here, for NumPy leaves files open that it cannot read.
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                fields = {
-                    field.name: file[field.name]
-                    for field in dataclasses.fields(cls)
-                    if field.default is dataclasses.MISSING or field.name in file
-                }
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise Failure(f"{path} is not a score file of mlic_jax: {error}") from error
+        arrays = npz.read(path, what)
+        fields: dict[str, Any] = {
+            field.name: arrays[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in arrays
+        }
+        required = (f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)
+        if missing := [name for name in required if name not in fields]:
+            raise Failure(f"{path} is not {what}: it lacks {', '.join(missing)}")
         for name, kind in (("set_name", str), ("split", str), ("image_size", int)):
             fields[name] = kind(fields[name])
         return cls(**fields)

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from tqdm import tqdm
 
@@ -36,7 +35,8 @@ from mlic_jax.data import transforms
 from mlic_jax.data.label_files import order_of
 from mlic_jax.data.records import open_split
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics import average_precision, mean_average_precision
+from mlic_jax.metrics import average_precision, mean_average_precision, sigmoid
+from mlic_jax.report import page_template
 from weight_conversion.sides import (
     TRUNK_PREFIXES,
     Arrays,
@@ -278,11 +278,6 @@ def compare_average_precision(
     return result
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64."""
-    return 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
-
-
 # --- training ---
 
 
@@ -508,16 +503,8 @@ def _training_lines(result: Mapping[str, Any]) -> list[str]:
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
     """Writes the page; it is one file that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["error"] = lambda value: f"{value:.1e}" if value else "0"
-    environment.filters["place"] = place_on_chart
-    template = environment.get_template("verify.html.jinja")
+    filters = {"error": lambda value: f"{value:.1e}" if value else "0", "place": place_on_chart}
+    template = page_template(Path(__file__).with_name("verify.html.jinja"), filters)
     relative = {name: error["relative"] for name, error in result["errors"].items()}
     page = template.render(result=result, relative=relative, decades=CHART_DECADES)
     write_text(path, page)

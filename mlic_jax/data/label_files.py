@@ -4,16 +4,14 @@ Both are one `.npz`, or a published pickle, which knows no class names.
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic_jax.atomic import written_whole
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax import npz
+from mlic_jax.errors import UsageError
 
 
 def order_of(have: Sequence[str], want: Sequence[str], what: str) -> list[int]:
@@ -64,10 +62,8 @@ def write_npz(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
     Raises:
         UsageError: the folder cannot be written to.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        with written_whole(Path(path)) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **given)
+        npz.write(Path(path), fields)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -78,9 +74,4 @@ def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
     Raises:
         Failure: the file is damaged or holds Python objects.
     """
-    try:
-        # Opened here, for NumPy leaves files open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise Failure(f"{path} is not a file of {what}: {error}") from error
+    return npz.read(path, f"a file of {what}")

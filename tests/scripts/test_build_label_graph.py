@@ -1,6 +1,5 @@
 """The command line that counts, imports and lints label graphs."""
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -16,12 +15,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_label_graph.py
 
 
 @pytest.fixture(scope="module")
-def run():
-    """run(arguments) -> exit code; the script's `main`, in this process."""
-    spec = importlib.util.spec_from_file_location("build_label_graph", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return lambda *arguments: script.main([str(argument) for argument in arguments])
+def run(load_script):
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

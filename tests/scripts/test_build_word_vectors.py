@@ -1,6 +1,5 @@
 """The command line that looks up and imports word vectors."""
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -17,12 +16,8 @@ LINES = "the 9 9 9\ndining 1 2 3\ntable 3 4 5\ncat 0 1 0\nred 1 0 0\nhot 0 0 1\n
 
 
 @pytest.fixture(scope="module")
-def run():
-    """run(arguments) -> exit code; the script's `main`, in this process."""
-    spec = importlib.util.spec_from_file_location("build_word_vectors", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return lambda *arguments: script.main([str(argument) for argument in arguments])
+def run(load_script):
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from mlic_jax.models import create_model
 from weight_conversion.classes import reorder
 
 ORDER = [2, 0, 3, 1]
-NAMES = ("auk", "bee", "cow", "dog")
 COUNTS = np.array([[0, 9, 1, 2], [9, 0, 3, 4], [1, 3, 0, 5], [2, 4, 5, 0]], np.float32)
 CLASS_COUNTS = np.array([10, 11, 6, 30], np.float32)
 
