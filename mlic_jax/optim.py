@@ -51,7 +51,8 @@ def create_optimizer(
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
     `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
-    `adamw` decouples the decay. A multiplier of 0 freezes a group.
+    `adamw` decouples the decay. A multiplier of 0 freezes a group. `clip_norm` shortens the
+    gradient of all groups together before anything else.
 
     Args:
         config: `config.optim`.
@@ -77,4 +78,7 @@ def create_optimizer(
 
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     groups = {name: rule(multiplier) for name, multiplier in multipliers.items()}
-    return optax.partition(groups, labels)
+    optimizer = optax.partition(groups, labels)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer

@@ -147,7 +147,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         step = int(state.step)
         key = jax.random.key(config.seed)
         train_step = make_train_step(model, optimizer, config)
-        eval_step = evaluate.make_eval_step(eval_model, config.augment, mesh)
+        eval_step = evaluate.make_eval_step(eval_model, config, mesh)
         batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
         log = stack.enter_context(
             contextlib.closing(
@@ -232,7 +232,8 @@ def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
     if not config.data.word_vectors:
         raise UsageError(
             "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
-            f"with python scripts/build_word_vectors.py --prepared {split.directory}"
+            f"with python scripts/build_word_vectors.py --prepared {split.directory}, or say "
+            "--config.data.word_vectors=one_hot"
         )
     graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
     known = label_inputs.read(graph, config.data.word_vectors, split.class_names)
@@ -253,13 +254,14 @@ def start_weights(
     """Puts into fresh variables what a new run is to start from.
 
     From `config.init_from` it takes the whole model where that has the same classes, else the
-    backbone; then `config.init_prior` decides the bias of a classifier that is fresh.
+    backbone and what else does not depend on the classes; then `config.init_prior` decides the bias
+    of a classifier that is fresh.
     """
     modules = set()
     if config.init_from:
         loaded, info = load_weights(config.init_from)
         whole = info.get("class_names") == class_names
-        modules = set(variables["params"]) if whole else {"features"}
+        modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
         source = f"{config.init_from} ({info.get('arch', config.model.name)})"
         variables = merge_weights(variables, loaded, modules, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
@@ -271,6 +273,13 @@ def start_weights(
         )
     logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return variables
+
+
+def shared_modules(variables: dict[str, Any], loaded: dict[str, Any]) -> set[str]:
+    """The backbone, and the other modules that a model of other classes has in the same shapes."""
+    ours, theirs = (jax.tree.map(jnp.shape, v["params"]) for v in (variables, loaded))
+    same = {name for name in ours if name in theirs and ours[name] == theirs[name]}
+    return {"features"} | same - CLASSIFIERS - {"fc1"}  # its inputs are those of each label
 
 
 def restore(

@@ -92,3 +92,14 @@ def test_cosine_ends_at_zero(settings):
     assert np.argmax(got) == 10 and got.max() == 2
     assert np.all(np.diff(got[10:]) < 0)
     assert got[-1] < 0.01
+
+
+def test_the_gradient_of_all_groups_together_is_clipped(settings):
+    settings.multipliers = {"features": 0.5, "rest": 1.0}
+    settings.weight_decay, settings.clip_norm = 0.0, 2.5
+    params = {"features": {"w": jnp.array([1.0])}, "fc": {"w": jnp.array([1.0])}}
+    gradients = {"features": {"w": jnp.array([3.0])}, "fc": {"w": jnp.array([4.0])}}  # norm 5
+    optimizer = create_optimizer(settings, params, lambda _: 0.1)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["features"]["w"], -0.05 * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(updates["fc"]["w"], -0.1 * 2.0, rtol=1e-6)

@@ -127,6 +127,22 @@ def test_a_new_run_takes_what_fits_its_classes(config, tmp_path):
     )
 
 
+def test_of_an_msrn_of_other_classes_all_is_taken_that_does_not_depend_on_them(config, tmp_path):
+    config.model.name, config.model.pool_ratio = "msrn", 0.5
+    mask = np.eye(4, dtype=bool)
+    model = create_model(config.model, 4, np.eye(4, 5), mask)
+    given = jax.device_get(initial_variables(model, config))
+    save_weights(tmp_path / "weights", given, {"class_names": ["a", "b", "c", "d"]})
+    config.init_from, config.seed = str(tmp_path / "weights"), 5
+    started = start_weights(initial_variables(model, config), config, ["a", "b", "c", "e"])
+    fresh = {
+        name
+        for name, module in started["params"].items()
+        if not np.array_equal(*(jax.tree.leaves(m)[-1] for m in (module, given["params"][name])))
+    }
+    assert fresh == {"fc1", "fc2"}
+
+
 def test_frozen_statistics_stay_as_they_are(make_config):
     config = make_config()
     config.freeze_statistics = True

@@ -24,8 +24,8 @@ def read(
 
     Args:
         graph: co-occurrence counts, or a file of them.
-        vectors: a file of word vectors. Either file is one of ours, or a published pickle; those
-            have no class names and must be in the order of `class_names`.
+        vectors: a file of word vectors, or "one_hot". Either file is one of ours, or a published
+            pickle; those have no class names and must be in the order of `class_names`.
 
     Raises:
         UsageError: there is no such file, or it is of other classes.
@@ -39,7 +39,8 @@ def read(
 
     counts = graph if isinstance(graph, CoOccurrence) else co_occurrence.load(graph)
     counts = in_order(counts, len(counts.class_counts), graph)
-    words = word_vectors.load(vectors)
+    one_hot = vectors == word_vectors.ONE_HOT
+    words = word_vectors.one_hot(class_names) if one_hot else word_vectors.load(vectors)
     words = in_order(words, len(words.vectors), vectors)
     return {
         "word_vectors": words.vectors,

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
 from mlic_jax.data import transforms
 from mlic_jax.data.records import Split
@@ -20,6 +21,9 @@ from mlic_jax.errors import Failure, UsageError
 # First words of the two kinds of random streams; without them (seed, epoch) and (seed, epoch, 0)
 # would be the same stream to NumPy.
 _ORDER, _CROP = 1, 2
+
+TrainCrop = Literal["squash", "random_resized_crop", "multi_scale"]
+TRAIN_CROPS: tuple[TrainCrop, ...] = get_args(TrainCrop)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -36,7 +40,7 @@ def batches(
     shuffle: bool,
     epochs: int = 1,
     first_step: int = 0,
-    train_crop: Literal["squash", "random_resized_crop"] = "squash",
+    train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     workers: int = 0,
     threads: int = 4,
@@ -56,7 +60,8 @@ def batches(
         shuffle: a new permutation every epoch, or the order of the split.
         epochs: of the whole run.
         first_step: the step of the whole run to start at.
-        train_crop: "squash", or "random_resized_crop" with the share of the area in `crop_scale`.
+        train_crop: "squash"; "random_resized_crop" with the share of the area in `crop_scale`; or
+            "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         workers: processes that decode, each with `threads` threads; 0 decodes in this process.
         threads: that decode, each a whole batch.
@@ -87,10 +92,8 @@ def batches(
         raise UsageError(
             f"batch_size {batch_size} is not divisible by the number of processes, {process_count}"
         )
-    if train_crop not in ("squash", "random_resized_crop"):
-        raise UsageError(
-            f"train_crop is {train_crop!r}; it must be 'squash' or 'random_resized_crop'"
-        )
+    if train_crop not in TRAIN_CROPS:
+        raise UsageError(f"train_crop is {train_crop!r}; it must be one of {TRAIN_CROPS}")
     steps = epochs * steps_per_epoch(len(split), batch_size)
     if not 0 <= first_step <= steps:
         raise UsageError(f"first_step is {first_step} and the run has {steps} steps")
@@ -104,7 +107,8 @@ def batches(
         shuffle=shuffle,
         first_step=first_step,
         steps=steps,
-        crop_scale=crop_scale if train_crop == "random_resized_crop" else None,
+        train_crop=train_crop,
+        crop_scale=crop_scale,
     )
     return _iterate(source, workers, threads)
 
@@ -121,7 +125,8 @@ class _Batches:
     shuffle: bool
     first_step: int
     steps: int
-    crop_scale: tuple[float, float] | None  # None squashes
+    train_crop: TrainCrop
+    crop_scale: tuple[float, float]
 
     def __len__(self) -> int:
         return self.steps - self.first_step
@@ -146,11 +151,15 @@ class _Batches:
             image = transforms.decode(record.image)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
-        if self.crop_scale is None:
-            return transforms.resize(image, self.image_size), record.labels
         rng = np.random.default_rng((_CROP, self.seed, epoch, i))
-        crop = transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
-        return crop, record.labels
+        return self._to_square(image, rng), record.labels
+
+    def _to_square(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        if self.train_crop == "random_resized_crop":
+            return transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
+        if self.train_crop == "multi_scale":
+            return transforms.multi_scale_crop(image, self.image_size, rng)
+        return transforms.resize(image, self.image_size)
 
 
 @lru_cache(maxsize=4)

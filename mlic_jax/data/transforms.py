@@ -5,19 +5,46 @@ JPEG draft mode (decoding at a reduced scale) is faster but gives other pixels: 
 """
 
 import io
+import itertools
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mlic_jax.errors import Failure
 
+# What `multi_scale_crop` chooses from: 19 pairs of scales, of the height and of the width, at most
+# two steps apart; and 13 anchors (y, x) in quarters of the free space: corners, centre, middles of
+# the edges and the four points half-way to the corners.
+CROP_SCALES = (1.0, 0.9, 0.8, 0.7, 0.6)
+SCALE_PAIRS = tuple(
+    (CROP_SCALES[i], CROP_SCALES[j])
+    for i, j in itertools.product(range(5), repeat=2)
+    if abs(i - j) <= 2
+)
+ANCHORS = (*itertools.product((0, 2, 4), repeat=2), *itertools.product((1, 3), repeat=2))
 
-def decode(encoded: bytes) -> Image.Image:
+# What undoes each EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(encoded: bytes, upright: bool = False) -> Image.Image:
     """Decodes an image of any common format to 8-bit RGB, every pixel of it.
 
     Grayscale is repeated, CMYK converted, transparency dropped (the colours under it stay), 16-bit
-    grayscale scaled to 8 bits. The EXIF orientation is ignored, as the originals ignore it.
+    grayscale scaled to 8 bits.
+
+    Args:
+        encoded: the bytes of a file.
+        upright: turn the image as its EXIF orientation says, which the originals ignore.
 
     Raises:
         Failure: not an image, cut short, or larger than Pillow's limit on pixels.
@@ -27,7 +54,7 @@ def decode(encoded: bytes) -> Image.Image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise _too_large(f"{image.width}x{image.height} pixels")
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image, upright)
     except Failure:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -60,6 +87,25 @@ def random_resized_crop(
     return resize(image.crop((x, y, x + width, y + height)), size)
 
 
+def multi_scale_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Crops one of 19 shapes at one of 13 anchors and resizes it to uint8 [size, size, 3] (MSRN).
+
+    The sides are shares of the image's short side, drawn by `SCALE_PAIRS`, then one of `ANCHORS`,
+    both uniformly. A side that is less than 3 px from `size` becomes `size`, for which nothing is
+    interpolated; where that is beyond the image, what is missing is black.
+    """
+    height_scale, width_scale = SCALE_PAIRS[rng.integers(len(SCALE_PAIRS))]
+    short = min(image.width, image.height)
+    height, width = (
+        size if abs(side - size) < 3 else side
+        for side in (max(1, int(short * height_scale)), max(1, int(short * width_scale)))
+    )
+    quarters_y, quarters_x = ANCHORS[rng.integers(len(ANCHORS))]
+    y = quarters_y * ((image.height - height) // 4)
+    x = quarters_x * ((image.width - width) // 4)
+    return resize(image.crop((x, y, x + width, y + height)), size)
+
+
 def _crop_rectangle(
     width: int,
     height: int,
@@ -80,16 +126,30 @@ def _crop_rectangle(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
+    """Converts a loaded image as `decode` does.
+
+    Raises:
+        Failure: its pixels have no defined range.
+    """
+    turn = _TURNS.get(_orientation(image)) if upright else None
     if image.mode.startswith("I"):
         # 16-bit grayscale; Pillow's own conversion would clip all that is brighter than 255.
         wide = np.asarray(image)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
         raise Failure("cannot decode the image: float pixels have no defined range")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged tag, of which Pillow raises nearly anything, turns nothing
+        return 1
 
 
 def _too_large(detail: str) -> Failure:

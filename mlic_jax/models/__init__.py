@@ -5,14 +5,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
-from mlic_jax.models.mcar import MCAR, POOLINGS
+from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.msrn import HEADS, MSRN
+from mlic_jax.models.pooled import POOLINGS, Pooled
 from mlic_jax.models.regions import LOCALIZERS
 from mlic_jax.models.resnet import DEPTHS, ResNet
 
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2")
-MODELS = ("mcar", "msrn")
+MODELS = ("mcar", "msrn", "pooled")
 
 
 def create_backbone(name: str, width: float = 1.0) -> nn.Module:
@@ -56,11 +57,13 @@ def create_model(
     features = create_backbone(config.backbone, config.width)
     if config.name == "msrn":
         return _create_msrn(config, features, num_classes, word_vectors, attention_mask)
+    _require_one_of("model.pooling", config.pooling, tuple(POOLINGS))
+    if config.name == "pooled":
+        return Pooled(features, num_classes, config.pooling)
     return _create_mcar(config, features, num_classes)
 
 
 def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> MCAR:
-    _require_one_of("model.pooling", config.pooling, tuple(POOLINGS))
     _require_one_of("model.localizer", config.localizer, tuple(LOCALIZERS))
     if not 1 <= config.top_n <= num_classes:
         raise UsageError(

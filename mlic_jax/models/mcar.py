@@ -1,53 +1,12 @@
 """MCAR: a global stream proposes attentional regions, a local stream looks at each (TIP 2021)."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlic_jax.models.regions import HIGHEST, class_regions, crop_and_resize
-
-
-def global_pool(features: jax.Array, pooling: str) -> jax.Array:
-    """Pools `[B, h, w, F]` over all positions to `[B, F]`, by a key of `POOLINGS`."""
-    return POOLINGS[pooling](features)
-
-
-def _average(features: jax.Array) -> jax.Array:
-    return jnp.mean(features, axis=(1, 2))
-
-
-def _maximum(features: jax.Array) -> jax.Array:
-    return jnp.max(features, axis=(1, 2))
-
-
-POOLINGS: dict[str, Callable] = {
-    "avg": _average,
-    "max": _maximum,
-    "gwp": lambda features: (_maximum(features) + _average(features)) / 2,
-}
-
-
-class PointwiseClassifier(nn.Module):
-    """One linear classifier for pooled features and for every position of a map alike."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps `[..., F]` to float32 logits `[..., C]`."""
-        # Uniform in +-1/sqrt(F), kernel and bias: how PyTorch starts a convolution.
-        inputs = features.shape[-1]
-        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel = self.param("kernel", uniform, (inputs, self.num_classes))
-        bias = self.param(
-            "bias",
-            lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * inputs**-0.5,
-            (self.num_classes,),
-        )
-        return jnp.dot(features.astype(jnp.float32), kernel, precision=HIGHEST) + bias
+from mlic_jax.models.pooled import PointwiseClassifier, global_pool
+from mlic_jax.models.regions import class_regions, crop_and_resize
 
 
 class MCAR(nn.Module):
@@ -114,9 +73,14 @@ class MCAR(nn.Module):
     def attend(
         self, maps: jax.Array, global_logits: jax.Array, image_size: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
-        """The regions of the `top_n` classes with the highest global scores."""
+        """The regions of the `top_n` classes with the highest global scores.
+
+        `apply(..., mutable=["intermediates"])` also gives their class activation scores, float32
+        `[B, N, h, w]`, as `class_maps`.
+        """
         _, box_classes = lax.top_k(global_logits, self.top_n)
         class_maps = jnp.moveaxis(nn.sigmoid(self.convclass(maps)), -1, 1)
         class_maps = jnp.take_along_axis(class_maps, box_classes[:, :, None, None], axis=1)
+        self.sow("intermediates", "class_maps", class_maps)  # for who asks, at no cost for others
         boxes = class_regions(class_maps, image_size, self.threshold, self.localizer)
         return boxes, box_classes

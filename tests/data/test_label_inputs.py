@@ -47,6 +47,13 @@ def test_published_pickles_are_in_the_order_that_is_wanted(inputs, tmp_path):
         label_inputs.read(graph, vectors, NAMES[:3])
 
 
+def test_one_hot_vectors_need_no_file(tmp_path):
+    graph = tmp_path / "graph.pkl"
+    graph.write_bytes(pickle.dumps({"adj": COUNTS, "nums": CLASS_COUNTS}))
+    found = label_inputs.read(graph, "one_hot", NAMES)
+    np.testing.assert_array_equal(found["word_vectors"], np.eye(4, dtype=np.float32))
+
+
 def test_the_arguments_of_the_model(inputs):
     assert label_inputs.arguments_of({}) == {}
     arguments = label_inputs.arguments_of({"label_inputs": inputs})

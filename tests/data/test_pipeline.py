@@ -94,6 +94,15 @@ def test_crops_depend_on_seed_epoch_and_image_alone(toy_split):
                 np.testing.assert_array_equal(image, first[10 * (step // 4) + index])
 
 
+def test_multi_scale_crops_are_what_the_transform_makes(toy_split):
+    (batch,) = _run(toy_split, batch_size=10, seed=3, shuffle=False, train_crop="multi_scale")
+    for i, image in enumerate(batch["image"]):
+        whole = transforms.decode(toy_split[i].image)
+        rng = np.random.default_rng((pipeline._CROP, 3, 0, i))
+        want = transforms.multi_scale_crop(whole, image.shape[0], rng)
+        np.testing.assert_array_equal(image, want)
+
+
 def test_a_run_starts_at_any_step(toy_split):
     options = dict(epochs=3, seed=5, **CROP)
     whole = _run(toy_split, **options)

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -178,3 +179,49 @@ def test_a_crop_of_everything_is_a_resize():
     everything = dict(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     crop = transforms.random_resized_crop(image, 16, np.random.default_rng(0), **everything)
     np.testing.assert_array_equal(crop, transforms.resize(image, 16))
+
+
+def _released_multi_scale(width: int, height: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Every (left, top, right, bottom), told from the specification and counted by hand."""
+    base, boxes = min(width, height), []
+    scales = [1, 0.9, 0.8, 0.7, 0.6]
+    for i in range(5):
+        for j in range(max(0, i - 2), min(5, i + 3)):
+            h, w = int(base * scales[i]), int(base * scales[j])
+            h, w = (size if side in range(size - 2, size + 3) else side for side in (h, w))
+            dy, dx = (height - h) // 4, (width - w) // 4
+            anchors = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]  # corners and centre
+            anchors += [(0, 2), (4, 2), (2, 0), (2, 4)]  # middles of the edges
+            anchors += [(1, 1), (3, 1), (1, 3), (3, 3)]  # quarter points
+            boxes += [(x * dx, y * dy, x * dx + w, y * dy + h) for x, y in anchors]
+    return boxes
+
+
+@pytest.mark.parametrize("size", [46, 63, 69])  # near 0.7 of the side, at 0.9, and beyond the image
+def test_multi_scale_crops_are_the_released_247_equally_often(size, monkeypatch):
+    width, height = 91, 67
+    seen = []
+    image = Image.fromarray(_noise(height, width))
+    whole = image.crop
+    monkeypatch.setattr(image, "crop", lambda box: seen.append(box) or whole(box))
+    rng = np.random.default_rng(0)
+    for _ in range(6000):
+        transforms.multi_scale_crop(image, size, rng)
+    boxes = _released_multi_scale(width, height, size)
+    assert len(boxes) == 19 * 13
+    expected = Counter(boxes)
+    assert set(seen) == set(expected)
+    rates = np.array([Counter(seen)[box] / n for box, n in expected.items()])
+    assert 0.3 < rates.min() / (6000 / 247) and rates.max() / (6000 / 247) < 2.0
+
+
+def test_a_multi_scale_crop_is_cut_then_resized_and_black_beyond_the_image():
+    pixels = np.full((30, 40, 3), 200, np.uint8)
+    crops = [
+        transforms.multi_scale_crop(Image.fromarray(pixels), 32, np.random.default_rng(seed))
+        for seed in range(60)
+    ]
+    assert all(crop.shape == (32, 32, 3) for crop in crops)
+    # A side of 30 is within 3 px of 32 and becomes it: the image is not stretched, its edge is.
+    assert any((crop == 0).any() for crop in crops)
+    assert {int(value) for crop in crops for value in np.unique(crop)} <= {0, *range(201)}

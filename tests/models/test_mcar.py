@@ -7,7 +7,6 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.mcar import global_pool
 from mlic_jax.models.regions import class_regions, crop_and_resize
 
 NUM_CLASSES = 5
@@ -96,14 +95,6 @@ def test_no_gradient_flows_through_the_regions(model, variables, images):
     crops = crop_and_resize(images, model.apply(variables, images)["boxes"])
     got, want = jax.grad(loss)(variables["params"]), jax.grad(loss)(variables["params"], crops)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), got, want)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "expected"), [("avg", [1.5, 4.0]), ("max", [3.0, 7.0]), ("gwp", [2.25, 5.5])]
-)
-def test_poolings(pooling, expected):
-    features = jnp.array([[[[0.0, 1.0], [1.0, 3.0]], [[2.0, 5.0], [3.0, 7.0]]]])
-    np.testing.assert_allclose(global_pool(features, pooling), [expected])
 
 
 @pytest.mark.parametrize(
