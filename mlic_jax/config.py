@@ -1,8 +1,11 @@
 """Every option, what it means and the published default; a recipe in `configs/` changes a few."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from mlic_jax.data.label_policy import POLICIES
+from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
 from mlic_jax.models import BACKBONES, POOLINGS
 
@@ -24,7 +27,7 @@ def default_config() -> ConfigDict:
     config.freeze_statistics = False
 
     config.model = ConfigDict()
-    config.model.name = "mcar"
+    config.model.name = "mcar"  # mcar | msrn | pooled (the baseline)
     config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
@@ -35,17 +38,26 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    config.data.source = ""  # scenes | coco | voc | tfds
+    # scenes | coco | voc | tfds | nuswide | apparel, or own data: csv | jsonl | folders (or coco)
+    config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
-    config.data.root = ""  # where the files of a coco or voc set lie
-    config.data.image_dir = "{split}"  # coco: the images of a split, below root
-    config.data.annotations = "instances_{split}.json"  # coco: its annotations, below root
+    config.data.root = ""  # where the files of a set lie
+    # Below root: coco: the images of a split; nuswide, csv, jsonl: all images, "" is root itself.
+    config.data.image_dir = "{split}"
+    # Below root: coco: the annotations of a split; nuswide, csv, jsonl: the file of all splits.
+    config.data.annotations = "instances_{split}.json"
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
-    config.data.keep_unlabelled = False  # coco: keep images that show none of the classes
+    config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
+    config.data.label_separator = ""  # folders: between labels in a name; "": it is one label
+    # Sets without splits of their own (apparel, csv, jsonl, folders): the share of `train`; the
+    # rest is `val` or `test`.
+    config.data.train_share = 0.8
+    config.data.split_seed = 0
     config.data.year = "2007"  # voc
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
-    config.data.word_vectors = ""  # msrn: a file of them; see scripts/build_word_vectors.py
+    # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
+    config.data.word_vectors = ""
     config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
     config.data.scenes_seed = 0
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
@@ -54,7 +66,7 @@ def default_config() -> ConfigDict:
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4
     config.data.image_size = 448  # a multiple of 32
-    config.data.train_crop = "squash"  # squash (as released) | random_resized_crop
+    config.data.train_crop = "squash"  # squash (MCAR) | multi_scale (MSRN) | random_resized_crop
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
 
     config.augment = ConfigDict()
@@ -76,6 +88,7 @@ def default_config() -> ConfigDict:
     config.optim.warmup_epochs = 0.0  # linear, from zero
     config.optim.momentum = 0.9  # sgd
     config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
     config.eval = ConfigDict()
     config.eval.protocol = "mcar"
@@ -83,8 +96,16 @@ def default_config() -> ConfigDict:
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
+    config.eval.flip = False  # average the logits with those of the mirrored image
+    config.eval.scales = ()  # sizes beside data.image_size, over all of which logits are averaged
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
     config.eval.min_positives = 0
+
+    config.calibration = ConfigDict()
+    config.calibration.rule = "one"  # one | per_class (best F1) | precision | recall
+    config.calibration.target = 0.0  # precision, recall: what is to be reached, such as 0.9
+    config.calibration.split = "val"  # the role in data.splits of what it is learned on
+    config.calibration.allow_test = False  # learn even on the test split, and name it
     return config.lock()
 
 
@@ -122,6 +143,22 @@ def apply_mcar_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
     return config
 
 
+def apply_msrn_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """`apply_variant` to MSRN as it was released.
+
+    The backbone and the convolutions that branch off it learn at a tenth of the rate. Of the rate
+    itself and of the number of epochs nothing is published: both are ours.
+    """
+    config.model.name = "msrn"
+    config.epochs = 40
+    config.data.train_crop = "multi_scale"
+    config.augment.jitter = 0.0
+    config.optim.multipliers = {"features": 0.1, "branch2": 0.1, "branch3": 0.1, "rest": 1.0}
+    config.optim.milestones = (30,)
+    config.eval.protocol = "msrn"
+    return apply_variant(config, variant)
+
+
 def check_config(config: ConfigDict) -> None:
     """Refuses values that no run could use, before anything is read or written.
 
@@ -134,6 +171,7 @@ def check_config(config: ConfigDict) -> None:
             f"data.image_size is {size}; it must be a positive multiple of 32, the stride of the "
             "last feature map"
         )
+    check_scales(config.eval.scales)
     positive = {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
@@ -154,7 +192,7 @@ def check_config(config: ConfigDict) -> None:
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
-        "data.train_crop": (config.data.train_crop, ("squash", "random_resized_crop")),
+        "data.train_crop": (config.data.train_crop, TRAIN_CROPS),
         "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
     }
     for option, (value, known) in choices.items():
@@ -162,3 +200,12 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"{option} is {value!r}; known are {', '.join(map(repr, known))}")
     if not config.data.source or not config.data.name:
         raise UsageError("data.source and data.name are empty; take a recipe of configs/")
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Raises UsageError where a size of `eval.scales` is not one that a model can see."""
+    for size in scales:
+        if not isinstance(size, int) or size < 32 or size % 32:
+            raise UsageError(
+                f"eval.scales has {size!r}; sizes must be positive multiples of 32, as in (448, 512)"
+            )
