@@ -91,7 +91,7 @@ def default_config() -> ConfigDict:
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
     config.eval = ConfigDict()
-    config.eval.protocol = "mcar"
+    config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
     config.eval.label_policy = ""  # empty: what the protocol says
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16
@@ -207,5 +207,5 @@ def check_scales(scales: Sequence[int]) -> None:
     for size in scales:
         if not isinstance(size, int) or size < 32 or size % 32:
             raise UsageError(
-                f"eval.scales has {size!r}; sizes must be positive multiples of 32, as in (448, 512)"
+                f"eval.scales has {size!r}; sizes must be positive multiples of 32, as 448 and 512"
             )

@@ -1,10 +1,19 @@
 """Where images and labels come from: `create` makes the Source that a configuration names."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlic_jax.data import scenes
 from mlic_jax.data.records import Source, Split, open_split, prepare
+from mlic_jax.data.sources.apparel import Apparel
+from mlic_jax.data.sources.coco import CocoFolder
+from mlic_jax.data.sources.folders import FolderSet
+from mlic_jax.data.sources.nuswide import NusWide
+from mlic_jax.data.sources.table import Table
+from mlic_jax.data.sources.tfds import TfdsSet
+from mlic_jax.data.sources.voc import VocFolder
 from mlic_jax.errors import UsageError
 
 
@@ -12,59 +21,60 @@ def create(config_data: Any) -> Source:
     """The source that a configuration names. It reads no file before it is asked for something.
 
     Args:
-        config_data: `source` (scenes | coco | voc | tfds), `name` of the prepared set, `splits` (a
-            mapping such as train/val/test -> name of the split in the source; empty values are left
-            out), and by source:
-              coco: `root`, `image_dir`, `annotations` (patterns relative to root in which "{split}"
-                is replaced), `class_order`, `keep_unlabelled`
-              voc:  `root`, `year`
-              tfds: `tfds_name`, `root` (TFDS's own data folder; "" is its default), `class_order`,
-                `keep_unlabelled`
-              scenes: see `mlic_jax.data.scenes.create`
+        config_data: `source` (a key of `SOURCES`), `name` of the prepared set, `splits` (a mapping
+            such as train/val/test -> name of the split in the source; empty values are left out),
+            and the options of the source, which `SOURCES` lists and its class explains. `root` is
+            the folder of its files (for tfds TFDS's own data folder; "" is its default).
 
     Raises:
         UsageError: an unknown source or value.
     """
     kind = config_data.source
-    if kind == "scenes":
-        from mlic_jax.data import scenes
-
-        return scenes.create(config_data)
-    if kind not in ("coco", "voc", "tfds"):
-        raise UsageError(f"unknown data source {kind!r}; there are coco, scenes, tfds, voc")
-    splits = tuple(sorted({split for split in dict(config_data.splits).values() if split}))
-    if kind == "voc":
-        from mlic_jax.data.sources.voc import VocFolder
-
-        return VocFolder(config_data.name, _root(config_data), splits, year=str(config_data.year))
-    if kind == "coco":
-        from mlic_jax.data.sources.coco import CocoFolder
-
-        return CocoFolder(
-            config_data.name,
-            _root(config_data),
-            splits,
-            image_dir=config_data.image_dir,
-            annotations=config_data.annotations,
-            class_order=config_data.class_order,
-            keep_unlabelled=config_data.keep_unlabelled,
-        )
-    from mlic_jax.data.sources.tfds import TfdsSet
-
-    return TfdsSet(
-        config_data.name,
-        splits,
-        tfds_name=config_data.tfds_name,
-        data_dir=config_data.root,
-        class_order=config_data.class_order,
-        keep_unlabelled=config_data.keep_unlabelled,
-    )
+    if kind not in SOURCES:
+        raise UsageError(f"unknown data source {kind!r}; there are {', '.join(sorted(SOURCES))}")
+    return SOURCES[kind](config_data)
 
 
-def _root(config_data: Any) -> Path:
-    if not config_data.root:
-        raise UsageError(f"data source {config_data.source}: `root`, the data's folder, is not set")
-    return Path(os.path.abspath(os.path.expanduser(config_data.root)))
+def _splits(data: Any) -> tuple[str, ...]:
+    return tuple(sorted({split for split in dict(data.splits).values() if split}))
+
+
+def _files(data: Any) -> tuple[str, Path, tuple[str, ...]]:
+    """What every source in files takes: the set's name, the folder and the splits."""
+    if not data.root:
+        raise UsageError(f"data source {data.source}: `root`, the data's folder, is not set")
+    return data.name, Path(os.path.abspath(os.path.expanduser(data.root))), _splits(data)
+
+
+def _options(data: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(data, name) for name in names}
+
+
+_TABLE = ("annotations", "image_dir", "train_share", "split_seed")
+
+SOURCES: dict[str, Callable[[Any], Source]] = {
+    "scenes": scenes.create,
+    "coco": lambda data: CocoFolder(
+        *_files(data),
+        **_options(data, "image_dir", "annotations", "class_order", "keep_unlabelled"),
+    ),
+    "voc": lambda data: VocFolder(*_files(data), year=str(data.year)),
+    "tfds": lambda data: TfdsSet(
+        data.name,
+        _splits(data),
+        data_dir=data.root,
+        **_options(data, "tfds_name", "class_order", "keep_unlabelled"),
+    ),
+    "nuswide": lambda data: NusWide(
+        *_files(data), **_options(data, "annotations", "image_dir", "keep_unlabelled")
+    ),
+    "apparel": lambda data: Apparel(*_files(data), **_options(data, "train_share", "split_seed")),
+    "folders": lambda data: FolderSet(
+        *_files(data), **_options(data, "label_separator", "train_share", "split_seed")
+    ),
+    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_TABLE)),
+    "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
+}
 
 
 def open_splits(config_data: Any) -> dict[str, Split]:

@@ -5,8 +5,13 @@ from types import SimpleNamespace
 import ml_collections
 import pytest
 
+from mlic_jax.config import default_config
 from mlic_jax.data import sources
+from mlic_jax.data.sources.apparel import Apparel
 from mlic_jax.data.sources.coco import CocoFolder
+from mlic_jax.data.sources.folders import FolderSet
+from mlic_jax.data.sources.nuswide import NusWide
+from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
 from mlic_jax.data.sources.voc import VocFolder
 from mlic_jax.errors import UsageError
@@ -30,6 +35,17 @@ TFDS = dict(
     class_order="alphabetical",
     keep_unlabelled=False,
     splits=dict(train="trainval", val="", test="test"),
+)
+OWN = dict(
+    name="mine",
+    root="/data/mine",
+    splits=dict(train="train", val="val", test="val"),
+    annotations="labels.txt",
+    image_dir="photos",
+    keep_unlabelled=True,
+    label_separator="+",
+    train_share=0.7,
+    split_seed=3,
 )
 
 
@@ -62,6 +78,31 @@ def test_tfds():
     assert source.description["tfds_name"] == "voc/2007"
 
 
+@pytest.mark.parametrize(
+    "kind, constructor, options",
+    [
+        ("csv", Table, ("annotations", "image_dir", "train_share", "split_seed")),
+        ("jsonl", Table, ("annotations", "image_dir", "train_share", "split_seed")),
+        ("folders", FolderSet, ("label_separator", "train_share", "split_seed")),
+        ("apparel", Apparel, ("train_share", "split_seed")),
+        ("nuswide", NusWide, ("annotations", "image_dir", "keep_unlabelled")),
+    ],
+)
+def test_sets_of_image_files(kind, constructor, options):
+    source = sources.create(ml_collections.ConfigDict({**OWN, "source": kind}))
+    assert type(source) is constructor
+    assert (source.name, source.splits) == ("mine", ("train", "val"))
+    wanted = {"kind": kind, "root": "/data/mine", **{option: OWN[option] for option in options}}
+    assert source.description == wanted
+
+
+def test_every_source_finds_its_options_in_the_default_configuration():
+    for kind in sources.SOURCES:
+        data = default_config().data
+        data.source, data.name, data.root = kind, "mine", "/data/mine"
+        assert sources.create(data).name == "mine"
+
+
 def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = sources.create(ml_collections.ConfigDict({**VOC, "root": "data"}))
@@ -71,7 +112,12 @@ def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({**VOC, "source": "imagenet"}, "unknown data source 'imagenet'; there are coco, scenes"),
+        (
+            {**VOC, "source": "imagenet"},
+            "unknown data source 'imagenet'; there are apparel, coco, csv, folders, jsonl, "
+            "nuswide, scenes, tfds, voc$",
+        ),
+        ({**OWN, "source": "csv", "root": ""}, "data source csv: `root`, .* is not set"),
         ({**VOC, "root": ""}, "`root`, the data's folder, is not set"),
         ({**COCO, "class_order": "random"}, "class_order is 'random'"),
         ({**TFDS, "class_order": "random"}, "class_order is 'random'"),

@@ -1,0 +1,60 @@
+"""The Apparel images of Kaggle: folders named `<colour>_<garment>`, so two labels an image."""
+
+from pathlib import Path
+
+from mlic_jax.data.class_names import APPAREL as CLASS_NAMES
+from mlic_jax.data.sources.folders import read_folders
+from mlic_jax.data.sources.table import Row, RowSet
+from mlic_jax.errors import Failure
+
+COLOURS, GARMENTS = CLASS_NAMES[:6], CLASS_NAMES[6:]
+
+
+class Apparel(RowSet):
+    """The set in its class folders, which has no splits of its own: MSRN halved it at random.
+
+    The path below root is the image's id.
+
+    Args:
+        name: of the prepared set.
+        root: the folder of the class folders.
+        splits: "train" and "test"; see `RowSet`.
+        train_share: of the images.
+        split_seed: another seed gives other halves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: tuple[str, ...],
+        *,
+        train_share: float = 0.5,
+        split_seed: int = 0,
+    ):
+        super().__init__(
+            name,
+            splits,
+            images=root,
+            read=lambda: (CLASS_NAMES, _read(root)),
+            description={
+                "kind": "apparel",
+                "root": str(root),
+                "train_share": train_share,
+                "split_seed": split_seed,
+            },
+            train_share=train_share,
+            split_seed=split_seed,
+        )
+
+
+def _read(root: Path) -> list[Row]:
+    rows = read_folders(root, "_")
+    pairs = {(colour, garment) for colour in COLOURS for garment in GARMENTS}
+    for row in rows:
+        if tuple(row.present) not in pairs:
+            raise Failure(
+                f"folder {row.where} is not named <colour>_<garment> with one of "
+                f"{', '.join(COLOURS)} and one of {', '.join(GARMENTS)}"
+            )
+    return rows

@@ -1,0 +1,98 @@
+"""Own data in class folders, whose names are the labels of the images in them."""
+
+from pathlib import Path
+
+from mlic_jax.data.sources.table import Row, RowSet
+from mlic_jax.errors import Failure, UsageError
+
+
+class FolderSet(RowSet):
+    """Images in `<class>/<image>`, or in `<split>/<class>/<image>` if there are splits.
+
+    Every file of a class folder is an image, and its path is its id. The classes are sorted. Hidden
+    files and folders do not count, nor does any file beside the outermost folders. See `RowSet`
+    about sets without splits of their own.
+
+    Args:
+        name: of the prepared set.
+        root: the folder of class folders, or of split folders.
+        splits: those that are asked for.
+        label_separator: what is between the labels in the name of a folder, such as "_" in
+            red_shirt; "": the name is one label.
+        train_share, split_seed: see `RowSet`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: tuple[str, ...],
+        *,
+        label_separator: str = "",
+        train_share: float = 0.8,
+        split_seed: int = 0,
+    ):
+        super().__init__(
+            name,
+            splits,
+            images=root,
+            read=lambda: ((), read_folders(root, label_separator)),
+            description={
+                "kind": "folders",
+                "root": str(root),
+                "label_separator": label_separator,
+                "train_share": train_share,
+                "split_seed": split_seed,
+            },
+            train_share=train_share,
+            split_seed=split_seed,
+        )
+
+
+def read_folders(root: Path, label_separator: str = "") -> list[Row]:
+    """The images of all class folders, by folder and name; `where` of a row is its folder.
+
+    Raises:
+        UsageError: there is no such folder, or there are no folders in it.
+        Failure: images and folders are mixed, or a folder's name has an empty label.
+    """
+    folders, _ = _listing(root)
+    if not folders:
+        raise UsageError(f"no class folders in {root}: check `root`")
+    classes = [(split, folder) for split in folders for folder in _listing(split)[0]]
+    if not classes:
+        return [row for folder in folders for row in _class_rows(root, folder, label_separator, "")]
+    for split in folders:
+        _, files = _listing(split)
+        if files:
+            raise Failure(
+                f"{files[0]} is neither in <class>/<image> nor in <split>/<class>/<image>: there "
+                f"are folders in {classes[0][0]}"
+            )
+    return [
+        row
+        for split, folder in classes
+        for row in _class_rows(root, folder, label_separator, split.name)
+    ]
+
+
+def _class_rows(root: Path, folder: Path, label_separator: str, split: str) -> list[Row]:
+    folders, files = _listing(folder)
+    if folders:
+        raise Failure(f"{folders[0]}: a class folder must have no folders in it")
+    labels = folder.name.split(label_separator) if label_separator else [folder.name]
+    if "" in labels:
+        raise Failure(f"{folder}: a label in its name, split at {label_separator!r}, is empty")
+    return [
+        Row(str(folder), file.relative_to(root).as_posix(), labels, split=split) for file in files
+    ]
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, sorted, without hidden ones."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}: check `root`") from error
+    folders = [path for path in entries if path.is_dir()]
+    return folders, [path for path in entries if not path.is_dir()]
