@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlic_jax.atomic import write_text
 from mlic_jax.errors import Failure, UsageError
 
 Tree = dict[str, Any]
@@ -85,7 +86,34 @@ def latest_checkpoint(workdir: Path) -> Path | None:
 
 def read_metadata(checkpoint: Path) -> Tree:
     """The metadata of the checkpoint in a folder."""
-    return json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
+    return json.loads(_metadata_file(checkpoint).read_text(encoding="utf-8"))
+
+
+def update_metadata(checkpoint: Path, changes: Tree) -> Tree:
+    """Sets keys of the metadata of a complete checkpoint; its arrays are not touched.
+
+    The file is replaced whole: a reader finds the old metadata or the new.
+
+    Args:
+        checkpoint: its folder, as `find_checkpoint` gives it.
+        changes: what JSON can hold, by key; the other keys stay as they are.
+
+    Returns:
+        All metadata as they are now.
+
+    Raises:
+        Failure: they cannot be read or written; they are as before.
+    """
+    try:
+        metadata = read_metadata(checkpoint) | changes
+        write_text(_metadata_file(checkpoint), json.dumps(metadata, allow_nan=False))
+    except (OSError, ValueError) as error:
+        raise Failure(f"the metadata of {checkpoint} cannot be changed: {error}") from error
+    return metadata
+
+
+def _metadata_file(checkpoint: Path) -> Path:
+    return checkpoint / "metadata" / "metadata"
 
 
 def _last_step(folder: Path) -> Path | None:

@@ -1,5 +1,7 @@
 """Saving and restoring: exact, atomic, refusing what does not fit."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mlic_jax.checkpoint import (
     merge_weights,
     read_metadata,
     save_weights,
+    update_metadata,
 )
 from mlic_jax.errors import Failure, UsageError
 
@@ -75,6 +78,41 @@ def test_a_run_keeps_its_latest_and_its_best(tmp_path):
     assert latest_checkpoint(tmp_path).name == "3"
     assert find_checkpoint(tmp_path).parts[-2:] == ("best", "2")
     assert load_weights(tmp_path)[0]["params"]["features"]["stem"]["kernel"].max() == 2
+
+
+def test_metadata_change_and_the_rest_stays(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path)
+    for kind in ("latest", "best"):
+        checkpoints.save(kind, 3, tree(3), {"step": jnp.int32(3)}, {"step": 3, "names": ["a"]})
+    checkpoints.close()
+    now = update_metadata(find_checkpoint(tmp_path), {"names": ["é"], "temperature": 0.1 + 0.2})
+    variables, metadata = load_weights(tmp_path)
+    assert metadata == now == {"step": 3, "names": ["é"], "temperature": 0.1 + 0.2}
+    assert variables["params"]["features"]["stem"]["kernel"].max() == 3
+
+    latest = latest_checkpoint(tmp_path)
+    assert read_metadata(latest) == {"step": 3, "names": ["a"]}
+    update_metadata(latest, {"step": 4})
+    reopened = RunCheckpoints(tmp_path)
+    variables, training = reopened.restore_latest(tree(0), {"step": jnp.int32(0)})
+    reopened.close()
+    assert training["step"] == 3 and variables["params"]["features"]["stem"]["kernel"].max() == 3
+
+
+def test_metadata_that_cannot_be_written_stay_as_they_were(tmp_path, monkeypatch):
+    save_weights(tmp_path / "weights", tree(), {"arch": "resnet18"})
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(Failure, match="cannot be changed"):
+        update_metadata(tmp_path / "weights", {"temperature": float("nan")})  # is not JSON
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Failure, match="no space left"):
+        update_metadata(tmp_path / "weights", {"temperature": 1.0})
+    assert load_weights(tmp_path / "weights")[1] == {"arch": "resnet18"}
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
 
 
 def test_half_written_checkpoints_are_cleared_away(tmp_path):

@@ -1,0 +1,600 @@
+"""Operating points: how much a probability means, and from which on a label counts as predicted.
+
+Logits are divided by one temperature (Guo et al., "On Calibration of Modern Neural Networks", ICML
+2017) and thresholds are chosen on the probabilities that result, both on a validation split.
+`--mode calibrate` of mlic_jax.main stores them in a checkpoint; the same is learned from a score
+file, and measured on another one, by
+
+    python -m mlic_jax.calibrate scores_val.npz --rule per_class --apply scores_test.npz
+
+Labels that are unknown (0) are left out of everything here.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.optimize
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from ml_collections import ConfigDict
+
+from mlic_jax import distributed
+from mlic_jax.atomic import write_text, written_whole
+from mlic_jax.checkpoint import find_checkpoint, load_weights, update_metadata
+from mlic_jax.command_line import Parser, exit_code
+from mlic_jax.data import sources
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate import (
+    ARRAY_OPTIONS,
+    check_same_model,
+    create_eval_model,
+    make_eval_step,
+    score_split,
+)
+from mlic_jax.metrics import class_precision_recall_f1, count, precision_recall_f1, sigmoid
+from mlic_jax.scores import Scores
+
+# What a threshold is to achieve. The last two need a target.
+RULES = {
+    "one": "one threshold, with the best overall F1",
+    "per_class": "a threshold for each class, with its best F1",
+    "precision": "a threshold for each class, the least with a precision of {target:g}",
+    "recall": "a threshold for each class, the highest with a recall of {target:g}",
+}
+# Beyond these a set is too small, or too well told apart, to say what a probability means.
+TEMPERATURES = (0.05, 20.0)
+BINS = 15
+
+_BEFORE, _AFTER, _LINE = "#d55e00", "#0072b2", "#888888"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """One temperature, a threshold for each of the C classes, and what they were learned on."""
+
+    temperature: float  # logits are divided by it
+    thresholds: tuple[float, ...]  # [C], of probabilities after the temperature
+    rule: str  # in words, for a person
+    set_name: str
+    split: str
+    images: int
+    error_before: float  # expected calibration error there, percent
+    error_after: float
+    fallback: tuple[str, ...] = ()  # classes that have the one threshold in place of their own
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities, float64, of logits [..., C]."""
+        return calibrated(logits, self.temperature)
+
+    def predicted(self, logits: np.ndarray) -> np.ndarray:
+        """Bool [..., C]: which logits [..., C] reach the thresholds."""
+        return self.probabilities(logits) >= np.array(self.thresholds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint's metadata hold under "operating_point"."""
+        return {
+            "temperature": self.temperature,
+            "thresholds": list(self.thresholds),
+            "rule": self.rule,
+            "set": self.set_name,
+            "split": self.split,
+            "images": self.images,
+            "expected_calibration_error": {"before": self.error_before, "after": self.error_after},
+            "fallback": list(self.fallback),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "OperatingPoint":
+        """Reads what `to_dict` made.
+
+        Raises:
+            Failure: it is something else.
+        """
+        try:
+            return cls(
+                temperature=float(stored["temperature"]),
+                thresholds=tuple(map(float, stored["thresholds"])),
+                rule=stored["rule"],
+                set_name=stored["set"],
+                split=stored["split"],
+                images=stored["images"],
+                error_before=stored["expected_calibration_error"]["before"],
+                error_after=stored["expected_calibration_error"]["after"],
+                fallback=tuple(stored["fallback"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Failure(f"the operating point is damaged, calibrate again: {error!r}") from None
+
+
+# --- learning
+
+
+def learn_operating_point(
+    scores: Scores, rule: str = "one", target: float | None = None, *, on_test: bool = False
+) -> OperatingPoint:
+    """Learns the temperature, and then thresholds on the calibrated probabilities.
+
+    A threshold lies half-way between the lowest probability that it lets pass and the next lower
+    one (or 0); of equally good ones the highest is taken. A class without positives, and one whose
+    target cannot be reached, falls back to the threshold of the rule `one` and is named.
+
+    Args:
+        scores: of a validation split.
+        rule: a key of `RULES`.
+        target: in (0, 1], for the rules `precision` and `recall`.
+        on_test: whether the split is also the one that results are reported on; the rule then says
+            so wherever it is shown.
+
+    Raises:
+        UsageError: an unknown rule, or a target that is missing, not needed or out of range.
+        Failure: a logit is not finite, nothing is labelled present, or no class reaches the target.
+    """
+    text = rule_text(rule, target) + (", learned on the test split" if on_test else "")
+    logits, labels = scores.logits, scores.labels
+    if not np.isfinite(logits).all():
+        raise Failure(f"scores of {scores.set_name} {scores.split} are not finite")
+    if not (labels > 0).any():
+        raise Failure(
+            f"no label of {scores.set_name} {scores.split} is present: nothing to learn from"
+        )
+    temperature = learn_temperature(logits, labels)
+    probabilities = calibrated(logits, temperature)
+    one = _chosen(sweep(probabilities, labels), "one", target)
+    thresholds, fallback = np.full(logits.shape[1], one), []
+    if rule != "one":
+        for c, name in enumerate(scores.class_names):
+            own = _chosen(sweep(probabilities[:, c], labels[:, c]), rule, target)
+            if own is None:
+                fallback.append(str(name))
+            else:
+                thresholds[c] = own
+    if len(fallback) == len(thresholds):
+        raise Failure(
+            f"no class of {scores.set_name} {scores.split} reaches a {rule} of {target:g}"
+        )
+    return OperatingPoint(
+        temperature=temperature,
+        thresholds=tuple(thresholds.tolist()),
+        rule=text,
+        set_name=scores.set_name,
+        split=scores.split,
+        images=len(logits),
+        error_before=expected_calibration_error(sigmoid(logits), labels),
+        error_after=expected_calibration_error(probabilities, labels),
+        fallback=tuple(fallback),
+    )
+
+
+def rule_text(rule: str, target: float | None) -> str:
+    """A rule in words.
+
+    Raises:
+        UsageError: as `learn_operating_point`.
+    """
+    if rule not in RULES:
+        raise UsageError(f"unknown rule {rule!r}; known are {', '.join(RULES)}")
+    if rule in ("one", "per_class"):
+        if target is not None:
+            raise UsageError(f"the rule {rule!r} has no target; precision and recall have")
+    elif target is None:
+        raise UsageError(f"the rule {rule!r} needs a target, a fraction such as 0.9")
+    elif not 0 < target <= 1:
+        raise UsageError(f"the target is {target:g}; it must be a fraction above 0 and at most 1")
+    return RULES[rule].format(target=target)
+
+
+def learn_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the least binary cross entropy of logits / temperature.
+
+    The cross entropy is convex in the inverse temperature a, so the zero of its slope is sought.
+    Where that lies outside `TEMPERATURES`, the nearer end is the answer.
+
+    Args:
+        logits: [N, C], finite.
+        labels: [N, C] in {+1, -1, 0}; entries that are 0 are left out.
+    """
+    known = labels != 0
+    z, present = logits[known].astype(np.float64), labels[known] > 0
+
+    def slope(a: float) -> float:
+        return float(np.mean((sigmoid(a * z) - present) * z))
+
+    coldest, hottest = TEMPERATURES
+    if slope(1 / hottest) >= 0:
+        return hottest
+    if slope(1 / coldest) <= 0:
+        return coldest
+    return 1 / scipy.optimize.brentq(slope, 1 / hottest, 1 / coldest, xtol=1e-12)
+
+
+def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities, float64, of logits of any shape. float32 could make different ones equal."""
+    return sigmoid(np.asarray(logits, np.float64) / temperature)
+
+
+class Sweep(NamedTuple):
+    """A threshold between every two probabilities that differ, descending, and what it achieves."""
+
+    thresholds: np.ndarray  # [K]
+    precision: np.ndarray  # [K], fractions
+    recall: np.ndarray  # [K]; NaN without positives
+    f1: np.ndarray  # [K]
+
+
+def sweep(probabilities: np.ndarray, labels: np.ndarray) -> Sweep:
+    """Precision, recall and F1 at every threshold that makes a difference.
+
+    Args:
+        probabilities: any shape; all entries are compared with the same threshold.
+        labels: the same shape, in {+1, -1, 0}; entries that are 0 are left out.
+    """
+    known = labels != 0
+    ascending = np.argsort(probabilities[known])
+    probability = probabilities[known][ascending][::-1]
+    hits = np.cumsum(labels[known][ascending][::-1] > 0)
+    # Equal probabilities are predicted together: only the last of each is a place to cut.
+    last = np.flatnonzero(np.diff(probability, append=-1.0))
+    lowest = probability[last]
+    below = np.append(lowest, 0.0)[1:]
+    middle = (lowest + below) / 2
+    hits, predicted, positives = hits[last], last + 1, int(np.sum(labels > 0))
+    return Sweep(
+        # Of two neighbours in float64 the middle is one of them, maybe the wrong one.
+        thresholds=np.where(middle > below, middle, lowest),
+        precision=hits / predicted,
+        recall=hits / positives if positives else np.full(len(last), np.nan),
+        f1=2 * hits / (predicted + positives),
+    )
+
+
+def _chosen(curve: Sweep, rule: str, target: float | None) -> float | None:
+    """The threshold that a rule takes; None where there are no positives or none is good enough."""
+    if not curve.f1.any():
+        return None
+    if rule in ("one", "per_class"):
+        return float(curve.thresholds[np.argmax(curve.f1)])
+    reached = np.flatnonzero(getattr(curve, rule) >= target)
+    if not len(reached):
+        return None
+    return float(curve.thresholds[reached[-1 if rule == "precision" else 0]])
+
+
+class Reliability(NamedTuple):
+    """What probabilities promise and what is true, in bins of equal width."""
+
+    entries: np.ndarray  # int [bins]
+    promised: np.ndarray  # float64 [bins], the mean probability; NaN in an empty bin
+    present: np.ndarray  # float64 [bins], the share that is present
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
+    """Compares probabilities with labels; bin k is (k / bins, (k + 1) / bins], and 0 in the first.
+
+    Args:
+        probabilities: any shape, in [0, 1]; that of the label being present.
+        labels: the same shape, in {+1, -1, 0}; entries that are 0 are left out.
+        bins: how many.
+    """
+    known = labels != 0
+    probability, present = probabilities[known], labels[known] > 0
+    edges = np.arange(1, bins) / bins
+    of_bin = np.searchsorted(edges, probability, side="left")
+    entries = np.bincount(of_bin, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            entries,
+            np.bincount(of_bin, probability, bins) / entries,
+            np.bincount(of_bin, present, bins) / entries,
+        )
+
+
+def expected_calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS
+) -> float:
+    """The mean distance of promised and true shares over all known labels, in percent.
+
+    Guo et al. (2017), of the binary question whether a label is present, all classes together. Most
+    labels of most images are plainly absent, so that small figures are the rule.
+
+    Args:
+        probabilities, labels, bins: as for `reliability`. At least one label is known.
+    """
+    entries, promised, present = reliability(probabilities, labels, bins)
+    filled = entries > 0
+    distance = np.abs(promised - present)[filled]
+    return 100 * float(np.average(distance, weights=entries[filled]))
+
+
+# --- what an operating point is worth
+
+
+def measure(scores: Scores, point: OperatingPoint) -> dict[str, Any]:
+    """Figures of a split at an operating point, and at probability 0.5 of the logits as they are.
+
+    Returns:
+        `at_half` and `at_operating_point`: `OP OR OF1 CP CR CF1 CF1_macro` and
+        `expected_calibration_error`, all in percent. `classes`: for each its name, threshold,
+        whether that is a fallback, positives, and precision, recall and F1 there (None without
+        positives).
+    """
+    figures = {}
+    for name, probabilities, thresholds in (
+        ("at_half", sigmoid(scores.logits), 0.5),
+        ("at_operating_point", point.probabilities(scores.logits), np.array(point.thresholds)),
+    ):
+        counts = count(probabilities >= thresholds, scores.labels)
+        error = expected_calibration_error(probabilities, scores.labels)
+        figures[name] = precision_recall_f1(counts) | {"expected_calibration_error": error}
+    rows = zip(
+        map(str, scores.class_names),
+        point.thresholds,
+        counts.positives.tolist(),
+        *(100 * values for values in class_precision_recall_f1(counts)),
+        strict=True,
+    )
+    figures["classes"] = [
+        {
+            "name": name,
+            "threshold": threshold,
+            "fallback": name in point.fallback,
+            "positives": positives,
+            "precision": None if math.isnan(precision) else float(precision),
+            "recall": None if math.isnan(recall) else float(recall),
+            "F1": None if math.isnan(f1) else float(f1),
+        }
+        for name, threshold, positives, precision, recall, f1 in rows
+    ]
+    return figures
+
+
+def summary(point: OperatingPoint) -> str:
+    """A few lines: what was learned, and on what."""
+    lines = [
+        f"learned on {point.set_name} {point.split}, {point.images} images: {point.rule}",
+        f"  temperature {point.temperature:.4g}: expected calibration error "
+        f"{point.error_before:.2f} before, {point.error_after:.2f} after",
+    ]
+    if point.temperature in TEMPERATURES:
+        lines[-1] += " (the end of the range: too few or too easy images to tell)"
+    distinct = sorted(set(point.thresholds))
+    several = f" to {distinct[-1]:.4f}" if len(distinct) > 1 else ""
+    lines.append(f"  threshold {distinct[0]:.4f}{several}")
+    if point.fallback:
+        lines.append(
+            f"  {len(point.fallback)} classes have the one threshold, for want of positives or of "
+            f"a threshold that reaches the target: {', '.join(point.fallback)}"
+        )
+    return "\n".join(lines)
+
+
+def figures_text(values: Mapping[str, Any], name: str) -> str:
+    """The figures of `measure` before and after, a line each."""
+    lines = [f"{name}, known labels alone:"]
+    for key, what in (("at_half", "at 0.5"), ("at_operating_point", "at the operating point")):
+        names = ("OP", "OR", "OF1", "CP", "CR", "CF1")
+        figures = "  ".join(f"{figure} {values[key][figure]:.1f}" for figure in names)
+        error = values[key]["expected_calibration_error"]
+        lines.append(f"  {what + ':':<24}{figures}  calibration error {error:.2f}")
+    return "\n".join(lines)
+
+
+def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
+    """The classes of `measure`, a line each; a star marks a fallback."""
+    width = max(len("class"), *(len(row["name"]) for row in classes))
+    lines = [f"{'class':<{width}}  threshold  positives  precision  recall     F1"]
+    for row in classes:
+        precision, recall, f1 = (
+            "n/a" if row[key] is None else f"{row[key]:.1f}"
+            for key in ("precision", "recall", "F1")
+        )
+        star = "*" if row["fallback"] else " "
+        lines.append(
+            f"{row['name']:<{width}}  {row['threshold']:>8.4f}{star}  {row['positives']:>9}  "
+            f"{precision:>9}  {recall:>6}  {f1:>5}"
+        )
+    return "\n".join(lines)
+
+
+def write_results(folder: Path, scores: Scores, point: OperatingPoint) -> dict[str, Any]:
+    """Writes `calibration_<split>.json` and `.png` of the split it was learned on.
+
+    Returns:
+        What `measure` says.
+    """
+    values = measure(scores, point)
+    written = {"operating_point": point.to_dict(), **values}
+    path = Path(folder) / f"calibration_{scores.split}.json"
+    write_text(path, json.dumps(written, indent=1, allow_nan=False))
+    with written_whole(path.with_suffix(".png")) as partial:
+        draw(scores, point, values["classes"]).savefig(partial, format="png", dpi=120)
+    return values
+
+
+def draw(scores: Scores, point: OperatingPoint, classes: Sequence[Mapping[str, Any]]) -> Figure:
+    """The reliability diagram before and after, and F1 against the threshold.
+
+    Args:
+        scores: of the split it was learned on.
+        point: what was learned.
+        classes: of `measure`.
+    """
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    diagram = figure.add_subplot(grid[0, 0])
+    _draw_reliability(diagram, figure.add_subplot(grid[1, 0], sharex=diagram), scores, point)
+    _draw_f1(figure.add_subplot(grid[:, 1]), scores, point, classes)
+    title = f"{point.set_name} {point.split}, {point.images} images: {point.rule}"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_reliability(
+    diagram: Axes, histogram: Axes, scores: Scores, point: OperatingPoint
+) -> None:
+    diagram.plot((0, 1), (0, 1), color=_LINE, linewidth=1, linestyle="--")
+    for shift, what, colour, error, probabilities in (
+        (0.0, "before", _BEFORE, point.error_before, sigmoid(scores.logits)),
+        (0.5, "after", _AFTER, point.error_after, point.probabilities(scores.logits)),
+    ):
+        entries, promised, present = reliability(probabilities, scores.labels)
+        label = f"{what}: expected error {error:.2f} %"
+        diagram.plot(
+            promised, present, color=colour, marker="o", markersize=4, linewidth=1.5, label=label
+        )
+        left = (np.arange(BINS) + shift) / BINS
+        histogram.bar(left, entries, width=0.5 / BINS, align="edge", color=colour)
+    diagram.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is present")
+    diagram.legend(loc="upper left", frameon=False)
+    histogram.set(yscale="log", xlabel="probability", ylabel="labels")
+    histogram.set_ylim(bottom=0.8)
+    histogram.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_f1(
+    axes: Axes, scores: Scores, point: OperatingPoint, classes: Sequence[Mapping[str, Any]]
+) -> None:
+    curve = sweep(point.probabilities(scores.logits), scores.labels)
+    # A long curve is thinned evenly along its thresholds.
+    kept = np.searchsorted(-curve.thresholds, np.linspace(-1, 0, 1000))
+    kept = np.unique(np.minimum(kept, len(curve.thresholds) - 1))
+    axes.plot(
+        curve.thresholds[kept],
+        100 * curve.f1[kept],
+        color=_AFTER,
+        linewidth=1.5,
+        label="one threshold: overall F1",
+    )
+    if len(set(point.thresholds)) == 1:
+        label = f"chosen: {point.thresholds[0]:.3f}"
+        axes.axvline(point.thresholds[0], color=_BEFORE, linewidth=1.5, label=label)
+    else:
+        rows = [row for row in classes if row["F1"] is not None]
+        thresholds, of_class = ([row[key] for row in rows] for key in ("threshold", "F1"))
+        axes.scatter(thresholds, of_class, s=14, color=_BEFORE, label="a class at its threshold")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 102), xlabel="threshold of the calibrated probability", ylabel="F1, %"
+    )
+    axes.legend(loc="lower center", framealpha=1)
+
+
+# --- commands
+
+
+def calibrate_run(
+    config: ConfigDict, workdir: Path, checkpoint: Path | str | None = None
+) -> OperatingPoint:
+    """Learns the operating point of a checkpoint and stores it in its metadata.
+
+    The checkpoint is by default the best of the run in `workdir`. Its scores of the split in the
+    role `config.calibration.split`, `calibration_<split>.json` and `.png` are written to `workdir`.
+
+    Raises:
+        UsageError: there is no checkpoint or it is of another model, the rule or its target is
+            wrong, or the split is also the test split and `config.calibration.allow_test` is not
+            set.
+        Failure: see `learn_operating_point`.
+    """
+    options, target = config.calibration, config.calibration.target or None
+    rule_text(options.rule, target)  # before the minutes of scoring
+    on_test = _is_test_split(config)
+    if on_test and not options.allow_test:
+        split = config.data.splits[options.split]
+        raise UsageError(
+            f"calibration.split={options.split} is the split {split!r}, on which the results are "
+            "reported: choose another one, or say --config.calibration.allow_test=True and have it "
+            "named"
+        )
+    path = find_checkpoint(checkpoint or workdir)
+    scores = score_checkpoint(config, path, options.split)
+    point = learn_operating_point(scores, options.rule, target, on_test=on_test)
+    if jax.process_index() == 0:
+        workdir = Path(workdir)
+        scores.save(workdir / f"scores_{scores.split}.npz")
+        values = write_results(workdir, scores, point)
+        update_metadata(path, {"operating_point": point.to_dict()})
+        print(summary(point))
+        print(figures_text(values, "on the images that it was learned from"))
+        print(f"stored in {path}; see also {workdir}/calibration_{scores.split}.json and .png")
+    return point
+
+
+def _is_test_split(config: ConfigDict) -> bool:
+    role, splits = config.calibration.split, config.data.splits
+    if role not in splits or not splits[role]:
+        raise UsageError(f"calibration.split is {role!r}; data.splits has {', '.join(splits)}")
+    return splits[role] == splits.get("test")
+
+
+def score_checkpoint(config: ConfigDict, path: Path, role: str) -> Scores:
+    """Scores the split in a role (train, val, test) with the checkpoint in the folder `path`."""
+    variables, metadata = load_weights(path)
+    mesh = distributed.create_mesh()
+    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    split = sources.open_splits(config.data)[role]
+    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
+    check_same_model(metadata, current, path, ARRAY_OPTIONS)
+    model = create_eval_model(config, len(split.class_names), variables)
+    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    variables = jax.device_put(variables, distributed.replicated(mesh))
+    eval_step = make_eval_step(model, config, mesh)
+    return score_split(eval_step, variables, split, config, mesh)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of this module; returns the exit code."""
+    parser = Parser(
+        prog="python -m mlic_jax.calibrate",
+        description="Learns an operating point from a score file of a validation split.",
+    )
+    parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
+    parser.add_argument("--rule", default="one", help="; ".join(f"{r}: {t}" for r, t in _rules()))
+    parser.add_argument("--target", type=float, help="for precision and recall, such as 0.9")
+    parser.add_argument("--apply", type=Path, metavar="SCORES", help="measure it on this file too")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write JSON and a picture")
+    parser.add_argument(
+        "--allow-test", action="store_true", help="learn on the split that results are reported on"
+    )
+
+    def run() -> None:
+        options = parser.parse_args(arguments)
+        scores = Scores.load(options.scores)
+        applied = Scores.load(options.apply) if options.apply else None
+        on_test = scores.split == "test"
+        if applied is not None:
+            if list(applied.class_names) != list(scores.class_names):
+                raise UsageError(f"{options.apply} has other classes than {options.scores}")
+            same = (applied.set_name, applied.split) == (scores.set_name, scores.split)
+            on_test = on_test or same
+        if on_test and not options.allow_test:
+            raise UsageError(
+                f"{options.scores} is of the split that results are reported on: learn from "
+                "another one, or say --allow-test and have it named"
+            )
+        point = learn_operating_point(scores, options.rule, options.target, on_test=on_test)
+        values = measure(scores, point)
+        print(summary(point))
+        print(class_table(values["classes"]))
+        print(figures_text(values, f"{scores.set_name} {scores.split}, learned from"))
+        if applied is not None:
+            name = f"{applied.set_name} {applied.split}, {len(applied.logits)} images"
+            print(figures_text(measure(applied, point), name))
+        if options.output:
+            write_results(options.output, scores, point)
+
+    return exit_code(run)
+
+
+def _rules() -> list[tuple[str, str]]:
+    return [(rule, text.replace("{target:g}", "TARGET")) for rule, text in RULES.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
