@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
+from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.models import BACKBONES, POOLINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -189,6 +190,7 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(f"init_prior is {config.init_prior}; it must be at least 0 and below 1")
     choices = {
         "loss.label_policy": (config.loss.label_policy, POLICIES),
+        "eval.protocol": (config.eval.protocol, tuple(PROTOCOLS)),
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),

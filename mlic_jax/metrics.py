@@ -7,7 +7,7 @@ that make two published figures comparable. Every figure is in percent.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import sklearn.metrics
@@ -15,25 +15,44 @@ from absl import logging
 
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.ranking import ranking_metrics
+
+ApKind = Literal["raw", "envelope", "voc11"]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The choices behind a set of published figures.
-
-    AP is the mean of the precision at each positive ("raw"). A label counts as predicted at a
-    probability of at least `threshold`. `unknown_in_ap` and `unknown_in_f1` say what a label 0
-    counts as in AP and in precision, recall and F1.
-    """
+    """The choices behind a set of published figures."""
 
     name: str
-    threshold: float
-    top_k: int = 3
-    unknown_in_ap: LabelPolicy = "ignore"
-    unknown_in_f1: LabelPolicy = "as_negative"
+    threshold: float  # the probability from which on a label counts as predicted
+    top_k: int = 3  # the second set of figures: predicted, and among so many highest of its image
+    ap_kind: ApKind = "raw"  # see `average_precision`
+    class_f1: Literal["CF1", "CF1_macro"] = "CF1"  # the one its authors call CF1
+    unknown_in_ap: LabelPolicy = "ignore"  # what a label 0 counts as in AP and ranking metrics
+    unknown_in_f1: LabelPolicy = "as_negative"  # ... and in precision, recall and F1
+    sweep: tuple[float, ...] = ()  # logits; the best threshold among them is reported beside
+    ranking: bool = False  # whether coverage error, LRAP and ranking loss are reported
 
 
-PROTOCOLS = {row.name: row for row in (Protocol("mcar", threshold=0.6),)}  # MCAR (TIP 2021)
+PROTOCOLS = {
+    row.name: row
+    for row in (
+        Protocol("mcar", threshold=0.6),  # MCAR (TIP 2021)
+        # MSRN's own figures are swept; those at logit 0, its threshold for top-3, stand beside.
+        Protocol("msrn", threshold=0.5, sweep=tuple(k / 10 for k in range(-10, 10)), ranking=True),
+        # ML-GCN (CVPR 2019): logit 0. (Its code counts one false prediction more in OP for each
+        # class that nobody predicted; here there is none.)
+        Protocol("mlgcn", threshold=0.5),
+        # ASL (ICCV 2021): the threshold of its validation. It knows present and absent alone, so
+        # whatever is not present is absent.
+        Protocol("asl", threshold=0.8, class_f1="CF1_macro", unknown_in_ap="as_negative"),
+        # Query2Label (2021) publishes no threshold: the customary one. Not present is absent.
+        Protocol("q2l", threshold=0.5, ap_kind="envelope", unknown_in_ap="as_negative"),
+        # The VOC 2007 devkit has AP alone, without the difficult; the rest is customary.
+        Protocol("voc2007", threshold=0.5, ap_kind="voc11", unknown_in_f1="ignore"),
+    )
+}
 
 
 def evaluate_scores(
@@ -58,11 +77,17 @@ def evaluate_scores(
 
     Returns:
         `mAP`, `AP` (a list; None for a class without positives, which no class mean includes and
-        `classes_without_positives` names), `chance` (the expected mAP of a random ranking),
-        `prevalence` (the mean share of positives, which `chance` approaches as N grows);
+        `classes_without_positives` names), `chance` (the expected mAP of a random ranking, by AP
+        `raw`; the other kinds are above it), `prevalence` (the mean share of positives, which
+        `chance` approaches as N grows);
         `OP OR OF1` (overall) and `CP CR CF1` (mean over classes) of the labels at or above the
-        threshold, and `OP_3` ... of those that are also among the three highest of their image;
-        and what they were computed from.
+        threshold, `CF1_macro` (the mean of the classes' F1), and `OP_3` ... of those that are also
+        among the three highest of their image; `P R F1` of each class (None without positives);
+        and what they were computed from. `class_f1` names the protocol's own CF1.
+
+        Where the protocol sweeps, `swept` holds the best `threshold` (a logit) for these very
+        scores and its `OP` ...: an upper bound, not what a threshold known beforehand achieves.
+        Where it ranks, `coverage_error`, `label_ranking_average_precision` and `ranking_loss`.
 
     Raises:
         UsageError: unknown protocol or label policy, shapes that do not fit together.
@@ -73,10 +98,10 @@ def evaluate_scores(
     choices = PROTOCOLS[protocol]
     unknown_in_ap = label_policy or choices.unknown_in_ap
     unknown_in_f1 = label_policy or choices.unknown_in_f1
-    scores, labels, names = _checked(scores, labels, class_names)
+    scores, labels, names = checked_scores(scores, labels, class_names)
 
     ap_labels = resolve_unknown(labels, unknown_in_ap)
-    ap = average_precision(scores, ap_labels)
+    ap = average_precision(scores, ap_labels, choices.ap_kind)
     positives, counted = (ap_labels > 0).sum(axis=0), (ap_labels != 0).sum(axis=0)
     has_ap = positives > 0
     if not has_ap.any():
@@ -94,6 +119,8 @@ def evaluate_scores(
         "protocol": protocol,
         "threshold": choices.threshold,
         "top_k": choices.top_k,
+        "ap_kind": choices.ap_kind,
+        "class_f1": choices.class_f1,
         "unknown_in_ap": unknown_in_ap,
         "unknown_in_f1": unknown_in_f1,
         "num_images": len(scores),
@@ -110,37 +137,103 @@ def evaluate_scores(
     f1_labels = resolve_unknown(labels, unknown_in_f1)
     predicted = predicted_labels(scores, choices.threshold)
     among_top = top_labels(scores, choices.top_k, f1_labels != 0)
-    result |= precision_recall_f1(predicted, f1_labels)
-    top = precision_recall_f1(predicted & among_top, f1_labels)
+    counts = count(predicted, f1_labels)
+    result |= precision_recall_f1(counts)
+    top = precision_recall_f1(count(predicted & among_top, f1_labels))
     result |= {f"{name}_{choices.top_k}": value for name, value in top.items()}
+    if choices.sweep:
+        result["swept"] = sweep_thresholds(scores, f1_labels, choices.sweep)
+    if choices.ranking:
+        result |= ranking_metrics(scores, ap_labels)
+    by_class = zip(("P", "R", "F1"), class_precision_recall_f1(counts), strict=True)
     return result | {
         "class_names": names,
-        "AP": [None if math.isnan(value) else value for value in ap.tolist()],
+        "AP": _undefined_as_none(ap),
+        **{name: _undefined_as_none(100 * values) for name, values in by_class},
         "positives": positives.tolist(),
         "classes_without_positives": without,
     }
 
 
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """AP `raw` of each class, in percent: the mean of the precision at each of its positives.
+def checked_scores(
+    scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Scores in float32 (or as precise as they came), labels int8, a name a class.
 
-    Ranked by descending score; equal scores keep the order of the images.
+    Raises:
+        UsageError: shapes that do not fit together.
+        Failure: scores or labels outside their range, or nothing to evaluate.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise UsageError(
+            "scores and labels must both be [images, classes]; "
+            f"they are {list(scores.shape)} and {list(labels.shape)}"
+        )
+    if scores.size == 0:
+        raise Failure(f"nothing to evaluate: the scores are of shape {list(scores.shape)}")
+    scores = scores.astype(np.result_type(scores.dtype, np.float32), copy=False)
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        image, c = bad[0]
+        raise Failure(
+            f"{len(bad)} scores are not finite, the first is {scores[image, c]} "
+            f"(image {image}, class {c}): the model has diverged or the score file is damaged"
+        )
+    outside = ~np.isin(labels, (-1, 0, 1))
+    if outside.any():
+        raise Failure(
+            f"labels must be +1 (present), -1 (absent) or 0 (unknown); found {labels[outside][0]}"
+        )
+    names = [str(c) for c in range(scores.shape[1])] if class_names is None else class_names
+    if len(names) != scores.shape[1]:
+        raise UsageError(f"{len(names)} class names for {scores.shape[1]} classes of scores")
+    return scores, labels.astype(np.int8, copy=False), [str(name) for name in names]
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray, kind: ApKind = "raw") -> np.ndarray:
+    """AP of each class, in percent.
+
+    Ranked by descending score; equal scores keep the order of the images. With the precision at
+    every positive, in the order of the ranks, AP is
+
+    - `raw`: their mean (MCAR, MSRN, ML-GCN, ASL);
+    - `envelope`: the mean after each was raised to the highest at its rank or later, which is the
+      area under the interpolated curve (VOC 2010 and later, Query2Label);
+    - `voc11`: the mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or
+      more (VOC 2007).
 
     Args:
         scores: [N, C], finite.
         labels: [N, C] in {+1, -1, 0}; entries that are 0 are left out.
+        kind: which of the three.
 
     Returns:
         float64 [C]; NaN where a class has no positive.
     """
+    if kind not in get_args(ApKind):
+        raise UsageError(f"kind of AP is {kind!r}; known are {', '.join(get_args(ApKind))}")
     ap = np.full(scores.shape[1], np.nan)
     for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
-        known = label != 0
-        hits = label[known][np.argsort(-score[known], kind="stable")] > 0
-        if hits.any():
-            ranks = np.flatnonzero(hits) + 1
-            ap[c] = 100 * np.mean(np.arange(1, len(ranks) + 1) / ranks)
+        ranked = label[ranked_images(score, label)]
+        ranks = np.flatnonzero(ranked > 0) + 1
+        if not len(ranks):
+            continue
+        precision = np.arange(1, len(ranks) + 1) / ranks
+        if kind != "raw":
+            precision = np.maximum.accumulate(precision[::-1])[::-1]
+        if kind == "voc11":
+            # The first positive at which hits / positives >= tenth / 10, in whole numbers.
+            first = -(-np.arange(11) * len(ranks) // 10)
+            precision = precision[np.maximum(first - 1, 0)]
+        ap[c] = 100 * precision.mean()
     return ap
+
+
+def ranked_images(score: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The images [M] whose `label` [N] is not 0, by descending `score` [N], ties in their order."""
+    known = np.flatnonzero(label)
+    return known[np.argsort(-score[known], kind="stable")]
 
 
 def mean_average_precision(
@@ -196,37 +289,88 @@ def top_labels(scores: np.ndarray, k: int, counted: np.ndarray) -> np.ndarray:
     Of equal scores the class that comes first is taken. Labels that are not `counted` (bool [N, C])
     take no place, so that an ignored label moves no metric.
     """
-    descending = np.argsort(np.where(counted, -scores, np.inf), axis=1, kind="stable")
+    left = np.where(counted, scores, -np.inf)
     among = np.zeros(scores.shape, bool)
-    np.put_along_axis(among, descending[:, :k], True, axis=1)
+    for _ in range(min(k, scores.shape[1])):
+        highest = left.argmax(axis=1, keepdims=True)  # the first of equal ones
+        np.put_along_axis(among, highest, True, axis=1)
+        np.put_along_axis(left, highest, -np.inf, axis=1)
     return among & counted
 
 
-def precision_recall_f1(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """OP OR OF1 over all labels and CP CR CF1 over classes, in percent.
+class Counts(NamedTuple):
+    """How many labels of each class, int [C]."""
 
-    A class nobody predicted has precision 0. CP and CR are means over the classes with positives,
-    and CF1 = 2 CP CR / (CP + CR).
+    hits: np.ndarray  # predicted and present
+    predicted: np.ndarray
+    positives: np.ndarray  # present
+
+
+def count(predicted: np.ndarray, labels: np.ndarray) -> Counts:
+    """What precision, recall and F1 are made of.
 
     Args:
         predicted: bool [N, C].
         labels: [N, C] in {+1, -1, 0}; entries that are 0 are left out.
     """
-    predicted_count = (predicted & (labels != 0)).sum(axis=0)
-    positive_count = (labels > 0).sum(axis=0)
-    hits = (predicted & (labels > 0)).sum(axis=0)
-    overall = _ratio(hits.sum(), predicted_count.sum()), _ratio(hits.sum(), positive_count.sum())
-    some = positive_count > 0
-    by_class = [
-        float(_ratio(hits[some], count[some]).mean()) if some.any() else 0.0
-        for count in (predicted_count, positive_count)
+    present = labels > 0
+    sets = (predicted & present, predicted & (labels != 0), present)
+    return Counts(*(np.count_nonzero(members, axis=0) for members in sets))
+
+
+def precision_recall_f1(counts: Counts) -> dict[str, float]:
+    """OP OR OF1 over all labels and CP CR CF1 CF1_macro over classes, in percent.
+
+    A class nobody predicted has precision 0. The last four are of the classes with positives: CP
+    and CR are means, CF1 = 2 CP CR / (CP + CR), and CF1_macro is the mean of the classes' F1.
+    """
+    overall = _precision_recall_f1(Counts(*(np.sum(per_class) for per_class in counts)))
+    by_class = [values[counts.positives > 0] for values in class_precision_recall_f1(counts)]
+    precision, recall, macro = (values.mean() if len(values) else 0.0 for values in by_class)
+    by_class = precision, recall, _ratio(2 * precision * recall, precision + recall), macro
+    names = ("OP", "OR", "OF1", "CP", "CR", "CF1", "CF1_macro")
+    return {
+        name: 100 * float(value) for name, value in zip(names, (*overall, *by_class), strict=True)
+    }
+
+
+def class_precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of each class, as fractions [C]; NaN where it has no positives."""
+    none = counts.positives == 0
+    return tuple(np.where(none, np.nan, values) for values in _precision_recall_f1(counts))
+
+
+def sweep_thresholds(
+    scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """The threshold with the highest CF1 + OF1 on these very scores, and its figures.
+
+    Args:
+        scores: [N, C], logits.
+        labels: [N, C] in {+1, -1, 0}; entries that are 0 are left out.
+        thresholds: logits, ascending; of equally good ones the first is taken.
+
+    Returns:
+        `threshold` (a logit) and `OP OR OF1 CP CR CF1 CF1_macro`.
+    """
+    num_classes, num_bins = scores.shape[1], len(thresholds) + 1
+    cutoffs = np.array(thresholds, np.float32)  # compared as in `predicted_labels`
+    bins = np.searchsorted(cutoffs, np.asarray(scores, np.float32), side="right")
+    bins += num_bins * np.arange(num_classes)
+
+    def reaching(members: np.ndarray) -> np.ndarray:
+        """How many `members` (bool [N, C]) of each class reach each threshold, [T, C]."""
+        histogram = np.bincount(bins[members], minlength=num_bins * num_classes)
+        return histogram.reshape(num_classes, num_bins)[:, ::-1].cumsum(axis=1)[:, -2::-1].T
+
+    present = labels > 0
+    positives = np.count_nonzero(present, axis=0)
+    figures = [
+        precision_recall_f1(Counts(hits, predicted, positives))
+        for hits, predicted in zip(reaching(present), reaching(labels != 0), strict=True)
     ]
-    result = {}
-    for letter, (precision, recall) in (("O", overall), ("C", by_class)):
-        f1 = _ratio(2 * precision * recall, precision + recall)
-        for name, value in (("P", precision), ("R", recall), ("F1", f1)):
-            result[letter + name] = 100 * float(value)
-    return result
+    best = int(np.argmax([values["CF1"] + values["OF1"] for values in figures]))
+    return {"threshold": float(thresholds[best]), **figures[best]}
 
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -241,41 +385,20 @@ def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.n
     return precision, recall
 
 
+def _precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    precision = _ratio(counts.hits, counts.predicted)
+    recall = _ratio(counts.hits, counts.positives)
+    return precision, recall, _ratio(2 * precision * recall, precision + recall)
+
+
+def _undefined_as_none(values: np.ndarray) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """numerator / denominator, and 0 where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-
-
-def _checked(
-    scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scores in float32 (or as precise as they came), labels int8, a name a class; or one error."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.ndim != 2 or scores.shape != labels.shape:
-        raise UsageError(
-            "scores and labels must both be [images, classes]; "
-            f"they are {list(scores.shape)} and {list(labels.shape)}"
-        )
-    if scores.size == 0:
-        raise Failure(f"nothing to evaluate: the scores are of shape {list(scores.shape)}")
-    scores = scores.astype(np.result_type(scores.dtype, np.float32), copy=False)
-    bad = np.argwhere(~np.isfinite(scores))
-    if len(bad):
-        image, c = bad[0]
-        raise Failure(
-            f"{len(bad)} scores are not finite, the first is {scores[image, c]} "
-            f"(image {image}, class {c}): the model has diverged or the score file is damaged"
-        )
-    outside = ~np.isin(labels, (-1, 0, 1))
-    if outside.any():
-        raise Failure(
-            f"labels must be +1 (present), -1 (absent) or 0 (unknown); found {labels[outside][0]}"
-        )
-    names = [str(c) for c in range(scores.shape[1])] if class_names is None else class_names
-    if len(names) != scores.shape[1]:
-        raise UsageError(f"{len(names)} class names for {scores.shape[1]} classes of scores")
-    return scores, labels.astype(np.int8, copy=False), [str(name) for name in names]
 
 
 def _checked_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:

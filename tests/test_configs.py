@@ -54,6 +54,7 @@ def test_the_one_variant_with_rates_of_its_own():
         ("optim.schedule", "linear", "optim.schedule is 'linear'; known are 'step', 'cosine'"),
         ("optim.name", "lion", "optim.name is 'lion'"),
         ("loss.label_policy", "maybe", "loss.label_policy is 'maybe'"),
+        ("eval.protocol", "coco", "eval.protocol is 'coco'; known are 'mcar', 'msrn'"),
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
     ],

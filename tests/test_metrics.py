@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,24 +16,56 @@ from hypothesis.extra import numpy as hnp
 from mlic_jax import metrics
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics import evaluate_scores
+from mlic_jax.ranking import ranking_metrics
 
-F1_NAMES = ("OP", "OR", "OF1", "CP", "CR", "CF1")
+F1_NAMES = ("OP", "OR", "OF1", "CP", "CR", "CF1", "CF1_macro")
+
+AP_KINDS = ("raw", "envelope", "voc11")
+
+# What spec and papers say, apart from the module's own table:
+# AP, threshold, the authors' CF1, unknown labels in AP and in F1.
+EXPECTED_PROTOCOLS = {
+    "mcar": ("raw", 0.6, "CF1", "ignore", "as_negative"),
+    "msrn": ("raw", 0.5, "CF1", "ignore", "as_negative"),
+    "mlgcn": ("raw", 0.5, "CF1", "ignore", "as_negative"),
+    "asl": ("raw", 0.8, "CF1_macro", "as_negative", "as_negative"),
+    "q2l": ("envelope", 0.5, "CF1", "as_negative", "as_negative"),
+    "voc2007": ("voc11", 0.5, "CF1", "ignore", "ignore"),
+}
 
 
-def definition_ap(scores, labels):
-    """AP of one class in percent, as a list of ranked images; None without positives."""
+def definition_ap(scores, labels, kind="raw"):
+    """AP of one class in percent, in fractions from a curve of all ranks; None without positives.
+
+    `envelope` is an area of rectangles and `voc11` a mean of eleven maxima, as their authors say.
+    """
     images = [i for i in range(len(scores)) if labels[i] != 0]
     ranked = sorted(images, key=lambda i: (-scores[i], i))
-    hits, precisions = 0, []
+    positives = sum(labels[i] > 0 for i in images)
+    if not positives:
+        return None
+    hits, curve = 0, []  # (recall, precision) after every rank
     for rank, image in enumerate(ranked, start=1):
-        if labels[image] > 0:
-            hits += 1
-            precisions.append(hits / rank)
-    return 100 * sum(precisions) / hits if hits else None
+        hits += int(labels[image] > 0)
+        curve.append((Fraction(hits, int(positives)), Fraction(hits, rank)))
+
+    def highest_from(recall):
+        return max((p for r, p in curve if r >= recall), default=0)
+
+    if kind == "voc11":
+        return float(100 * sum(highest_from(Fraction(t, 10)) for t in range(11)) / 11)
+    steps = zip([(0, 0), *curve], curve, strict=False)
+    return float(
+        100
+        * sum(
+            (r - before) * (p if kind == "raw" else highest_from(r))
+            for (before, _), (r, p) in steps
+        )
+    )
 
 
 def definition_f1(scores, labels, threshold, top_k=None):
-    """OP OR OF1 CP CR CF1, counted label by label; `labels` may hold 0, which is left out."""
+    """The figures of F1_NAMES, counted label by label; `labels` may hold 0, which is left out."""
     num_classes = len(scores[0])
     tp, predicted, present = [0] * num_classes, [0] * num_classes, [0] * num_classes
     for score, label in zip(scores, labels, strict=True):
@@ -52,7 +85,10 @@ def definition_f1(scores, labels, threshold, top_k=None):
     classes = [c for c in range(num_classes) if present[c]]
     cp = sum(tp[c] / predicted[c] if predicted[c] else 0.0 for c in classes) / len(classes)
     cr = sum(tp[c] / present[c] for c in classes) / len(classes)
-    values = (op, recall, f1(op, recall), cp, cr, f1(cp, cr))
+    macro = sum(
+        f1(tp[c] / predicted[c], tp[c] / present[c]) if predicted[c] else 0.0 for c in classes
+    )
+    values = (op, recall, f1(op, recall), cp, cr, f1(cp, cr), macro / len(classes))
     return {name: 100 * value for name, value in zip(F1_NAMES, values, strict=True)}
 
 
@@ -60,16 +96,19 @@ def treated(labels, policy):
     return np.where(labels == 0, {"as_positive": 1, "as_negative": -1, "ignore": 0}[policy], labels)
 
 
-def check_against_definitions(scores, labels, in_ap="ignore", in_f1="as_negative", **options):
-    result = evaluate_scores(scores, labels, **options)
-    ap = [definition_ap(s, y) for s, y in zip(scores.T, treated(labels, in_ap).T, strict=True)]
+def check_against_definitions(scores, labels, protocol="mcar", label_policy=None):
+    kind, threshold, _, in_ap, in_f1 = EXPECTED_PROTOCOLS[protocol]
+    in_ap, in_f1 = label_policy or in_ap, label_policy or in_f1
+    result = evaluate_scores(scores, labels, protocol, label_policy=label_policy)
+    ap_labels = treated(labels, in_ap)
+    ap = [definition_ap(s, y, kind) for s, y in zip(scores.T, ap_labels.T, strict=True)]
     assert [a is None for a in result["AP"]] == [a is None for a in ap]
     assert [a for a in result["AP"] if a is not None] == pytest.approx(
         [a for a in ap if a is not None], rel=1e-12
     )
     assert result["mAP"] == pytest.approx(np.mean([a for a in ap if a is not None]), rel=1e-12)
     for suffix, top_k in (("", None), ("_3", 3)):
-        expected = definition_f1(scores, treated(labels, in_f1), 0.6, top_k)
+        expected = definition_f1(scores, treated(labels, in_f1), threshold, top_k)
         got = {name: result[name + suffix] for name in F1_NAMES}
         assert got == pytest.approx(expected, rel=1e-12), suffix
     return result
@@ -114,6 +153,27 @@ def test_average_precision_agrees_with_scikit_learn():
     assert evaluate_scores(scores, labels)["AP"] == pytest.approx(100 * expected, rel=1e-12)
 
 
+def test_kinds_of_average_precision_by_hand():
+    # Ranked: + - - + +, precision at the positives 1, 1/2, 3/5.
+    labels = np.array([[1], [-1], [-1], [1], [1]], np.int8)
+    scores = -np.arange(5.0)[:, None]
+    ap = {kind: metrics.average_precision(scores, labels, kind)[0] for kind in AP_KINDS}
+    assert ap["raw"] == pytest.approx(100 * (1 + 1 / 2 + 3 / 5) / 3)
+    assert ap["envelope"] == pytest.approx(100 * (1 + 3 / 5 + 3 / 5) / 3)
+    # Recall 1/3 covers 0, 0.1, 0.2, 0.3; the other seven have 3/5.
+    assert ap["voc11"] == pytest.approx(100 * (4 * 1 + 7 * 3 / 5) / 11)
+
+
+def test_recall_exactly_at_a_tenth_belongs_to_it():
+    # Ten positives, each of which is followed by an absent one: precision falls at every tenth,
+    # and 3 / 10 is less than 3 * 0.1 in floating point.
+    labels = np.tile(np.array([[1], [-1]], np.int8), (10, 1))
+    scores = -np.arange(20.0)[:, None]
+    expected = (1 + sum(k / (2 * k - 1) for k in range(1, 11))) / 11
+    ap = metrics.average_precision(scores, labels, "voc11")
+    assert ap[0] == pytest.approx(100 * expected, rel=1e-12)
+
+
 def test_float64_scores_are_ranked_in_float64():
     scores = np.array([[1.0], [1.0 + 1e-12]])
     assert evaluate_scores(scores, np.array([[-1], [1]], np.int8))["mAP"] == pytest.approx(100)
@@ -128,6 +188,8 @@ def test_class_without_positives_is_left_out_and_named(caplog):
     assert result["mAP"] == pytest.approx(50)
     assert result["classes_without_positives"] == ["yak", "dog"]
     assert result["positives"] == [1, 0, 0]
+    for name in ("P", "R", "F1"):
+        assert result[name][0] is not None and result[name][1:] == [None, None]
     assert "yak, dog" in caplog.text and "cat" not in caplog.text
     # Both images carry a false "yak" and "dog": overall precision sees them, class means do not.
     assert result["OP"] == pytest.approx(100 * 1 / 6)
@@ -208,6 +270,11 @@ def test_f1_agrees_with_scikit_learn():
         # CF1 is the harmonic mean of CP and CR, which the macro mean of the F1s is not.
         expected = f1 if letter == "O" else 2 * p * r / (p + r)
         assert result[letter + "F1"] == pytest.approx(100 * expected, rel=1e-12)
+    assert result["CF1_macro"] == pytest.approx(100 * f1, rel=1e-12)
+    assert abs(result["CF1_macro"] - result["CF1"]) > 0.05  # the test sees a mix-up
+    by_class = sklearn.metrics.precision_recall_fscore_support(truth, predicted)[:3]
+    for name, values in zip(("P", "R", "F1"), by_class, strict=True):
+        assert result[name] == pytest.approx(100 * values, rel=1e-12)
 
 
 def test_nothing_predicted():
@@ -249,10 +316,22 @@ def test_defaults_ignore_unknown_in_ap_and_count_it_absent_in_f1():
 
 @pytest.mark.parametrize("policy", ["as_positive", "as_negative", "ignore"])
 def test_label_policy_overrides_both(policy):
-    result = check_against_definitions(
-        *random_case(), in_ap=policy, in_f1=policy, label_policy=policy
-    )
+    result = check_against_definitions(*random_case(), label_policy=policy)
     assert (result["unknown_in_ap"], result["unknown_in_f1"]) == (policy, policy)
+
+
+@pytest.mark.parametrize("protocol", EXPECTED_PROTOCOLS)
+def test_every_protocol_is_its_row_of_choices(protocol):
+    scores, labels = random_case(num_images=120)
+    labels[:, 5] = np.where(labels[:, 5] > 0, -1, labels[:, 5])  # without positives
+    # Ties, but none at the thresholds' very logits: there is a test for that.
+    result = check_against_definitions((scores * 8).round() / 8 + 0.01, labels, protocol)
+    kind, threshold, class_f1, in_ap, in_f1 = EXPECTED_PROTOCOLS[protocol]
+    assert (result["protocol"], result["ap_kind"], result["class_f1"]) == (protocol, kind, class_f1)
+    assert (result["threshold"], result["top_k"]) == (threshold, 3)
+    assert (result["unknown_in_ap"], result["unknown_in_f1"]) == (in_ap, in_f1)
+    assert ("swept" in result, "ranking_loss" in result) == ((protocol == "msrn",) * 2)
+    assert metrics.PROTOCOLS.keys() == EXPECTED_PROTOCOLS.keys()
 
 
 @settings(max_examples=150, deadline=None)
@@ -265,10 +344,12 @@ def test_definitions_on_any_small_case(data):
     labels = data.draw(hnp.arrays(np.int8, shape, elements=st.sampled_from([-1, 0, 1])))
     labels[data.draw(st.integers(0, shape[0] - 1)), 0] = 1
     policy = data.draw(st.sampled_from(["as_positive", "as_negative", "ignore"]))
-    at = np.abs(scores.astype(np.float64) - math.log(1.5)) < 1e-6
-    scores[at] = 0.5  # the threshold itself has its own test
-    check_against_definitions(scores, labels)
-    check_against_definitions(scores, labels, in_ap=policy, in_f1=policy, label_policy=policy)
+    protocol = data.draw(st.sampled_from([*EXPECTED_PROTOCOLS]))
+    at = EXPECTED_PROTOCOLS[protocol][1]
+    near = np.abs(scores.astype(np.float64) - math.log(at / (1 - at))) < 1e-6
+    scores[near & (scores != 0)] = 0.75  # the threshold itself has its own test
+    check_against_definitions(scores, labels, protocol)
+    check_against_definitions(scores, labels, protocol, label_policy=policy)
 
 
 def test_ignored_label_moves_no_metric():
@@ -293,6 +374,65 @@ def test_result_names_the_choices_of_its_protocol():
     assert all(name == row.name for name, row in metrics.PROTOCOLS.items())
 
 
+# --- the swept threshold of MSRN
+
+
+def test_sweep_is_the_best_of_twenty_logits():
+    scores, labels = random_case()
+    result = evaluate_scores(scores, labels, "msrn")
+    f1_labels = treated(labels, "as_negative")
+    figures = {
+        k: definition_f1(scores, f1_labels, 1 / (1 + math.exp(-k / 10))) for k in range(-10, 10)
+    }
+    best = max(figures, key=lambda k: figures[k]["CF1"] + figures[k]["OF1"])
+    assert -10 < best < 9 and best != 0
+    swept = result["swept"]
+    assert swept.pop("threshold") == best / 10
+    assert swept == pytest.approx(figures[best], rel=1e-12)
+    # The figures at logit 0 stand beside, under their usual names.
+    assert {name: result[name] for name in F1_NAMES} == pytest.approx(figures[0], rel=1e-12)
+    assert swept["CF1"] + swept["OF1"] > result["CF1"] + result["OF1"] + 0.1
+
+
+def test_first_of_equally_good_thresholds_is_taken():
+    scores, labels = np.array([[-0.85], [0.75]]), np.array([[-1], [1]], np.int8)
+    # Every threshold in (-0.85, 0.75] is perfect.
+    assert evaluate_scores(scores, labels, "msrn")["swept"]["threshold"] == -0.8
+    # Out of reach of all twenty: the first.
+    far = evaluate_scores(np.array([[5.0], [4.0]]), labels, "msrn")["swept"]
+    assert (far["threshold"], far["OP"], far["OR"]) == (-1.0, 50, 100)
+
+
+@pytest.mark.parametrize("k", range(-10, 10))
+def test_logit_exactly_at_a_swept_threshold_counts(k):
+    at, below = np.float32(k / 10), np.nextafter(np.float32(k / 10), np.float32(-np.inf))
+    scores, labels = np.array([[at], [below]], np.float32), np.array([[1], [-1]], np.int8)
+    swept = evaluate_scores(scores, labels, "msrn")["swept"]
+    assert (swept["threshold"], swept["OP"], swept["OR"]) == (k / 10, 100, 100)
+
+
+@pytest.mark.parametrize("policy", ["as_positive", "as_negative", "ignore"])
+def test_sweep_under_every_label_policy(policy):
+    scores, labels = random_case(unknown=0.3)
+    swept = evaluate_scores(scores, labels, "msrn", label_policy=policy)["swept"]
+    probability = 1 / (1 + math.exp(-swept.pop("threshold")))
+    expected = definition_f1(scores, treated(labels, policy), probability)
+    assert swept == pytest.approx(expected, rel=1e-12)
+
+
+def test_ranking_metrics_follow_the_labels_of_ap():
+    scores, labels = random_case(unknown=0.3)
+    result = evaluate_scores(scores, labels, "msrn")
+    names = ("coverage_error", "label_ranking_average_precision", "ranking_loss")
+    ranked = {name: result[name] for name in names}
+    assert ranked == ranking_metrics(scores, labels)
+    as_negative = evaluate_scores(scores, labels, "msrn", label_policy="as_negative")
+    assert {name: as_negative[name] for name in names} == ranking_metrics(
+        scores, treated(labels, "as_negative")
+    )
+    assert as_negative["coverage_error"] > ranked["coverage_error"]
+
+
 def test_mean_average_precision_skips_the_undefined():
     assert metrics.mean_average_precision([10.0, None, 20.0]) == 15
     assert metrics.mean_average_precision(np.array([10.0, np.nan, 20.0])) == 15
@@ -311,8 +451,10 @@ def test_precision_recall_curve_of_known_labels():
 
 def test_unknown_names_are_refused():
     case = random_case()
-    with pytest.raises(UsageError, match="unknown protocol 'acm'; known: mcar"):
+    with pytest.raises(UsageError, match="unknown protocol 'acm'; known: asl, mcar, mlgcn"):
         evaluate_scores(*case, "acm")
+    with pytest.raises(UsageError, match="kind of AP is 'area'; known are raw, envelope, voc11"):
+        metrics.average_precision(*case, "area")
     with pytest.raises(UsageError, match="label policy is 'drop'"):
         evaluate_scores(*case, label_policy="drop")
 
