@@ -26,19 +26,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
 
-from mlic_jax import distributed
 from mlic_jax.atomic import write_text, written_whole
-from mlic_jax.checkpoint import find_checkpoint, load_weights, update_metadata
+from mlic_jax.checkpoint import find_checkpoint, update_metadata
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import sources
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import (
-    ARRAY_OPTIONS,
-    check_same_model,
-    create_eval_model,
-    make_eval_step,
-    score_split,
-)
+from mlic_jax.evaluate import load_model, score_model
 from mlic_jax.metrics import class_precision_recall_f1, count, precision_recall_f1, sigmoid
 from mlic_jax.scores import Scores
 
@@ -513,7 +506,9 @@ def calibrate_run(
             "named"
         )
     path = find_checkpoint(checkpoint or workdir)
-    scores = score_checkpoint(config, path, options.split)
+    split = sources.open_splits(config.data)[options.split]
+    model, variables, _ = load_model(config, path, split)
+    scores = score_model(model, variables, split, config)
     point = learn_operating_point(scores, options.rule, target, on_test=on_test)
     if jax.process_index() == 0:
         workdir = Path(workdir)
@@ -531,21 +526,6 @@ def _is_test_split(config: ConfigDict) -> bool:
     if role not in splits or not splits[role]:
         raise UsageError(f"calibration.split is {role!r}; data.splits has {', '.join(splits)}")
     return splits[role] == splits.get("test")
-
-
-def score_checkpoint(config: ConfigDict, path: Path, role: str) -> Scores:
-    """Scores the split in a role (train, val, test) with the checkpoint in the folder `path`."""
-    variables, metadata = load_weights(path)
-    mesh = distributed.create_mesh()
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-    split = sources.open_splits(config.data)[role]
-    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
-    check_same_model(metadata, current, path, ARRAY_OPTIONS)
-    model = create_eval_model(config, len(split.class_names), variables)
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
-    variables = jax.device_put(variables, distributed.replicated(mesh))
-    eval_step = make_eval_step(model, config, mesh)
-    return score_split(eval_step, variables, split, config, mesh)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,25 +7,27 @@ import collections
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax import distributed, metrics, report
+from mlic_jax import distributed, metrics, report, significance, test_time
 from mlic_jax.atomic import write_text
-from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import label_inputs, pipeline, sources, transforms
-from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.report_graph import LabelGraph
 from mlic_jax.scores import OUTPUTS, Scores
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
@@ -48,14 +50,15 @@ def create_eval_model(
     return create_model(options, num_classes, **label_inputs.arguments_of(constants))
 
 
-def make_eval_step(model: nn.Module, augment: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
+def make_eval_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
-    The outputs lie on every device of every process: each can read the scores of the whole batch.
+    Logits are averaged over the views of `config.eval`. The outputs lie on every device of every
+    process: each can read the scores of the whole batch.
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        outputs = model.apply(variables, normalise(batch["image"], augment))
+        outputs = test_time.score_views(partial(model.apply, variables), batch["image"], config)
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
@@ -73,7 +76,7 @@ def score_split(
     batches = pipeline.batches(
         split,
         batch_size=config.eval.batch_size,
-        image_size=config.data.image_size,
+        image_size=test_time.host_size(config),
         shuffle=False,
         workers=config.data.workers,
         threads=config.data.threads,
@@ -129,7 +132,7 @@ def compute_metrics(
     )
     if scores.global_logits is not None:
         labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-        global_ap = metrics.average_precision(scores.global_logits, labels)
+        global_ap = metrics.average_precision(scores.global_logits, labels, values["ap_kind"])
         values["global_mAP"] = metrics.mean_average_precision(global_ap)
     return values
 
@@ -140,33 +143,78 @@ def evaluate_run(
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
-    summary.
+    summary. Of MSRN the metrics hold `groups` too: of each group of labels their names. Of a split
+    without any known label (VOC 2012 test) only the scores are written, and nothing is returned.
 
     Raises:
         UsageError: there is no checkpoint, or it is of another model or other classes.
     """
-    path = find_checkpoint(checkpoint or workdir)
-    variables, metadata = load_weights(path)
-    mesh = distributed.create_mesh()
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    path, workdir = find_checkpoint(checkpoint or workdir), Path(workdir)
     splits = sources.open_splits(config.data)
     split = splits["test"]
-    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
-    check_same_model(metadata, current, path, ARRAY_OPTIONS)
-    eval_model = create_eval_model(config, len(split.class_names), variables)
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
-    variables = jax.device_put(variables, distributed.replicated(mesh))
-    eval_step = make_eval_step(eval_model, config.augment, mesh)
-    scores = score_split(eval_step, variables, split, config, mesh)
+    eval_model, variables, metadata = load_model(config, path, split)
+    scores = score_model(eval_model, variables, split, config)
+    is_first = jax.process_index() == 0
+    if not scores.labels.any():
+        if is_first:
+            scores.save(workdir / f"scores_{split.split}.npz")
+            print(f"no label of {split.name} {split.split} is known: wrote its scores alone")
+        return {}
 
     frequent = None
     if config.eval.min_positives:
         positives = [np.sum(splits[role].labels() > 0, axis=0) for role in ("train", "test")]
         frequent = np.min(positives, axis=0) >= config.eval.min_positives
     values = compute_metrics(scores, config, frequent)
-    if jax.process_index() == 0:
-        write_results(scores, values, split, config, metadata, Path(workdir))
+    label_graph = read_label_graph(eval_model, variables)
+    if label_graph is not None:
+        values["groups"] = [[split.class_names[c] for c in g] for g in label_graph.groups()]
+    if is_first:
+        write_results(scores, values, split, config, metadata, workdir, label_graph)
     return values
+
+
+def load_model(
+    config: ConfigDict, path: Path, split: Split
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """The configured model with what is in the checkpoint folder `path`: its variables, metadata.
+
+    Raises:
+        UsageError: it is of another model, or of other classes than the split's.
+    """
+    variables, metadata = load_weights(path)
+    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
+    check_same_model(metadata, current, path, ARRAY_OPTIONS)
+    return create_eval_model(config, len(split.class_names), variables), variables, metadata
+
+
+def score_model(
+    model: nn.Module, variables: Mapping[str, Any], split: Split, config: ConfigDict
+) -> Scores:
+    """The scores of a split by a model that `load_model` loaded, on all devices."""
+    mesh = distributed.create_mesh()
+    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    weights = jax.device_put(weights, distributed.replicated(mesh))
+    return score_split(make_eval_step(model, config, mesh), weights, split, config, mesh)
+
+
+def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGraph | None:
+    """What MSRN knows of its labels, and the groups that it made of them; None of other models."""
+    if "label_inputs" not in variables:
+        return None
+
+    def assign(weights: dict) -> jax.Array:
+        image = jnp.zeros((1, 64, 64, 3))  # no part of the result: compiled away, backbone and all
+        return model.apply(weights, image)["group_assignment"]
+
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    known = variables["label_inputs"]
+    return LabelGraph(
+        counts=np.asarray(known["counts"]),
+        class_counts=np.asarray(known["class_counts"]),
+        group_assignment=np.asarray(jax.jit(assign)(weights)),
+    )
 
 
 def check_same_model(
@@ -209,6 +257,7 @@ def write_results(
     config: ConfigDict,
     metadata: dict[str, Any],
     workdir: Path,
+    label_graph: LabelGraph | None = None,
 ) -> None:
     """Writes score file, metrics and report of an evaluated split, and prints a summary."""
     scores.save(workdir / f"scores_{split.split}.npz")
@@ -239,6 +288,7 @@ def write_results(
         summary=about,
         train_log=workdir / "metrics.jsonl",
         objects_at=objects_at,
+        label_graph=label_graph,
     )
     print(summary(values, f"{split.name} {split.split}"))
     print(f"scores, metrics and report: {workdir}/scores_{split.split}.npz, {metrics_path}, {page}")
@@ -259,12 +309,57 @@ def summary(values: dict[str, Any], name: str) -> str:
             f"  mAP {values['mAP_frequent']:.1f} over the {values['num_frequent']} classes with "
             "enough positives in both splits"
         )
-    for suffix, what in (("", "all labels"), ("_3", "top-3 labels")):
-        figures = "  ".join(
-            f"{key} {values[key + suffix]:.1f}" for key in ("OP", "OR", "OF1", "CP", "CR", "CF1")
+    names = ("OP", "OR", "OF1", "CP", "CR", values["class_f1"])
+
+    def figures_of(what: str, found: Mapping[str, Any], suffix: str = "") -> str:
+        return f"  {what}:  " + "  ".join(f"{name} {found[name + suffix]:.1f}" for name in names)
+
+    at = f"at probability >= {values['threshold']:g}"
+    lines.append(figures_of(f"all labels {at}", values))
+    lines.append(figures_of(f"top-{values['top_k']} labels {at}", values, f"_{values['top_k']}"))
+    if swept := values.get("swept"):
+        at = f"at logit >= {swept['threshold']:g}, swept on these scores"
+        lines.append(figures_of(f"all labels {at}", swept))
+    if "ranking_loss" in values:
+        lines.append(
+            f"  ranking:  coverage error {values['coverage_error']:.2f} labels  label ranking AP "
+            f"{values['label_ranking_average_precision']:.1f}  ranking loss "
+            f"{values['ranking_loss']:.2f}"
         )
-        lines.append(f"  {what} at probability >= {values['threshold']}:  {figures}")
     return "\n".join(lines)
+
+
+def class_table(values: dict[str, Any]) -> str:
+    """A line for every class; with the interval of its AP where `values` has `bootstrap`."""
+    intervals = values.get("bootstrap", {}).get("AP")
+    width = max(5, *map(len, values["class_names"]))
+    heading = f"  {'class':{width}} {'positives':>9} {'AP':>6}"
+    if intervals:
+        heading += f" {values['bootstrap']['level']:>5}% interval"
+    lines = [heading + "".join(f" {name:>6}" for name in ("P", "R", "F1"))]
+
+    def percent(value: float | None) -> str:
+        return f" {'-' if value is None else format(value, '.1f'):>6}"
+
+    for c, name in enumerate(values["class_names"]):
+        line = f"  {name:{width}} {values['positives'][c]:9,}{percent(values['AP'][c])}"
+        if intervals:
+            low, high = intervals[c] or (None, None)
+            line += f" {percent(low)} {percent(high)}"
+        lines.append(line + "".join(percent(values[name][c]) for name in ("P", "R", "F1")))
+    return "\n".join(lines)
+
+
+def check_same_images(scores: Scores, other: Scores) -> None:
+    """Raises UsageError unless two score files are of the same images, labels and classes."""
+    for name in ("class_names", "image_ids", "labels"):
+        if not np.array_equal(getattr(scores, name), getattr(other, name)):
+            raise UsageError(
+                f"the two score files differ in their {name.replace('_', ' ')} "
+                f"({scores.set_name} {scores.split}: {len(scores.logits)} images, "
+                f"{other.set_name} {other.split}: {len(other.logits)}): "
+                "a paired test needs the same split, evaluated with the same classes"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -272,15 +367,61 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mlic_jax.evaluate", description=__doc__)
     parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
     parser.add_argument("--protocol", default="mcar", choices=sorted(metrics.PROTOCOLS))
+    parser.add_argument(
+        "--label-policy", choices=POLICIES, help="of unknown labels; default: the protocol's"
+    )
+    parser.add_argument("--per-class", action="store_true", help="also print a line for each class")
+    parser.add_argument(
+        "--bootstrap", type=int, metavar="N", help="intervals from N resamples, such as 1000"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="the score file of another model on the same images: test the difference in mAP",
+    )
     parser.add_argument("--json", type=Path, help="also write every metric to this file")
 
     def run() -> None:
         options = parser.parse_args(arguments)
         scores = Scores.load(options.scores)
+        other = Scores.load(options.against) if options.against else None
+        if other is not None:
+            check_same_images(scores, other)
         values = metrics.evaluate_scores(
-            scores.logits, scores.labels, options.protocol, class_names=list(scores.class_names)
+            scores.logits,
+            scores.labels,
+            options.protocol,
+            class_names=list(scores.class_names),
+            label_policy=options.label_policy,
         )
+        labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
         print(summary(values, f"{scores.set_name} {scores.split}"))
+        if options.bootstrap is not None:
+            values["bootstrap"] = intervals = significance.bootstrap_intervals(
+                scores.logits, labels, values["ap_kind"], resamples=options.bootstrap
+            )
+            low, high = intervals["mAP"]
+            print(
+                f"  mAP {values['mAP']:.1f}, {intervals['level']}% interval {low:.1f} to {high:.1f}"
+                f" (bootstrap of the images, {intervals['resamples']:,} resamples)"
+            )
+        if other is not None:
+            values["against"] = test = significance.compare(
+                scores.logits,
+                other.logits,
+                labels,
+                values["ap_kind"],
+                resamples=options.bootstrap or significance.RESAMPLES,
+            )
+            low, high = test["interval"]
+            print(
+                f"  against {options.against}: mAP {test['mAP']:.1f} - {test['mAP_of_other']:.1f} ="
+                f" {test['difference']:+.2f}, {test['level']}% interval {low:+.2f} to {high:+.2f}, "
+                f"p = {test['p_value']:.2g} ({test['test']}, {test['resamples']:,} resamples)"
+            )
+        if options.per_class:
+            print(class_table(values))
         if options.json:
             write_text(options.json, json.dumps(values, indent=1))
 

@@ -33,6 +33,7 @@ from mlic_jax.metrics import (
     predicted_labels,
     sigmoid,
 )
+from mlic_jax.report_graph import LabelGraph, describe
 from mlic_jax.scores import Scores
 
 GALLERY_SIZE = 24
@@ -97,6 +98,7 @@ def write_report(
     summary: Mapping[str, object] | None = None,
     train_log: Path | None = None,
     objects_at: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+    label_graph: LabelGraph | None = None,
 ) -> Path:
     """Writes `workdir/report/index.html`; an earlier page stays until the new one is complete.
 
@@ -111,12 +113,16 @@ def write_report(
         train_log: `metrics.jsonl` of the training run; curves are left out where there is none.
         objects_at: the true boxes of image i, [K, 4] (y1, x1, y2, x2) in pixels of `image_at(i)`,
             upper bounds exclusive, and their classes [K].
+        label_graph: of a model that has one, of the classes of `scores`.
 
     Returns:
         The path of the page.
     """
     ap_labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
-    ap = {name: average_precision(logits, ap_labels) for name, logits in scores.streams.items()}
+    ap = {
+        name: average_precision(logits, ap_labels, metrics["ap_kind"])
+        for name, logits in scores.streams.items()
+    }
     log = read_train_log(train_log)
     predicted = predicted_labels(scores.logits, metrics["threshold"])
     with matplotlib.rc_context(_STYLE):
@@ -134,6 +140,9 @@ def write_report(
         stream_map={stream: mean_average_precision(values) for stream, values in ap.items()},
         class_rows=_class_rows(scores.class_names, ap, metrics["positives"]),
         class_charts=class_charts,
+        label_graph=label_graph and describe(label_graph, scores.class_names),
+        group_colours=REGION_COLOURS,
+        f1_columns=("CP", "CR", "CF1", "CF1_macro", "OP", "OR", "OF1"),
         curves=curves,
         has_log=bool(log),
         gallery=[

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlic_jax import report
 from mlic_jax.metrics import average_precision, evaluate_scores
+from mlic_jax.report_graph import LabelGraph
 from mlic_jax.scores import Scores
 
 SIZE = 64
@@ -102,8 +103,10 @@ def image_at(i):
     return np.stack(np.broadcast_arrays(ramp, ramp[:, None], 8 * i % 256), -1).astype(np.uint8)
 
 
-def write(folder, scores, **options):
-    metrics = evaluate_scores(scores.logits, scores.labels, class_names=scores.class_names)
+def write(folder, scores, protocol="mcar", **options):
+    metrics = evaluate_scores(
+        scores.logits, scores.labels, protocol, class_names=scores.class_names
+    )
     options = {"image_at": image_at, "title": "a run"} | options
     return report.write_report(folder, scores, metrics, **options), metrics
 
@@ -237,7 +240,9 @@ def test_tables_hold_the_figures(page, scores):
         for row in by_labels.find("tr")
     ]
     for row, suffix in zip(rows[1:], ("", "_3"), strict=True):
-        assert row[1:] == [f"{metrics[name + suffix]:.1f}" for name in rows[0][1:]]
+        assert row[1:] == [
+            f"{metrics[name.replace(' ', '_') + suffix]:.1f}" for name in rows[0][1:]
+        ]
     ap = [
         average_precision(logits, scores.labels)
         for logits in (scores.global_logits, scores.local_logits, scores.logits)
@@ -246,6 +251,46 @@ def test_tables_hold_the_figures(page, scores):
         positives = (scores.labels[:, c] > 0).sum()
         expected = f"class{c} {positives} " + " ".join(f"{values[c]:.1f}" for values in ap)
         assert row.text == expected
+
+
+def test_a_swept_threshold_stands_beside_the_fixed_one_under_its_name(tmp_path, page, scores):
+    path, metrics = write(tmp_path, scores, "msrn")
+    section = Page(path).root.find("section", **{"aria-labelledby": "metrics"})[0]
+    header, fixed, _, swept = (
+        [cell.text for cell in row.walk() if cell.tag in ("th", "td")]
+        for row in section.find("table")[0].find("tr")
+    )
+    names = [name.replace(" ", "_") for name in header[1:]]
+    assert names == ["CP", "CR", "CF1", "CF1_macro", "OP", "OR", "OF1"]
+    assert fixed == ["All", *(f"{metrics[name]:.1f}" for name in names)]
+    assert swept == ["Swept", *(f"{metrics['swept'][name]:.1f}" for name in names)]
+    assert fixed[1:] != swept[1:]
+    at = f"logit of {metrics['swept']['threshold']:.2f}"
+    assert at in section.text
+    assert "swept on the evaluated scores; not comparable with a fixed threshold" in section.text
+    assert "wept" not in page.text
+
+
+def test_ranking_metrics_are_shown_where_the_protocol_has_them(tmp_path, page, scores):
+    path, metrics = write(tmp_path, scores, "msrn")
+    text = Page(path).root.find("section", **{"aria-labelledby": "metrics"})[0].text
+    assert f"Coverage error {metrics['coverage_error']:.2f} labels" in text
+    assert f"Label ranking AP {metrics['label_ranking_average_precision']:.1f};" in text
+    assert f"Ranking loss {metrics['ranking_loss']:.1f}% of" in text
+    assert "Coverage error" not in page.text
+
+
+def test_the_kind_of_f1_and_ap_is_the_protocols(tmp_path, scores):
+    path, metrics = write(tmp_path, scores, "asl")
+    headline = Page(path).root.find("dl", class_="headline")[0].text
+    assert f"CF1 macro {metrics['CF1_macro']:.1f} mean of the F1 of the classes" in headline
+    path, metrics = write(tmp_path, scores, "voc2007")
+    page = Page(path).root
+    by_class = page.find("table")[1].find("tr")[1:]
+    shown = [row.find("td")[-1].text for row in by_class]
+    assert shown == [f"{ap:.1f}" for ap in metrics["AP"]]
+    alone = np.mean(average_precision(scores.global_logits, scores.labels, "voc11"))
+    assert f"Global stream mAP {alone:.1f}" in page.text
 
 
 def test_unknown_labels_count_as_the_metrics_say(tmp_path, scores):
@@ -294,6 +339,103 @@ def test_training_log_of_a_killed_run_is_read(tmp_path):
         "loss": [[1, 3], [2.5, 1]],
         "val/mAP": [[3], [40.5]],
     }
+
+
+# --- label graph
+
+
+def label_graph(assignment, class_counts=20):
+    """Twelve labels; of all of them only 0, 1 and 3 occur with 2."""
+    counts = np.zeros((12, 12), np.float32)
+    counts[0, 2], counts[1, 2], counts[2, 3] = 9, 16, 12
+    class_counts = np.full(12, class_counts, np.float32)
+    return LabelGraph(np.maximum(counts, counts.T), class_counts, np.array(assignment))
+
+
+def graph_section(folder, graph):
+    page = open_page(folder, make_scores(), label_graph=graph)
+    return page.find("section", **{"aria-labelledby": "labels"})[0]
+
+
+@pytest.fixture(scope="module")
+def half_and_half(tmp_path_factory):
+    """The section of a graph whose labels fall into the first and the third of three groups."""
+    graph = label_graph([[0.9, 0.1, 0]] * 6 + [[0.2, 0.2, 0.6]] * 6)
+    return graph_section(tmp_path_factory.mktemp("graph"), graph)
+
+
+def test_label_graph_is_drawn_with_every_label_and_edge(half_and_half):
+    (svg,) = half_and_half.find("svg")
+    assert "12 labels, 6 edges" in svg.attributes["aria-label"]
+    nodes = [g for g in svg.find("g") if "data-label" in g.attributes]
+    assert [g.find("text")[0].text for g in nodes] == [f"class{c}" for c in range(12)]
+    assert nodes[3].find("title")[0].text == "class3: 20 images"
+    colours = [g.find("circle")[0].attributes["fill"] for g in nodes]
+    assert colours == [report.REGION_COLOURS[0]] * 6 + [report.REGION_COLOURS[2]] * 6
+    edges = svg.find("g", class_="edge")
+    drawn = {(e.attributes["data-source"], e.attributes["data-target"]) for e in edges}
+    assert drawn == {("0", "2"), ("2", "0"), ("1", "2"), ("2", "1"), ("2", "3"), ("3", "2")}
+    assert edges[-1].find("title")[0].text.endswith(": 0.80")
+
+
+def test_an_arrow_is_explained_in_words(half_and_half):
+    text = half_and_half.text
+    assert "40% of the images with the first also show the second" in text
+    assert "the second then attends to the first" in text
+
+
+def test_edges_are_listed_by_strength_and_labels_without_one_by_name(half_and_half):
+    rows = [row.text for row in half_and_half.find("table")[0].find("tr")]
+    assert rows[0] == "First Second P Images"
+    assert rows[1] == "class1 class2 0.80 16 of 20" and rows[3] == "class2 class3 0.60 12 of 20"
+    alone = ", ".join(f"class{c}" for c in range(4, 12))
+    assert f"12 labels, 6 edges. 8 without any edge: {alone}." in half_and_half.text
+
+
+def test_only_the_strongest_edges_are_listed(tmp_path):
+    counts = np.full((12, 12), 15, np.float32)
+    graph = LabelGraph(counts, np.full(12, 20, np.float32), np.ones((12, 1)))
+    section = graph_section(tmp_path, graph)
+    assert "12 labels, 132 edges; above, the strongest 12. No label is without an edge" in (
+        section.text
+    )
+    assert len(section.find("tr")) == 13
+    assert "The network has one group, which all labels share" in section.text
+
+
+def test_groups_hold_their_labels_and_shares(half_and_half):
+    assert "2 of 3 groups are the likeliest of some label" in half_and_half.text
+    assert "share in a group is 0.75 on average; 0.33 would be no preference" in half_and_half.text
+    first, third = half_and_half.find("div", class_="groups")[0].find("div", class_="card")
+    assert first.text == "Group 1, 6 labels " + " ".join(f"class{c} 0.90" for c in range(6))
+    assert third.text == "Group 3, 6 labels " + " ".join(f"class{c} 0.60" for c in range(6, 12))
+    assert "collapsed" not in half_and_half.text
+
+
+def test_a_collapsed_assignment_is_called_one(tmp_path):
+    section = graph_section(tmp_path, label_graph([[0.3, 0.7]] * 12, class_counts=1000))
+    assert (
+        "All 12 labels most belong to the same one of 2 groups: the assignment has collapsed"
+    ) in section.text
+    assert "12 labels, 0 edges. So every label attends to itself alone." in section.text
+    assert section.find("table") == []
+
+
+def test_page_of_a_label_graph_is_sound(tmp_path):
+    names = [f"<b>label {c}" for c in range(12)]
+    graph = label_graph(np.eye(12))  # more groups than colours
+    path, _ = write(tmp_path, make_scores(names=names), label_graph=graph)
+    page = Page(path).root
+    test_page_is_one_file_that_loads_nothing(page, path)
+    test_ids_are_unique_and_every_reference_has_its_target(page)
+    test_page_says_what_a_screen_reader_and_a_phone_need(page)
+    assert page.find("section", **{"aria-labelledby": "labels"})[0].find("b") == []
+    assert any(e.attributes["href"] == "#labels" for e in page.find("nav")[0].find("a"))
+
+
+def test_page_without_a_label_graph_says_nothing_of_one(page):
+    assert page.find("section", **{"aria-labelledby": "labels"}) == []
+    assert not any(e.attributes["href"] == "#labels" for e in page.find("nav")[0].find("a"))
 
 
 # --- gallery
