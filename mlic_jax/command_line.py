@@ -40,3 +40,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
         message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+
+
+def required(*wanted: flags.FlagHolder) -> list:
+    """The values of flags; raises UsageError for the first that is not given."""
+    for flag in wanted:
+        if flag.value is None:
+            raise UsageError(f"--{flag.name} is missing; see --help")
+    return [flag.value for flag in wanted]

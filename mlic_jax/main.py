@@ -13,48 +13,55 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mlic_jax.command_line import exit_code, parse_flags
+from mlic_jax.command_line import exit_code, parse_flags, required
 from mlic_jax.errors import UsageError
 
-MODES = ("train", "evaluate", "prepare")
+MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The recipe, FILE or FILE:variant as in configs/mcar_coco.py:resnet50,448"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's checkpoints and results go.")
-MODE = flags.DEFINE_enum(
-    "mode", "train", MODES, "train (and resume), evaluate the best checkpoint, or prepare the data."
-)
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "evaluate: a run or a converted checkpoint, where not the run in --workdir."
-)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, as in runs/scenes.")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; train also resumes.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, or a converted model.")
+IMAGES = flags.DEFINE_string("images", None, "predict: a folder, a file, or a pattern in quotes.")
+OUT = flags.DEFINE_string("out", None, "predict: the folder to write.")
+FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photos.")
+SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
+flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
+PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
 
 
 def main(argv: list[str]) -> None:
     """Runs the mode; raises UsageError or Failure."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
-    if CONFIG.value is None:
-        raise UsageError("--config is missing, for example --config configs/mcar_scenes.py")
-    # Imported here, so that --help and a wrong flag answer at once.
-    from mlic_jax import evaluate, train
+    absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
+    # Modules are imported only when needed, so that --help and a wrong flag answer at once.
+    if MODE.value in ("predict", "serve"):
+        from mlic_jax import predict_files, serve
+
+        if MODE.value == "serve":
+            return serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
+        scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
+        paths = required(CHECKPOINT, IMAGES, OUT)
+        return predict_files.predict_files(*paths, FLIP.value, scales)
+    (config,) = required(CONFIG)
+    from mlic_jax import calibrate, evaluate, train
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
 
-    absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
-    config = CONFIG.value
     try:
         check_config(config)
     except OSError as error:  # ml_collections says of a missing recipe only now
         raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
     if MODE.value == "prepare":
-        sources.open_splits(config.data)
-        return
-    if WORKDIR.value is None:
-        raise UsageError("--workdir is missing, for example --workdir runs/scenes")
-    if MODE.value == "evaluate":
-        evaluate.evaluate_run(config, Path(WORKDIR.value), CHECKPOINT.value)
-    else:
-        train.train(config, Path(WORKDIR.value))
+        return sources.open_splits(config.data)
+    workdir = Path(*required(WORKDIR))
+    if MODE.value == "train":
+        return train.train(config, workdir)
+    action = {"evaluate": evaluate.evaluate_run, "calibrate": calibrate.calibrate_run}[MODE.value]
+    action(config, workdir, CHECKPOINT.value)
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ("--config", "configs/mcar_scenes.py")
+PREDICT = ("--mode=predict", "--checkpoint", ".", "--images", ".", "--out", "w")
 
 
 def run(*arguments, cwd=ROOT):
@@ -26,6 +27,7 @@ def run(*arguments, cwd=ROOT):
 def test_help():
     answer = run("--help")
     assert "--workdir" in answer.stdout
+    assert "--images" in answer.stdout
     assert "train" in answer.stdout
 
 
@@ -47,6 +49,13 @@ def test_help():
         ((*SCENES, "--workdir", "w", "--config.batch_size=0"), "batch_size is 0"),
         ((*SCENES, "--workdir", "w", "--config.init_from=nowhere"), "nowhere"),
         ((*SCENES, "--workdir", "w", "--mode", "evaluate"), "no checkpoint"),
+        ((*SCENES, "--workdir", "w", "--mode", "calibrate"), "no checkpoint"),
+        ((*SCENES, "--workdir", "w", "--config.eval.scales=(50,)"), "eval.scales has 50"),
+        (("--mode=predict", "--images", ".", "--out", "w"), "--checkpoint is missing"),
+        (("--mode=predict", "--checkpoint", ".", "--out", "w"), "--images is missing"),
+        (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
+        ((*PREDICT, "--scales=448,big"), "not in pixels"),
+        (PREDICT, "no image of a format that Pillow reads"),
         (
             ("--config", "configs/mcar_coco.py", "--workdir", "w", "--config.data.source=coco"),
             "root",

@@ -9,7 +9,7 @@ import itertools
 import math
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mlic_jax.errors import Failure
 
@@ -44,7 +44,8 @@ def decode(encoded: bytes, upright: bool = False) -> Image.Image:
 
     Args:
         encoded: the bytes of a file.
-        upright: turn the image as its EXIF orientation says, which the originals ignore.
+        upright: turn the image as its EXIF orientation says, which the originals ignore. (That of
+            a TIFF is always followed, for Pillow does so itself.)
 
     Raises:
         Failure: not an image, cut short, or larger than Pillow's limit on pixels.
@@ -53,7 +54,6 @@ def decode(encoded: bytes, upright: bool = False) -> Image.Image:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise _too_large(f"{image.width}x{image.height} pixels")
-            image.load()
             return to_rgb(image, upright)
     except Failure:
         raise
@@ -61,6 +61,8 @@ def decode(encoded: bytes, upright: bool = False) -> Image.Image:
         raise _too_large(str(error)) from None
     except Exception as error:  # broken files reach Pillow's plugins, which raise nearly anything
         reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # it names an object of ours
+            reason = "not of a format that Pillow reads"
         raise Failure(f"cannot decode the image ({len(encoded)} bytes): {reason}") from None
 
 
@@ -127,12 +129,14 @@ def _crop_rectangle(
 
 
 def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
-    """Converts a loaded image as `decode` does.
+    """Converts an opened image as `decode` does.
 
     Raises:
         Failure: its pixels have no defined range.
+        Others: Pillow's, where it is not loaded yet and cannot be.
     """
-    turn = _TURNS.get(_orientation(image)) if upright else None
+    image.load()  # before the orientation is read: that of a TIFF is gone after it was followed
+    turn = _TURNS.get(orientation(image)) if upright else None
     if image.mode.startswith("I"):
         # 16-bit grayscale; Pillow's own conversion would clip all that is brighter than 255.
         wide = np.asarray(image)
@@ -145,7 +149,8 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none; 2 to 8 say how it is turned."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a damaged tag, of which Pillow raises nearly anything, turns nothing
