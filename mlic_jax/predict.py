@@ -30,7 +30,8 @@ from mlic_jax.data import transforms
 from mlic_jax.drawing import Box
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import create_eval_model
-from mlic_jax.metrics import PROTOCOLS, sigmoid
+from mlic_jax.metrics import PROTOCOLS
+from mlic_jax.operating_point import OperatingPoint, calibrated
 from mlic_jax.scores import OUTPUTS
 from mlic_jax.test_time import host_size, score_views
 
@@ -175,7 +176,7 @@ class Predictor:
         """Adds what the model said, `outputs` of one row."""
         if not np.isfinite(outputs["logits"]).all():
             raise Failure(f"{known.file}: its scores are not finite; the checkpoint is damaged")
-        probabilities = sigmoid(outputs["logits"] / self.temperature)
+        probabilities = calibrated(outputs["logits"], self.temperature)
         ranked = np.argsort(-probabilities, kind="stable")
         present = ranked[(probabilities >= self.thresholds)[ranked]]
         return dataclasses.replace(
@@ -187,7 +188,8 @@ class Predictor:
 
     def _regions(self, known: Prediction, outputs: dict[str, np.ndarray]) -> Iterator[Region]:
         streams = [
-            sigmoid(outputs[name] / self.temperature) for name in ("global_logits", "local_logits")
+            calibrated(outputs[name], self.temperature)
+            for name in ("global_logits", "local_logits")
         ]
         size = self.config.data.image_size
         for k, c in enumerate(outputs["box_classes"]):
@@ -230,8 +232,9 @@ def load_model(
 
 def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:
     """The temperature, the thresholds `[C]` (probabilities) and, in words, what they are."""
-    if point := metadata.get("operating_point"):
-        return point["temperature"], np.array(point["thresholds"]), point["rule"]
+    if stored := metadata.get("operating_point"):
+        point = OperatingPoint.from_dict(stored)
+        return point.temperature, np.array(point.thresholds), point.rule
     threshold = PROTOCOLS[config.eval.protocol].threshold
     rule = f"the threshold of the protocol {config.eval.protocol}, {threshold:g}"
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax import calibrate
-from mlic_jax.calibrate import OperatingPoint, expected_calibration_error, learn_operating_point
+from mlic_jax import calibrate, operating_point
 from mlic_jax.checkpoint import load_weights, read_metadata, save_weights
 from mlic_jax.data import sources
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.operating_point import (
+    OperatingPoint,
+    expected_calibration_error,
+    learn_operating_point,
+)
 from mlic_jax.scores import Scores
 from mlic_jax.train import initial_variables, run_metadata
 
@@ -117,7 +121,7 @@ def test_a_known_temperature_is_found():
     z = rng.normal(0, 2, (20000, 3))
     labels = np.where(rng.random(z.shape) < 1 / (1 + np.exp(-z)), 1, -1)
     for temperature in (0.4, 1.0, 3.0):
-        found = calibrate.learn_temperature(z * temperature, labels)
+        found = operating_point.learn_temperature(z * temperature, labels)
         assert found == pytest.approx(temperature, rel=0.03)
 
 
@@ -133,7 +137,7 @@ def test_unknown_labels_do_not_move_the_temperature():
 def test_the_temperature_stays_in_its_range(sign, end):
     labels = np.array([[1], [-1], [1], [-1]])
     point = learn_operating_point(make_scores(sign * 0.5 * labels, labels))  # told apart perfectly
-    assert point.temperature == calibrate.TEMPERATURES[end]
+    assert point.temperature == operating_point.TEMPERATURES[end]
     assert "the end of the range" in calibrate.summary(point)
 
 
@@ -196,7 +200,7 @@ def test_thresholds_hold_apart_neighbouring_floats():
     second = np.nextafter(first, 1)
     # The middle of two neighbours is rounded to the lower one in one of the pairs.
     for low, high in ((first, second), (second, np.nextafter(second, 1))):
-        curve = calibrate.sweep(np.array([high, low]), np.array([1, -1]))
+        curve = operating_point.sweep(np.array([high, low]), np.array([1, -1]))
         assert low < curve.thresholds[0] <= high
     high = np.float32(0.3)
     low = np.nextafter(high, np.float32(0))

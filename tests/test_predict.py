@@ -15,6 +15,7 @@ from mlic_jax.data import label_inputs, sources
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
+from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model, printable
 from mlic_jax.train import initial_variables, run_metadata
 from weight_conversion import convert
@@ -244,9 +245,18 @@ def test_labels_are_those_of_the_operating_point(run, reference, photos, tmp_pat
     wanted = [1, 4, 7]
     thresholds = np.clip(probability(logits / 3) + 0.01, 0, 1)
     thresholds[wanted] -= 0.02
-    point = {"temperature": 3.0, "thresholds": thresholds.tolist(), "rule": "some rule"}
+    point = OperatingPoint(
+        temperature=3.0,
+        thresholds=tuple(thresholds.tolist()),
+        rule="some rule",
+        set_name="toy",
+        split="val",
+        images=9,
+        error_before=5.0,
+        error_after=2.0,
+    )
     predictor = Predictor.from_checkpoint(
-        save_changed(run, tmp_path / "calibrated", operating_point=point)
+        save_changed(run, tmp_path / "calibrated", operating_point=point.to_dict())
     )
     (prediction,) = predictor(photos[:1])
     assert set(prediction.labels) == {names[c] for c in wanted}

@@ -20,6 +20,7 @@ from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.regions import interpolation_matrix
+from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor
 from mlic_jax.predict_files import (
     MAP_SIDE,
@@ -45,8 +46,17 @@ def checkpoint(make_config, tmp_path_factory):
     model = create_model(config.model, len(split.class_names))
     variables = jax.device_get(initial_variables(model, config))
     folder = tmp_path_factory.mktemp("checkpoint") / "weights"
-    point = {"temperature": 1.0, "thresholds": [0.5] * 12, "rule": "a half"}
-    metadata = run_metadata(config, split) | {"operating_point": point}
+    point = OperatingPoint(
+        temperature=1.0,
+        thresholds=(0.5,) * 12,
+        rule="a half",
+        set_name="toy",
+        split="val",
+        images=9,
+        error_before=5.0,
+        error_after=5.0,
+    )
+    metadata = run_metadata(config, split) | {"operating_point": point.to_dict()}
     save_weights(folder, variables, metadata)
     return folder
 

@@ -212,7 +212,7 @@ def test_multi_scale_crops_are_the_released_247_equally_often(size, monkeypatch)
     expected = Counter(boxes)
     assert set(seen) == set(expected)
     rates = np.array([Counter(seen)[box] / n for box, n in expected.items()])
-    assert 0.3 < rates.min() / (6000 / 247) and rates.max() / (6000 / 247) < 2.0
+    assert rates.min() / (6000 / 247) > 0.3 and rates.max() / (6000 / 247) < 2.0
 
 
 def test_a_multi_scale_crop_is_cut_then_resized_and_black_beyond_the_image():

@@ -37,5 +37,5 @@ def test_logits_are_linear_in_the_pooled_last_map(config):
 
 def test_an_unknown_pooling_is_refused(config):
     config.model.name, config.model.pooling = "pooled", "sum"
-    with pytest.raises(UsageError, match="model.pooling is 'sum'; known are avg, max, gwp"):
+    with pytest.raises(UsageError, match=r"model\.pooling is 'sum'; known are avg, max, gwp"):
         create_model(config.model, 5)
