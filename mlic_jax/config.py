@@ -39,23 +39,24 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    # scenes | coco | voc | tfds | nuswide | apparel, or own data: csv | jsonl | folders (or coco)
+    # scenes | tfds | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
     config.data.root = ""  # where the files of a set lie
-    # Below root: coco: the images of a split; nuswide, csv, jsonl: all images, "" is root itself.
+    # Below root: coco: the images of a split; others: all images, "" is root itself.
     config.data.image_dir = "{split}"
-    # Below root: coco: the annotations of a split; nuswide, csv, jsonl: the file of all splits.
+    # Below root: coco: the annotations of a split, or of all; nuswide, csv, jsonl: the file of all
+    # splits; voc, own: the folder of XML files.
     config.data.annotations = "instances_{split}.json"
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
     config.data.label_separator = ""  # folders: between labels in a name; "": it is one label
-    # Sets without splits of their own (apparel, csv, jsonl, folders): the share of `train`; the
-    # rest is `val` or `test`.
+    # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
+    # or `test`.
     config.data.train_share = 0.8
     config.data.split_seed = 0
-    config.data.year = "2007"  # voc
+    config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
     # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""

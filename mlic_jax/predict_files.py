@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mlic_jax.atomic import write_text
+from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.drawing import annotate
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models.regions import interpolation_matrix
@@ -127,17 +128,6 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def image_suffixes() -> set[str]:
-    """The endings of names, `.jpg` and so on, of the image formats that Pillow reads."""
-    Image.init()
-    # Pillow knows a few formats by name alone, videos among them.
-    return {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and Image.MIME.get(kind, "image/").startswith("image/")
-    } | {".mpo"}
 
 
 def write_predictions(

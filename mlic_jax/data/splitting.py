@@ -7,6 +7,42 @@ import numpy as np
 
 from mlic_jax.errors import UsageError
 
+_HELD_OUT = ("val", "test")
+
+
+def divide(
+    set_name: str,
+    splits: Sequence[str],
+    image_ids: Sequence[str],
+    labels: np.ndarray,
+    share: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """The images of the splits that are asked for, of a set that has no splits of its own.
+
+    "train" has the share of the images that `stratified_split` chooses; "val" or "test", of which
+    only one can be asked for, has the rest.
+
+    Args:
+        set_name: how a message names the set.
+        splits: what is asked for.
+        image_ids, labels, share, seed: see `stratified_split`.
+
+    Returns:
+        Split -> bool [N].
+
+    Raises:
+        UsageError: other splits are asked for, or the share is not between 0 and 1.
+    """
+    held_out = [split for split in splits if split != "train"]
+    if len(held_out) > 1 or not set(held_out) <= set(_HELD_OUT):
+        raise UsageError(
+            f"set {set_name} has no splits of its own, so it is divided into train and either val "
+            f"or test; asked for: {', '.join(splits)}"
+        )
+    train = stratified_split(image_ids, labels, share, seed)
+    return {split: train == (split == "train") for split in splits}
+
 
 def stratified_split(
     image_ids: Sequence[str], labels: np.ndarray, share: float, seed: int

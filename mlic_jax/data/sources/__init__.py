@@ -13,7 +13,7 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
-from mlic_jax.data.sources.voc import VocFolder
+from mlic_jax.data.sources.voc import OWN, VocFolder, VocLayout
 from mlic_jax.errors import UsageError
 
 
@@ -50,15 +50,23 @@ def _options(data: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-_TABLE = ("annotations", "image_dir", "train_share", "split_seed")
+_DIVIDED = ("train_share", "split_seed")
+_TABLE = ("annotations", "image_dir", *_DIVIDED)
+
+
+def _voc(data: Any) -> Source:
+    if data.year == OWN:
+        return VocLayout(*_files(data), **_options(data, *_TABLE))
+    return VocFolder(*_files(data), year=str(data.year))
+
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
     "scenes": scenes.create,
     "coco": lambda data: CocoFolder(
         *_files(data),
-        **_options(data, "image_dir", "annotations", "class_order", "keep_unlabelled"),
+        **_options(data, *_TABLE, "class_order", "keep_unlabelled"),
     ),
-    "voc": lambda data: VocFolder(*_files(data), year=str(data.year)),
+    "voc": _voc,
     "tfds": lambda data: TfdsSet(
         data.name,
         _splits(data),
@@ -68,9 +76,9 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "nuswide": lambda data: NusWide(
         *_files(data), **_options(data, "annotations", "image_dir", "keep_unlabelled")
     ),
-    "apparel": lambda data: Apparel(*_files(data), **_options(data, "train_share", "split_seed")),
+    "apparel": lambda data: Apparel(*_files(data), **_options(data, *_DIVIDED)),
     "folders": lambda data: FolderSet(
-        *_files(data), **_options(data, "label_separator", "train_share", "split_seed")
+        *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
     "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_TABLE)),
     "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),

@@ -1,6 +1,8 @@
-"""A folder of images with annotations in COCO's `instances` JSON, one file a split."""
+"""Images with annotations in COCO's `instances` JSON: one file a split, or one that is divided."""
 
+import glob
 import json
+import re
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +12,17 @@ import numpy as np
 
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import order_classes, pixel_boxes, ternary_labels
+from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
+
+_SPLIT = "{split}"
 
 
 class CocoFolder:
     """COCO, or any set in its layout.
+
+    If `annotations` is no pattern, its one file is of all images, and `splitting.divide` makes two
+    splits of them.
 
     The image id is the file name. A class is present with any object that is not a crowd, unknown
     (0) where there are only crowds. Boxes are those of the objects that are not crowds.
@@ -27,6 +35,7 @@ class CocoFolder:
         annotations: pattern of the JSON file.
         class_order: "alphabetical" or "annotation" (the order of the file's categories).
         keep_unlabelled: whether images without any annotation are kept; the originals drop them.
+        train_share, split_seed: of `splitting.divide`.
     """
 
     def __init__(
@@ -39,8 +48,16 @@ class CocoFolder:
         annotations: str = "instances_{split}.json",
         class_order: str = "alphabetical",
         keep_unlabelled: bool = False,
+        train_share: float = 0.8,
+        split_seed: int = 0,
     ):
         order_classes((), class_order)
+        self._is_divided = _SPLIT not in annotations
+        if self._is_divided and _SPLIT in image_dir:
+            raise UsageError(
+                f"annotations is {annotations!r}, one file of all images: then image_dir must be "
+                f"one folder, and it is {image_dir!r}"
+            )
         self.name = name
         self.splits = splits
         self._root = root
@@ -52,6 +69,8 @@ class CocoFolder:
             "class_order": class_order,
             "keep_unlabelled": bool(keep_unlabelled),
         }
+        if self._is_divided:
+            self.description |= {"train_share": train_share, "split_seed": split_seed}
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -63,15 +82,28 @@ class CocoFolder:
                 raise Failure(f"the categories of {file} and {other} are not the same")
         return order_classes(list(names.values()), self.description["class_order"])
 
+    @property
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits that have a file of annotations, sorted; empty where one file is of all."""
+        return splits_of(self._root, self.description["annotations"])
+
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the annotation file.
 
         Raises:
-            UsageError: the image folder or the annotation file is missing.
+            UsageError: the image folder or the annotation file is missing; of one file, other
+                splits are asked for.
             Failure: the annotation file is malformed or contradicts itself.
         """
+        examples = self._annotated(split)
+        if not self._is_divided:
+            return examples
+        return [example for i, example in enumerate(examples) if self._division[split][i]]
+
+    def _annotated(self, split: str) -> list[Example]:
+        """All examples of the annotation file that the split is in."""
         annotations = self._annotations[split]
-        folder = self._root / self.description["image_dir"].replace("{split}", split)
+        folder = self._root / self.description["image_dir"].replace(_SPLIT, split)
         if not folder.is_dir():
             raise UsageError(f"no image folder {folder}: check `root` and `image_dir`")
         positions = {
@@ -85,11 +117,37 @@ class CocoFolder:
         ]
 
     @cached_property
+    def _division(self) -> dict[str, np.ndarray]:
+        """How the images of one file are divided: split -> bool [N]."""
+        examples = self._annotated(self.splits[0])
+        return divide(
+            self.name,
+            self.splits,
+            [example.image_id for example in examples],
+            np.stack([example.labels for example in examples]),
+            self.description["train_share"],
+            self.description["split_seed"],
+        )
+
+    @cached_property
     def _annotations(self) -> dict[str, "_Annotations"]:
-        return {split: _Annotations(self._annotation_file(split)) for split in self.splits}
+        files = {split: self._annotation_file(split) for split in self.splits}
+        read = {file: _Annotations(file) for file in dict.fromkeys(files.values())}
+        return {split: read[file] for split, file in files.items()}
 
     def _annotation_file(self, split: str) -> Path:
-        return self._root / self.description["annotations"].replace("{split}", split)
+        return self._root / self.description["annotations"].replace(_SPLIT, split)
+
+
+def splits_of(root: Path, annotations: str) -> tuple[str, ...]:
+    """The splits for which a pattern below root has files, sorted; none if it is no pattern."""
+    first, *others = annotations.split(_SPLIT)
+    if not others:
+        return ()
+    wanted = re.escape(first) + r"(\w+)" + r"\1".join(map(re.escape, others))
+    files = root.glob("*".join(map(glob.escape, (first, *others))))
+    matches = (re.fullmatch(wanted, file.relative_to(root).as_posix()) for file in files)
+    return tuple(sorted(match[1] for match in matches if match))
 
 
 class _Annotations:

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlic_jax.data.records import Example
-from mlic_jax.data.splitting import stratified_split
+from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
 
 _IMAGE_COLUMNS = ("image", "path", "filepath", "file")
 _LABELS_COLUMNS = ("labels", "label")
 _SPLIT_COLUMNS = ("split", "split_name")
 _CELLS = {"1": 1, "0": -1, "?": 0}
-_HELD_OUT = ("val", "test")
 
 
 class Row(NamedTuple):
@@ -35,8 +34,7 @@ class Row(NamedTuple):
 class RowSet:
     """A source of rows, each an image file with the names of its labels.
 
-    A split has the rows that name it. If no row names any, `stratified_split` divides them in two:
-    "train" and the rest, which may be asked for as "val" or as "test".
+    A split has the rows that name it. If no row names any, `splitting.divide` makes two of them.
 
     Args:
         name: of the prepared set.
@@ -44,7 +42,7 @@ class RowSet:
         images: the folder of images.
         read: returns the class names in their order (empty: those that occur, sorted) and the rows.
         description: see `records.Source`.
-        train_share, split_seed: of `stratified_split`.
+        train_share, split_seed: of `splitting.divide`.
     """
 
     def __init__(
@@ -69,6 +67,11 @@ class RowSet:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._contents[0]
+
+    @property
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits that the rows name, sorted; empty where they name none."""
+        return tuple(sorted({row.split for row in self._contents[1]} - {""}))
 
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the rows.
@@ -111,25 +114,20 @@ class RowSet:
     def _members(self, split: str) -> np.ndarray:
         """bool [N]: the rows of a split."""
         rows = self._contents[1]
-        named = sorted({row.split for row in rows})
-        if named == [""]:
-            return self._is_train == (split == "train")
-        if split not in named:
-            raise UsageError(f"set {self.name} has no split {split!r}; it has {', '.join(named)}")
+        if not self.own_splits:
+            return self._division[split]
+        if split not in self.own_splits:
+            has = ", ".join(self.own_splits)
+            raise UsageError(f"set {self.name} has no split {split!r}; it has {has}")
         return np.array([row.split == split for row in rows])
 
     @cached_property
-    def _is_train(self) -> np.ndarray:
-        """bool [N]: how rows that name no splits are divided."""
-        held_out = [split for split in self.splits if split != "train"]
-        if len(held_out) > 1 or not set(held_out) <= set(_HELD_OUT):
-            raise UsageError(
-                f"set {self.name} has no splits of its own, so it is divided into train and either "
-                f"val or test; asked for: {', '.join(self.splits)}"
-            )
+    def _division(self) -> dict[str, np.ndarray]:
+        """How rows that name no splits are divided: split -> bool [N]."""
         _, rows, labels = self._contents
         image_ids = [row.image for row in rows]
-        return stratified_split(image_ids, labels, self._train_share, self._split_seed)
+        share, seed = self._train_share, self._split_seed
+        return divide(self.name, self.splits, image_ids, labels, share, seed)
 
 
 def _check_rows(name: str, rows: list[Row]) -> None:
@@ -184,12 +182,11 @@ class Table(RowSet):
         split_seed: int = 0,
     ):
         file = root / annotations
-        readers = {"csv": _read_csv, "jsonl": _read_jsonl}
         super().__init__(
             name,
             splits,
             images=root / image_dir,
-            read=lambda: readers[kind](file),
+            read=lambda: TABLES[kind](file),
             description={
                 "kind": kind,
                 "root": str(root),
@@ -345,6 +342,13 @@ def _json_row(where: str, line: str) -> Row:
         if not _is_names(names):
             raise Failure(f"{where}: the field {field} must be a list of names")
     return Row(where, _path(image), fields["labels"], fields.get("unknown", []), split or "")
+
+
+# The reader of each kind of table: its file -> the class names (empty: those that occur), the rows.
+TABLES: dict[str, Callable[[Path], tuple[Sequence[str], list[Row]]]] = {
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+}
 
 
 # --- what both need ---

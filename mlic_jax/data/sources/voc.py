@@ -1,22 +1,30 @@
-"""A PASCAL VOC devkit folder: JPEGImages, Annotations (XML) and ImageSets/Main."""
+"""PASCAL VOC's layout, images with an XML file each: VOC itself (`VocFolder`), own data too."""
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlic_jax.data.class_names import VOC as CLASS_NAMES
+from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
+from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
+
+OWN = "own"  # in the place of the year of VOC
+_SETS = Path("ImageSets", "Main")
 
 
 class VocFolder:
-    """VOC 2007 or 2012, or any set of the same 20 classes in its layout.
+    """VOC 2007 or 2012, or any set of the same 20 classes as a devkit folder.
 
     The image id is the file name without its suffix. A class is present with any object that is not
     marked difficult, unknown (0) where all are. Boxes are those of all objects, difficult ones too.
+    In a split of which no image has an annotation (VOC 2012 test) all labels are unknown.
 
     Args:
         name: of the prepared set.
@@ -38,56 +46,217 @@ class VocFolder:
         """The examples in the order of the split's file.
 
         Raises:
-            UsageError: the folder or the split's file is missing, or it has no annotations at all.
+            UsageError: the folder or the split's file is missing.
             Failure: an annotation is missing, malformed, or of an unknown class.
         """
         folder = self._folder()
-        set_file = folder / "ImageSets" / "Main" / f"{split}.txt"
-        if not set_file.is_file():
-            raise UsageError(f"no split {split!r}: {set_file} does not exist")
-        lines = [line.split() for line in set_file.read_text().splitlines()]
-        image_ids = [words[0] for words in lines if words]
-        annotations = folder / "Annotations"
-        if image_ids and not any((annotations / f"{i}.xml").is_file() for i in image_ids):
-            raise UsageError(
-                f"no image of the split {split!r} has labels in {annotations}: those of the "
-                "VOC2012 test split are not public, so it cannot be prepared"
+        image_ids = _listed(folder, split)
+        annotations = {i: folder / "Annotations" / f"{i}.xml" for i in image_ids}
+        annotated = any(file.is_file() for file in annotations.values())
+        return [
+            _example(
+                image_id,
+                folder / "JPEGImages" / f"{image_id}.jpg",
+                _read_known(file) if annotated else None,
+                CLASS_NAMES,
             )
-        return [self._example(folder, image_id) for image_id in image_ids]
+            for image_id, file in annotations.items()
+        ]
 
     def _folder(self) -> Path:
         for folder in (self._root / f"VOC{self._year}", self._root):
-            if (folder / "ImageSets" / "Main").is_dir():
+            if (folder / _SETS).is_dir():
                 return folder
         raise UsageError(
-            f"no VOC devkit in {self._root}: it must hold VOC{self._year}/ImageSets/Main, "
+            f"no VOC devkit in {self._root}: it must hold VOC{self._year}/{_SETS}, "
             f"or be the folder VOC{self._year} itself"
         )
 
-    def _example(self, folder: Path, image_id: str) -> Example:
-        file = folder / "Annotations" / f"{image_id}.xml"
-        classes, difficult, corners = [], [], []
-        try:
-            for obj in ElementTree.parse(file).getroot().findall("object"):
-                name = obj.findtext("name", "").strip()
-                if name not in CLASS_NAMES:
-                    raise Failure(f"{file}: unknown class {name!r}")
-                box = obj.find("bndbox")
-                xmin, ymin, xmax, ymax = (
-                    float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
-                )
-                classes.append(CLASS_NAMES.index(name))
-                difficult.append(obj.findtext("difficult", "0").strip() == "1")
-                corners.append((ymin - 1, xmin - 1, ymax, xmax))  # the file: 1-based, inclusive
-        except FileNotFoundError:
-            raise Failure(f"image {image_id} has no annotation: {file} does not exist") from None
-        except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-            raise Failure(f"{file} is malformed: {error}") from None
-        classes = np.array(classes, np.int32)
-        return Example(
-            image_id=image_id,
-            image=folder / "JPEGImages" / f"{image_id}.jpg",
-            labels=ternary_labels(classes, np.array(difficult, bool), len(CLASS_NAMES)),
-            boxes=pixel_boxes(corners),
-            box_classes=classes,
+
+class VocLayout:
+    """Own data in VOC's layout, with classes, and if need be splits, of its own.
+
+    The image of `<image id>.xml` is the one of the same name with any suffix. Labels and boxes are
+    those of `VocFolder`; the classes are all that the annotations name, sorted. Splits are the
+    files in ImageSets/Main; without that folder `splitting.divide` makes two of all images that
+    have an annotation.
+
+    Args:
+        name: of the prepared set.
+        root: the folder that ImageSets and the other two are in.
+        splits: those that are asked for.
+        annotations: the folder of XML files.
+        image_dir: the folder of images; "" is root itself.
+        train_share, split_seed: of `splitting.divide`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: tuple[str, ...],
+        *,
+        annotations: str = "Annotations",
+        image_dir: str = "JPEGImages",
+        train_share: float = 0.8,
+        split_seed: int = 0,
+    ):
+        self.name = name
+        self.splits = splits
+        self._root = root
+        self.description: dict[str, Any] = {
+            "kind": "voc",
+            "root": str(root),
+            "year": OWN,
+            "annotations": annotations,
+            "image_dir": image_dir,
+            "train_share": train_share,
+            "split_seed": split_seed,
+        }
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(sorted({obj.name for objects in self._objects.values() for obj in objects}))
+
+    @cached_property
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits of ImageSets/Main that have labels, sorted; empty without that folder."""
+        names = {file.stem for file in (self._root / _SETS).glob("*.txt")}
+        # The sets of VOC come with one more file for each class: cat_train.txt beside train.txt.
+        of_classes = {name for name in names for other in names if name.endswith(f"_{other}")}
+        return tuple(
+            split
+            for split in sorted(names - of_classes)
+            if self._objects.keys() & _listed(self._root, split)
         )
+
+    def examples(self, split: str) -> list[Example]:
+        """The examples in the order of the split's file, or by image id.
+
+        Raises:
+            UsageError: a folder or the split's file is missing; other splits are asked for.
+            Failure: an annotation is missing or malformed; two images have the same name.
+        """
+        if (self._root / _SETS).is_dir():
+            return self._examples(_listed(self._root, split))
+        examples = self._examples(list(self._objects))
+        return [example for i, example in enumerate(examples) if self._division[split][i]]
+
+    def _examples(self, image_ids: Sequence[str]) -> list[Example]:
+        annotated = bool(self._objects.keys() & image_ids)
+        if annotated:
+            for image_id in image_ids:
+                if image_id not in self._objects:
+                    raise _no_annotation(self._annotations / f"{image_id}.xml")
+        return [
+            _example(i, self._image(i), self._objects[i] if annotated else None, self.class_names)
+            for i in image_ids
+        ]
+
+    @cached_property
+    def _division(self) -> dict[str, np.ndarray]:
+        examples = self._examples(list(self._objects))
+        return divide(
+            self.name,
+            self.splits,
+            [example.image_id for example in examples],
+            np.stack([example.labels for example in examples]),
+            self.description["train_share"],
+            self.description["split_seed"],
+        )
+
+    @property
+    def _annotations(self) -> Path:
+        return self._root / self.description["annotations"]
+
+    @cached_property
+    def _objects(self) -> dict[str, list["_Object"]]:
+        """The objects of every annotated image, by image id."""
+        files = sorted(self._annotations.glob("*.xml"))
+        if not files:
+            raise UsageError(
+                f"no annotations, <image id>.xml, in {self._annotations}: check `root` and "
+                "`annotations`"
+            )
+        return {file.stem: _read_objects(file) for file in files}
+
+    def _image(self, image_id: str) -> Path:
+        folder = self._root / self.description["image_dir"]
+        return self._images.get(image_id, folder / f"{image_id}.jpg")
+
+    @cached_property
+    def _images(self) -> dict[str, Path]:
+        folder = self._root / self.description["image_dir"]
+        if not folder.is_dir():
+            raise UsageError(f"no image folder {folder}: check `root` and `image_dir`")
+        images: dict[str, Path] = {}
+        for file in sorted(filter(is_image, folder.iterdir())):
+            if (other := images.setdefault(file.stem, file)) is not file:
+                raise Failure(f"{file} and {other.name}: which is the image {file.stem}?")
+        return images
+
+
+class _Object(NamedTuple):
+    name: str
+    difficult: bool
+    corners: tuple[float, float, float, float]  # (y1, x1, y2, x2), pixels, uppers exclusive
+
+
+def _listed(folder: Path, split: str) -> list[str]:
+    """The image ids of the file of a split."""
+    file = folder / _SETS / f"{split}.txt"
+    if not file.is_file():
+        raise UsageError(f"no split {split!r}: {file} does not exist")
+    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    return [words[0] for words in lines if words]
+
+
+def _read_objects(file: Path) -> list[_Object]:
+    objects = []
+    try:
+        for obj in ElementTree.parse(file).getroot().findall("object"):
+            box = obj.find("bndbox")
+            xmin, ymin, xmax, ymax = (
+                float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            name = obj.findtext("name", "").strip()
+            if not name:
+                raise ValueError("an object has no name")
+            difficult = obj.findtext("difficult", "0").strip() == "1"
+            # In the file coordinates count from 1, and the upper ones are inclusive.
+            objects.append(_Object(name, difficult, (ymin - 1, xmin - 1, ymax, xmax)))
+    except FileNotFoundError:
+        raise _no_annotation(file) from None
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise Failure(f"{file} is malformed: {error}") from None
+    return objects
+
+
+def _read_known(file: Path) -> list[_Object]:
+    """The objects of an annotation of VOC itself."""
+    objects = _read_objects(file)
+    for obj in objects:
+        if obj.name not in CLASS_NAMES:
+            raise Failure(f"{file}: unknown class {obj.name!r}")
+    return objects
+
+
+def _no_annotation(file: Path) -> Failure:
+    return Failure(f"image {file.stem} has no annotation: {file} does not exist")
+
+
+def _example(
+    image_id: str, image: Path, objects: Sequence[_Object] | None, class_names: Sequence[str]
+) -> Example:
+    """An example from its objects; None: nothing is known of the image."""
+    known = objects or ()
+    classes = np.array([class_names.index(obj.name) for obj in known], np.int32)
+    difficult = np.array([obj.difficult for obj in known], bool)
+    labels = ternary_labels(classes, difficult, len(class_names))
+    return Example(
+        image_id=image_id,
+        image=image,
+        labels=np.zeros_like(labels) if objects is None else labels,
+        boxes=pixel_boxes([obj.corners for obj in known]),
+        box_classes=classes,
+    )

@@ -121,6 +121,67 @@ def test_patterns(root):
     assert source.examples("val")[0].image == root / "val2014" / "one.jpg"
 
 
+def test_the_splits_that_there_are(root):
+    assert _source(root).own_splits == ("train", "val")
+    for split in ("train", "valid"):
+        (root / f"export [1]/{split}").mkdir(parents=True)
+        (root / f"export [1]/{split}/coco_{split}.json").write_text("{}")
+    (root / "export [1]/valid/coco_train.json").write_text("{}")
+    pattern = "export [1]/{split}/coco_{split}.json"
+    assert CocoFolder("mini", root, (), annotations=pattern).own_splits == ("train", "valid")
+
+
+@pytest.fixture
+def one_file(root):
+    """Images in one folder and one file of annotations for all of them."""
+    content = {
+        "categories": CATEGORIES,
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(12)],
+        "annotations": [
+            _annotation(i, i, (1, 18)[i % 2], [0, 0, 5, 5], crowd=i == 7) for i in range(10)
+        ],
+    }
+    _write(root, all=content)
+    return root
+
+
+def _divided(root, splits=("train", "val"), **options):
+    options = {"image_dir": "train", "annotations": "instances_all.json", **options}
+    return CocoFolder("mini", root, splits, **options)
+
+
+def test_one_file_is_divided(one_file):
+    source = _divided(one_file, train_share=0.6)
+    assert source.own_splits == () and source.class_names == ("bottle", "dog", "person")
+    train, val = source.examples("train"), source.examples("val")
+    ids = [example.image_id for example in (*train, *val)]
+    assert (len(train), len(val)) == (6, 4)  # of ten: two have no annotation
+    assert sorted(ids) == [f"{i}.jpg" for i in range(10)]
+    labels = {example.image_id: example.labels.tolist() for example in (*train, *val)}
+    assert labels["7.jpg"] == [-1, 0, -1] and labels["4.jpg"] == [-1, -1, 1]
+    assert train[0].image.parent == one_file / "train"
+    held_out = [example.image_id for example in val]
+    test = _divided(one_file, ("test", "train"), train_share=0.6).examples("test")
+    assert [example.image_id for example in test] == held_out
+    other = _divided(one_file, train_share=0.6, split_seed=1).examples("val")
+    assert [example.image_id for example in other] != held_out
+    assert len(_divided(one_file, keep_unlabelled=True, train_share=0.5).examples("val")) == 6
+
+
+def test_one_file_that_cannot_be_divided(one_file):
+    with pytest.raises(UsageError, match=r"no splits of its own, .* train and either val"):
+        _divided(one_file, ("train", "val", "test")).examples("train")
+    with pytest.raises(UsageError, match=r"image_dir must be one folder, and it is '{split}'"):
+        _divided(one_file, image_dir="{split}")
+    _write(one_file, all={**VAL, "annotations": []})
+    assert _divided(one_file).examples("train") == []
+
+
+def test_the_description_of_files_of_splits_is_as_it_was(root):
+    assert "train_share" not in _source(root).description
+    assert _divided(root, split_seed=4).description["split_seed"] == 4
+
+
 def test_prepared_and_read_back(root, tmp_path):
     folder = records.prepare(_source(root), tmp_path / "prepared")
     record = records.open_split(folder, "train")[0]

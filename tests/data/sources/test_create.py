@@ -13,7 +13,7 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
-from mlic_jax.data.sources.voc import VocFolder
+from mlic_jax.data.sources.voc import VocFolder, VocLayout
 from mlic_jax.errors import UsageError
 
 COCO = dict(
@@ -24,6 +24,8 @@ COCO = dict(
     annotations="annotations/instances_{split}2014.json",
     class_order="annotation",
     keep_unlabelled=True,
+    train_share=0.7,
+    split_seed=3,
     splits=dict(train="train", val="val", test="val"),
 )
 VOC = dict(source="voc", name="voc2007", root="/data", year=2007, splits=dict(train="trainval"))
@@ -69,6 +71,24 @@ def test_voc():
     assert isinstance(source, VocFolder)
     assert (source.name, source.splits) == ("voc2007", ("trainval",))
     assert source.description == {"kind": "voc", "root": "/data", "year": "2007"}
+
+
+def test_own_data_in_the_layout_of_voc():
+    source = sources.create(ml_collections.ConfigDict({**OWN, "source": "voc", "year": "own"}))
+    assert isinstance(source, VocLayout)
+    options = ("annotations", "image_dir", "train_share", "split_seed")
+    assert source.description == {
+        "kind": "voc",
+        "root": "/data/mine",
+        "year": "own",
+        **{option: OWN[option] for option in options},
+    }
+
+
+def test_one_file_of_coco_is_divided():
+    data = {**COCO, "image_dir": "photos", "annotations": "all.json"}
+    description = sources.create(ml_collections.ConfigDict(data)).description
+    assert (description["train_share"], description["split_seed"]) == (0.7, 3)
 
 
 def test_tfds():

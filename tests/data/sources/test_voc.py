@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import records
-from mlic_jax.data.sources.voc import CLASS_NAMES, VocFolder
+from mlic_jax.data.sources.voc import CLASS_NAMES, VocFolder, VocLayout
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -115,10 +115,15 @@ def test_a_missing_annotation_is_named(devkit):
         _examples(devkit)
 
 
-def test_a_split_without_any_annotation(devkit):
+def test_a_split_without_any_annotation_is_unknown(devkit, tmp_path):
     (devkit / "VOC2007" / "Annotations" / "000007.xml").unlink()
-    with pytest.raises(UsageError, match="VOC2012 test split are not public"):
-        _examples(devkit, "test")
+    (example,) = _examples(devkit, "test")
+    np.testing.assert_array_equal(example.labels, np.zeros(20, np.int8))
+    assert example.labels.dtype == np.int8 and example.image.name == "000007.jpg"
+    assert example.boxes.shape == (0, 4) and example.box_classes.shape == (0,)
+    source = VocFolder("voc2012", devkit, ("test", "trainval"))
+    split = records.open_split(records.prepare(source, tmp_path / "prepared"), "test")
+    assert (split.labels() == 0).all()
 
 
 def test_missing_paths(devkit):
@@ -128,3 +133,115 @@ def test_missing_paths(devkit):
         _examples(devkit / "VOC2007" / "Annotations")
     with pytest.raises(UsageError, match=r"no VOC devkit in .*VOC2012/ImageSets"):
         VocFolder("voc2012", devkit, ("trainval",), year="2012").examples("trainval")
+
+
+# --- own data
+
+
+OWN = {
+    "b": [_object("widget", (1, 1, 24, 18)), _object("gear", (3, 4, 10, 12), 1)],
+    "a": [_object("bolt", (5, 6, 7, 8))],
+    "c.d": [],
+}
+
+
+@pytest.fixture
+def own(tmp_path, jpeg):
+    """own(annotations, images) -> a folder of these two folders, without splits."""
+
+    def make(annotations="Annotations", images="JPEGImages"):
+        folder = tmp_path / "own"
+        for name in (annotations, images):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, (image_id, objects) in enumerate(OWN.items()):
+            suffix = (".jpg", ".PNG", ".jpeg")[i]
+            (folder / images / f"{image_id}{suffix}").write_bytes(jpeg(i))
+            xml = f"<annotation>{''.join(objects)}</annotation>"
+            (folder / annotations / f"{image_id}.xml").write_text(xml)
+        return folder
+
+    return make
+
+
+def _write_splits(folder, **splits):
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, image_ids in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(image_ids) + "\n")
+
+
+def _layout(folder, splits=("train", "val"), **options):
+    return VocLayout("own", folder, splits, **options)
+
+
+def test_own_classes_and_splits(own):
+    folder = own()
+    _write_splits(folder, train=["b", "c.d"], val=["a"], gear_train=["b  1", "c.d -1"])
+    source = _layout(folder)
+    assert source.class_names == ("bolt", "gear", "widget")
+    assert source.own_splits == ("train", "val")
+    b, c = source.examples("train")
+    assert (b.image_id, b.image) == ("b", folder / "JPEGImages" / "b.jpg")
+    assert (c.image_id, c.image) == ("c.d", folder / "JPEGImages" / "c.d.jpeg")
+    np.testing.assert_array_equal(b.labels, [-1, 0, 1])
+    np.testing.assert_array_equal(b.boxes, [[0, 0, 18, 24], [3, 2, 12, 10]])
+    np.testing.assert_array_equal(b.box_classes, [2, 1])
+    np.testing.assert_array_equal(c.labels, [-1, -1, -1])
+    (a,) = source.examples("val")
+    assert a.image.name == "a.PNG"
+    np.testing.assert_array_equal(a.labels, [1, -1, -1])
+
+
+def test_own_data_without_splits_are_divided(own, jpeg):
+    folder = own(annotations="photos", images="photos")  # side by side, as some tools write them
+    for i in range(20):
+        (folder / "photos" / f"{i}.jpg").write_bytes(jpeg(i))
+        xml = f"<annotation>{_object(('bolt', 'gear')[i % 2], (1, 1, 5, 5))}</annotation>"
+        (folder / "photos" / f"{i}.xml").write_text(xml)
+    (folder / "photos" / "unannotated.jpg").write_bytes(jpeg(99))
+    options = {"annotations": "photos", "image_dir": "photos", "train_share": 0.7}
+    source = _layout(folder, **options)
+    assert source.own_splits == ()
+    ids = {split: [e.image_id for e in source.examples(split)] for split in source.splits}
+    assert len(ids["train"]) == 16 and len(ids["val"]) == 7
+    assert sorted(ids["train"] + ids["val"]) == sorted([*map(str, range(20)), *OWN])
+    again = _layout(folder, ("test", "train"), **options)
+    assert [e.image_id for e in again.examples("test")] == ids["val"]
+    other = _layout(folder, split_seed=1, **options)
+    assert [e.image_id for e in other.examples("val")] != ids["val"]
+
+
+def test_an_own_split_without_any_annotation_is_unknown(own):
+    folder = own()
+    _write_splits(folder, train=["b", "a"], test=["x", "y"])
+    source = _layout(folder, ("train", "test"))
+    assert source.own_splits == ("train",)
+    x, y = source.examples("test")
+    np.testing.assert_array_equal([x.labels, y.labels], np.zeros((2, 3)))
+    assert y.image == folder / "JPEGImages" / "y.jpg"
+
+
+def test_own_data_that_contradict_themselves(own, jpeg):
+    folder = own()
+    _write_splits(folder, train=["b", "missing"], val=["a"])
+    with pytest.raises(Failure, match=r"image missing has no annotation: .*missing.xml"):
+        _layout(folder).examples("train")
+    with pytest.raises(UsageError, match=r"no split 'test': .*test.txt does not exist"):
+        _layout(folder, ("test",)).examples("test")
+    (folder / "JPEGImages" / "b.png").write_bytes(jpeg(5))
+    with pytest.raises(Failure, match=r"b.png and b.jpg: which is the image b\?"):
+        _layout(folder).examples("val")
+    with pytest.raises(UsageError, match=r"no image folder .*photos: check `root` and `image_dir`"):
+        _layout(folder, image_dir="photos").examples("val")
+    with pytest.raises(UsageError, match=r"no annotations, <image id>.xml, in .*photos"):
+        _ = _layout(folder, annotations="photos").class_names
+    (folder / "Annotations" / "c.d.xml").write_text("<annotation><object></object></annotation>")
+    with pytest.raises(Failure, match=r"c.d.xml is malformed"):
+        _ = _layout(folder).class_names
+
+
+def test_an_annotation_without_its_image_is_listed(own, tmp_path):
+    folder = own()
+    (folder / "JPEGImages" / "a.PNG").unlink()
+    _write_splits(folder, train=["b"], val=["a"])
+    with pytest.raises(Failure, match=r"1 unreadable images: val: a \(.*a.jpg\): No such file"):
+        records.prepare(_layout(folder), tmp_path / "prepared")

@@ -1,0 +1,191 @@
+"""What there is to know of a prepared set before training on it: the numbers of its data card."""
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mlic_jax.data.records import Split
+from mlic_jax.data.transforms import orientation
+
+
+def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
+    """Reads every image of a set once, without decoding it, and counts.
+
+    Args:
+        splits: of one set, by name, the training split first.
+        unlisted: files of images that are in no split.
+
+    Returns:
+        What JSON can hold, `unlisted` and
+          `name`, `class_names`, `source` (the description of the source);
+          `splits`: split -> `images`, `unlabelled` (images without any present label),
+            `labels_per_image` (entry n: the images with n present labels), `positives` and
+            `unknown` [C], `without_positives` (names), `unreadable` (the images left out);
+          `co_occurrence`: of the first split `counts` [C][C], with `positives` on the diagonal, and
+            `pairs` (see `strongest_pairs`);
+          `sizes`: [width, height, images] of each size there is, the most frequent first;
+          `formats`: format -> images; `turned`: images that an EXIF tag turns;
+          `duplicates`: images of the same bytes, a group a list of {`split`, `image_id`, `labels`
+            (the names of those present)}.
+    """
+    first = next(iter(splits.values()))
+    sizes, formats, turned = Counter(), Counter(), 0
+    same_bytes: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
+    for split in splits.values():
+        for i in tqdm(range(len(split)), f"look at {split.name} {split.split}", unit=" images"):
+            record = split[i]
+            sizes[record.width, record.height] += 1
+            with Image.open(io.BytesIO(record.image)) as image:
+                formats[image.format] += 1
+                # Pillow itself follows the tag of a TIFF.
+                turned += image.format != "TIFF" and 2 <= orientation(image) <= 8
+            same_bytes[hashlib.blake2b(record.image, digest_size=16).digest()].append((split, i))
+    counts = _co_occurrence(first.labels())
+    return {
+        "name": first.name,
+        "class_names": list(first.class_names),
+        "source": first.description,
+        "splits": {name: _describe_split(split) for name, split in splits.items()},
+        "co_occurrence": {
+            "split": first.split,
+            "counts": counts.tolist(),
+            "pairs": strongest_pairs(counts, len(first), first.class_names),
+        },
+        "sizes": [[*size, images] for size, images in sizes.most_common()],
+        "formats": dict(formats.most_common()),
+        "turned": turned,
+        "unlisted": unlisted,
+        "duplicates": [
+            [_copy(split, i) for split, i in group]
+            for group in same_bytes.values()
+            if len(group) > 1
+        ],
+    }
+
+
+def strongest_pairs(
+    counts: np.ndarray, images: int, class_names: Sequence[str], most: int = 20
+) -> list[dict[str, Any]]:
+    """The pairs of classes that most often occur together beyond chance.
+
+    Args:
+        counts: int [C, C], images with both classes; on the diagonal those with the class.
+        images: N, of which they are.
+        class_names: [C].
+        most: how many pairs.
+
+    Returns:
+        Of each pair the more frequent class first: `classes`, `together` (images with both),
+        `by_chance` (images that were to be expected if the classes had nothing to do with one
+        another), `given_first` and `given_second` (shares of the images with one that show both).
+        The pair with the greatest difference of the first two comes first.
+    """
+    positives = np.diag(counts)
+    by_chance = np.outer(positives, positives) / max(images, 1)
+    i, j = np.nonzero(np.triu(counts > by_chance, k=1))
+    order = np.argsort(-(counts - by_chance)[i, j], kind="stable")[:most]
+    pairs = []
+    for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):
+        if positives[b] > positives[a]:
+            a, b = b, a
+        pairs.append(
+            {
+                "classes": [class_names[a], class_names[b]],
+                "together": int(counts[a, b]),
+                "by_chance": float(by_chance[a, b]),
+                "given_first": float(counts[a, b] / positives[a]),
+                "given_second": float(counts[a, b] / positives[b]),
+            }
+        )
+    return pairs
+
+
+def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What a person should know before training, the gravest first.
+
+    Args:
+        card: of `describe`.
+        roles: train, val and test -> split.
+
+    Returns:
+        ("problem" or "note", a sentence).
+    """
+    problems, notes = [], []
+    groups = card["duplicates"]
+    crossing = [group for group in groups if len({copy["split"] for copy in group}) > 1]
+    if crossing:
+        problems.append(
+            f"{_images(len(crossing))} of the same bytes in more than one split: what was trained "
+            "on is measured on again, and results look better than they are"
+        )
+    differing = [group for group in groups if len({tuple(copy["labels"]) for copy in group}) > 1]
+    if differing:
+        problems.append(f"{_images(len(differing))} more than once, with different labels")
+    if inside := len(groups) - len(crossing):
+        notes.append(f"{_images(inside)} more than once in the same split")
+    for split, part in card["splits"].items():
+        if missing := part["without_positives"]:
+            use = "nothing is learned of them" if split == roles["train"] else "they have no AP"
+            problems.append(f"{split} shows no image of {', '.join(missing)}: {use}")
+        if part["unreadable"]:
+            problems.append(f"{split}: {_images(len(part['unreadable']))} unreadable and left out")
+    if roles["val"] == roles["test"]:
+        notes.append(
+            f"{roles['val']} serves as validation and as test: the checkpoint is chosen on the "
+            "images that results are reported on. For results to publish, give the set three splits"
+        )
+    unknown = sum(sum(part["unknown"]) for part in card["splits"].values())
+    if unknown:
+        total = len(card["class_names"]) * sum(part["images"] for part in card["splits"].values())
+        notes.append(
+            f"{unknown:,} of {total:,} labels are unknown: training and evaluation ignore them"
+        )
+    if card["unlisted"]:
+        notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
+    if card["turned"]:
+        problems.append(
+            f"{_images(card['turned'])} turned by an EXIF tag, which training ignores and "
+            "prediction respects: turn the pixels themselves"
+        )
+    return [("problem", text) for text in problems] + [("note", text) for text in notes]
+
+
+def _describe_split(split: Split) -> dict[str, Any]:
+    labels = split.labels()
+    positives = (labels == 1).sum(axis=0)
+    per_image = (labels == 1).sum(axis=1)
+    names = split.class_names
+    return {
+        "images": len(split),
+        "unlabelled": int((per_image == 0).sum()),
+        "labels_per_image": np.bincount(per_image).tolist(),
+        "positives": positives.tolist(),
+        "unknown": (labels == 0).sum(axis=0).tolist(),
+        "without_positives": [names[c] for c in np.flatnonzero(positives == 0)],
+        "unreadable": list(split.skipped),
+    }
+
+
+def _co_occurrence(labels: np.ndarray) -> np.ndarray:
+    """Labels int8 [N, C] -> int [C, C], images with both classes; unknown labels do not count."""
+    present = (labels == 1).astype(np.float64)  # BLAS; the sums of these integers are exact
+    return (present.T @ present).astype(int)
+
+
+def _copy(split: Split, position: int) -> dict[str, Any]:
+    present = np.flatnonzero(split.labels()[position] == 1)
+    return {
+        "split": split.split,
+        "image_id": split.image_id(position),
+        "labels": [split.class_names[c] for c in present],
+    }
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image is" if count == 1 else f"{count:,} images are"

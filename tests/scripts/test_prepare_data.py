@@ -1,0 +1,388 @@
+"""Own data in one command: what it writes and says, what it refuses, and that its commands work."""
+
+import csv
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax import evaluate, train
+from mlic_jax.checkpoint import save_weights
+from mlic_jax.config import check_config
+from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
+from mlic_jax.data.scenes import CLASS_NAMES, render
+from mlic_jax.models import create_model
+from mlic_jax.optim import create_optimizer
+from mlic_jax.scores import Scores
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_data.py"
+COLOURS = ("blue", "green", "red")
+GLOVE = "blue 1 0 0\ngreen 0 1 0\nthing 1 1 0\n"
+
+
+@pytest.fixture(scope="module")
+def run(load_script):
+    return load_script(SCRIPT)
+
+
+def _scene(i):
+    """The image; of each colour 1 (present), 0 (absent) or ?; and (colour, is unsure, box)s."""
+    scene = render(7, "own", i)
+    labels = {
+        colour: int(scene.labels[[name.startswith(colour) for name in CLASS_NAMES]].max())
+        for colour in COLOURS
+    }
+    unsure = COLOURS[i // 4 % 3] if i % 4 == 0 else None  # as if nobody could tell
+    cells = {
+        colour: "0" if label < 0 else "?" if label == 0 or colour == unsure else "1"
+        for colour, label in labels.items()
+    }
+    named = [CLASS_NAMES[c].split()[0] for c in scene.box_classes]
+    objects = [
+        (colour, int(cells[colour] == "?"), box)
+        for colour, box in zip(named, scene.boxes.tolist(), strict=True)
+        if colour in COLOURS
+    ]
+    return scene.image, cells, objects
+
+
+def write_csv_set(folder, images):
+    """`photos/` and `labels.csv` with a column a class."""
+    (folder / "photos").mkdir(parents=True)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", *COLOURS])
+        for i in range(images):
+            image, cells, _ = _scene(i)
+            (folder / "photos" / f"{i}.jpg").write_bytes(image)
+            writer.writerow([f"{i}.jpg", *cells.values()])
+    return folder
+
+
+def write_voc_set(folder, images):
+    """`JPEGImages/` and `Annotations/`."""
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    for i in range(images):
+        image, _, objects = _scene(i)
+        (folder / "JPEGImages" / f"{i}.jpg").write_bytes(image)
+        xml = "".join(
+            f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+            f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            "</bndbox></object>"
+            for name, difficult, (y1, x1, y2, x2) in objects
+        )
+        (folder / "Annotations" / f"{i}.xml").write_text(f"<annotation>{xml}</annotation>")
+    return folder
+
+
+def read_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed_commands(output):
+    return [line for line in output.splitlines() if line.startswith("python -m")]
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A set of 20 images in a CSV, below the folder that commands are given in."""
+    monkeypatch.chdir(tmp_path)
+    return write_csv_set(tmp_path / "data", 20)
+
+
+# --- what is written
+
+
+def test_what_it_writes(run, table, capsys):
+    assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
+    said = capsys.readouterr().out
+    assert "format csv, told from labels.csv" in said
+    assert "train (train): 16 images" in said and "val (val, test): 4 images" in said
+    assert "3 classes: blue, green, red" in said and "note: without --init-from" in said
+    names = {path.name for path in Path("own/ours").iterdir()}
+    assert names == {"ours.py", "data_card.html", "data_card.json", "label_graph.npz"}
+
+    recipe = read_module(Path("own/ours/ours.py"))
+    config = recipe.get_config()
+    check_config(config)
+    splits = sources.open_splits(config.data)  # the prepared set is the recipe's own
+    assert splits["train"].directory == table.parent / "prepared" / "ours"
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [16, 4, 4]
+    assert config.data.root == str(table) and config.data.word_vectors == "one_hot"
+    assert config.loss.label_policy == config.eval.label_policy == "ignore"
+    labels = splits["train"].labels()
+    assert config.init_prior == round((labels == 1).sum() / (labels != 0).sum(), 3)
+    assert recipe.get_config("resnet18,128").model.backbone == "resnet18"
+
+    graph = co_occurrence.load(config.data.label_graph)
+    assert (graph.set_name, graph.split) == ("ours", "train")
+    np.testing.assert_array_equal(graph.class_counts, (labels == 1).sum(axis=0))
+
+    card = json.loads(Path("own/ours/data_card.json").read_text())
+    assert card["roles"] == {"train": "train", "val": "val", "test": "val"}
+    assert card["splits"]["train"]["images"] == 16
+    page = Path("own/ours/data_card.html").read_text()
+    commands = printed_commands(said)
+    assert len(commands) == 4 and all(command in recipe.__doc__ for command in commands)
+    assert all(command in page for command in commands)
+    run_options = "--config own/ours/ours.py --workdir runs/ours"
+    assert commands == [
+        f"python -m mlic_jax.main {run_options}",
+        f"python -m mlic_jax.main {run_options} --mode evaluate",
+        f"python -m mlic_jax.main {run_options} --mode calibrate "
+        "--config.calibration.allow_test=True",
+        f"python -m mlic_jax.main --mode predict --checkpoint runs/ours --images {table}/photos "
+        "--out runs/ours/predictions",
+    ]
+
+
+def test_splits_of_its_own(run, table, capsys):
+    lines = (table / "labels.csv").read_text().splitlines()
+    splits = ["split"] + ["train"] * 10 + ["valid"] * 6 + ["test"] * 4
+    text = "\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True))
+    (table / "labels.csv").write_text(text)
+    assert run("--images", "data", "--name", "ours", "--split", "0.5") == 0
+    said = capsys.readouterr().out
+    assert "--split does not count: the set has the splits test, train, valid" in said
+    assert "valid (val): 6 images" in said and "test (test): 4 images" in said
+    assert "allow_test" not in said and "serves as" not in said
+    splits = sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 6, 4]
+
+
+def test_given_again(run, table, capsys):
+    arguments = ("--images", "data", "--name", "ours")
+    assert run(*arguments) == 0
+    recipe = Path("own/ours/ours.py").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in Path("prepared/ours").iterdir()}
+    assert run(*arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("prepared/ours").iterdir()} == before
+    assert Path("own/ours/ours.py").read_bytes() == recipe
+    capsys.readouterr()
+
+    def refused(*more):
+        assert run(*arguments, *more) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert Path("own/ours/ours.py").read_bytes() == recipe
+        return line
+
+    assert "was prepared with train_share=0.8, and now it is 0.5" in refused("--split", "0.5")
+    assert "was prepared with split_seed=0, and now it is 3" in refused("--seed", "3")
+    labels = (table / "labels.csv").read_text()
+    for changed in (
+        labels.replace(",1\n", ",0\n", 1),
+        labels.replace("red", "crimson"),
+        labels.rpartition("\n19.jpg")[0],
+    ):
+        assert changed != labels
+        (table / "labels.csv").write_text(changed)
+        assert "have changed since prepared/ours was prepared" in refused()
+
+
+def test_unreadable_images(run, table, capsys):
+    (table / "photos" / "7.jpg").write_bytes(b"no image")
+    arguments = ("--images", "data", "--name", "ours")
+    assert run(*arguments) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ours: 1 unreadable images: ") and "7.jpg" in line
+    assert not Path("own").exists() and not Path("prepared/ours").exists()
+    for _ in range(2):  # the second time the set is there
+        assert run(*arguments, "--on-corrupt", "skip") == 0
+        assert "1 image is unreadable and left out" in capsys.readouterr().out
+    assert "7.jpg" in Path("own/ours/data_card.html").read_text()
+
+
+def test_images_without_annotations(run, table, capsys):
+    text = (table / "labels.csv").read_text()
+    (table / "labels.csv").write_text("\n".join(text.splitlines()[:-3]))
+    assert run("--images", "data", "--name", "ours") == 0
+    assert "3 images are there without annotations" in capsys.readouterr().out
+
+
+def test_paths_that_need_quoting(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_csv_set(tmp_path / 'it\'s """mine""" \\N ü', 10)
+    assert run("--images", folder, "--name", "ours", "--output", "my recipes") == 0
+    recipe = read_module(tmp_path / "my recipes" / "ours.py")
+    assert recipe.get_config().data.root == str(folder)
+    commands = printed_commands(capsys.readouterr().out)
+    assert all(command in recipe.__doc__ for command in commands)
+    assert shlex.split(commands[0])[4] == "my recipes/ours.py"
+    assert str(folder / "photos") in shlex.split(commands[3])
+
+
+# --- word vectors and models
+
+
+def test_word_vectors_of_a_file(run, table, capsys):
+    Path("glove.txt").write_text(GLOVE)
+    assert run("--images", "data", "--name", "ours", "--word-vectors", "glove.txt") == 0
+    assert "0 for red, of which no word is known" in capsys.readouterr().out
+    config = read_module(Path("own/ours/ours.py")).get_config()
+    vectors = word_vectors.load(config.data.word_vectors)
+    assert vectors.class_names == COLOURS
+    np.testing.assert_array_equal(vectors.vectors, [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("names", [("blue",), COLOURS], ids=["one class", "three classes"])
+@pytest.mark.parametrize("kind", ["mcar", "msrn"])
+def test_the_recipe_fits_its_models(run, table, names, kind):
+    rows = [line.split(",") for line in (table / "labels.csv").read_text().splitlines()]
+    text = "\n".join(",".join(row[: 1 + len(names)]) for row in rows)
+    (table / "labels.csv").write_text(text)
+    assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
+    config = read_module(Path("own/ours/ours.py")).get_config()
+    config.model.name = kind
+    split = sources.open_splits(config.data)["train"]
+    constants = train.label_constants(config, split)
+    model = create_model(config.model, len(names), **label_inputs.arguments_of(constants))
+    evaluate.create_eval_model(config, len(names), constants)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    create_optimizer(config.optim, variables["params"], lambda step: 0.1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """weights(metadata) -> a checkpoint of one number."""
+
+    def make(**metadata):
+        folder = tmp_path_factory.mktemp("weights") / "backbone"
+        variables = {"params": {"features": {"x": np.zeros(1, np.float32)}}, "batch_stats": {}}
+        save_weights(folder, variables, metadata)
+        return folder
+
+    return make
+
+
+def test_from_weights(run, table, weights):
+    folder = weights(arch="mobilenet_v2", preprocessing={"mean": [0.5] * 3, "std": [0.25] * 3})
+    assert run("--images", "data", "--name", "ours", "--init-from", folder) == 0
+    ours = read_module(Path("own/ours/ours.py")).get_config()
+    assert ours.init_from == str(folder)
+    assert (ours.augment.mean, ours.augment.std) == ((0.5,) * 3, (0.25,) * 3)
+    usual = read_module(ROOT / "configs" / "mcar_custom.py").get_config("mobilenet_v2,256")
+    assert ours.optim == usual.optim and ours.freeze_statistics == usual.freeze_statistics
+    assert (ours.epochs, ours.eval.every) == (usual.epochs, usual.eval.every)
+    assert ours.data.train_crop == usual.data.train_crop and ours.data.image_size == 256
+    for option in ("backbone", "width", "pooling", "top_n", "threshold"):
+        assert ours.model[option] == usual.model[option]
+
+
+def test_many_images_tune_the_weights(table, weights, monkeypatch):
+    script = read_module(SCRIPT)
+    monkeypatch.setattr(script, "FINE_TUNED_FROM", 16)
+    folder = weights(config={"model": {"backbone": "resnet18", "width": 0.5}})
+    arguments = ["--images", "data", "--name", "ours", "--init-from", str(folder)]
+    assert script.main([*arguments, "--epochs", "2", "--image-size", "64"]) == 0
+    ours = read_module(Path("own/ours/ours.py")).get_config()
+    assert (ours.model.backbone, ours.model.width) == ("resnet18", 0.5)
+    assert ours.optim.multipliers.features == 0.01 and not ours.freeze_statistics
+    assert (ours.epochs, ours.eval.every, ours.data.image_size) == (2, 1, 64)
+
+
+# --- what is refused, in one line and before anything is written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--images data", "required: --name"),
+        ("--name ours", "required: --images"),
+        ("--images nowhere --name ours", "--images nowhere: there is no such"),
+        ("--images data --name ours --annotations x.csv", "--annotations x.csv: there is no such"),
+        ("--images data --name ours --format xml", "xml"),
+        ("--images data --name ours --format coco", "--format coco needs annotations in COCO's"),
+        ("--images data/photos --name ours", "has nothing of any format that is known"),
+        ("--images data --name Ours", "'Ours' cannot name a prepared set"),
+        ("--images data --name ours --split 80", "--split is 80; it must be between 0 and 1"),
+        ("--images data --name ours --image-size 100", "data.image_size is 100"),
+        ("--images data --name ours --image-size 0", "data.image_size is 0"),
+        ("--images data --name ours --epochs 0", "epochs is 0; it must be positive"),
+        ("--images data --name ours --init-from nowhere", "no checkpoint at "),
+        ("--images data --name ours --word-vectors nowhere", "nowhere cannot be read"),
+        ("--images data --name ours --word-vectors few.txt", "no vector for any of the 3 classes"),
+        ("--images data --name ours --prepared-dir few.txt", "few.txt"),
+    ],
+)
+def test_wrong_requests(run, table, arguments, message, capsys):
+    Path("few.txt").write_text("other 1 2 3\n")
+    before = sorted(Path().rglob("*"))
+    assert run(*arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_output_that_cannot_be_written(run, table, capsys):
+    Path("file").write_text("")
+    assert run("--images", "data", "--name", "ours", "--output", "file/x") == 2
+    assert "cannot write" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_as_a_program(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, SCRIPT, "--images", "nowhere", "--name", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr == "error: --images nowhere: there is no such file or folder\n"
+
+
+# --- from raw files to labels, with the printed commands only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "found"), [(write_voc_set, "voc"), (write_csv_set, "csv")], ids=["voc", "csv"]
+)
+def test_the_printed_commands_do_it_all(write, found, tmp_path):
+    write(tmp_path / "data", 80)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "",
+    }
+
+    def shell(command):
+        answer = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+        return answer.stdout
+
+    said = shell(f"python {SCRIPT} --images data --name ours --image-size 64 --epochs 4")
+    assert f"format {found}, told from" in said and "3 classes: blue, green, red" in said
+    commands = printed_commands(said)
+    assert len(commands) == 4
+    trained, evaluated, calibrated, _ = map(shell, commands)
+
+    run = tmp_path / "runs" / "ours"
+    metrics = json.loads((run / "metrics_val.json").read_text())
+    assert metrics["unknown_in_ap"] == "ignore" and metrics["num_classes"] == 3
+    assert metrics["mAP"] > metrics["chance"] + 10  # it learned something
+    assert f"final mAP {metrics['mAP']:.1f}" in trained and f"{metrics['mAP']:.1f}" in evaluated
+    scores = Scores.load(run / "scores_val.npz")
+    assert (scores.labels == 0).any() and scores.labels.shape == (16, 3)
+    assert "learned on the test split" in calibrated
+    assert (run / "calibration_val.json").is_file()
+    with (run / "predictions" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 80 and not any(row["error"] for row in rows)
+    page = (run / "predictions" / "index.html").read_text()
+    assert "learned on the test split" in page  # it uses the operating point
+    assert {label for row in rows for label in row["labels"].split(";")} <= {*COLOURS, ""}
