@@ -4,19 +4,16 @@ The page is a single file that loads nothing. `mlic_jax.data.card` counts, this 
 `card.html.jinja` holds the words and the looks.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mlic_jax.data import transforms
 from mlic_jax.data.card import findings
 from mlic_jax.data.records import Split
-from mlic_jax.report import page_template
+from mlic_jax.report import data_uri, page_template
 
 PHOTOS = 12
 PHOTO_SIDE = 280  # of the longer side, pixels
@@ -191,7 +188,7 @@ def _photo(split: Split, position: int) -> dict[str, Any]:
     labels = split.labels()[position]
     return {
         "id": record.image_id,
-        "src": _data_uri(image),
+        "src": data_uri(image),
         "width": record.width,
         "height": record.height,
         "present": [split.class_names[c] for c in np.flatnonzero(labels == 1)],
@@ -203,12 +200,6 @@ def _photo(split: Split, position: int) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _mean_labels(part: Mapping[str, Any]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax import distributed, metrics, report, significance, test_time
+from mlic_jax import distributed, metrics, report, significance, views
 from mlic_jax.atomic import write_text
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.command_line import Parser, exit_code
@@ -58,7 +58,7 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        outputs = test_time.score_views(partial(model.apply, variables), batch["image"], config)
+        outputs = views.score_views(partial(model.apply, variables), batch["image"], config)
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
@@ -76,7 +76,7 @@ def score_split(
     batches = pipeline.batches(
         split,
         batch_size=config.eval.batch_size,
-        image_size=test_time.host_size(config),
+        image_size=views.host_size(config),
         shuffle=False,
         workers=config.data.workers,
         threads=config.data.threads,

@@ -33,7 +33,7 @@ from mlic_jax.evaluate import create_eval_model
 from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.operating_point import OperatingPoint, calibrated
 from mlic_jax.scores import OUTPUTS
-from mlic_jax.test_time import host_size, score_views
+from mlic_jax.views import host_size, score_views
 
 THREADS = 4  # that decode
 

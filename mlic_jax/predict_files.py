@@ -39,7 +39,7 @@ from mlic_jax.predict import (
     read_upright,
 )
 from mlic_jax.report import REGION_COLOURS, page_template
-from mlic_jax.test_time import view_sizes
+from mlic_jax.views import view_sizes
 
 TABLE, LINES, PAGE = "predictions.csv", "predictions.jsonl", "index.html"
 ANNOTATED, GALLERY = "annotated", "gallery"  # folders

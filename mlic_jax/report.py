@@ -365,7 +365,7 @@ def _picture(
     boxes, classes = ((), ()) if objects_at is None else objects_at(i)
     return {
         "id": scores.image_ids[i],
-        "src": _data_uri(image_at(i)),
+        "src": data_uri(Image.fromarray(image_at(i))),
         "regions": [_region(scores, i, k) for k in range(_count_regions(scores))],
         "objects": [
             {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
@@ -407,9 +407,10 @@ def _region_colour(k: int) -> str:
     return REGION_COLOURS[k % len(REGION_COLOURS)]
 
 
-def _data_uri(image: np.ndarray) -> str:
+def data_uri(image: Image.Image) -> str:
+    """An RGB image as a JPEG for `<img src>`."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -9,8 +9,6 @@ a folder of the server's own, for minutes, and are gone when it ends.
 """
 
 import asyncio
-import base64
-import io
 import ipaddress
 import logging
 import os
@@ -28,8 +26,8 @@ from PIL import Image
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.predict import Prediction, Predictor, read_upright
 from mlic_jax.predict_files import annotate_prediction
-from mlic_jax.report import REGION_COLOURS, page_template
-from mlic_jax.test_time import host_size, view_sizes
+from mlic_jax.report import REGION_COLOURS, data_uri, page_template
+from mlic_jax.views import host_size, view_sizes
 
 if TYPE_CHECKING:
     import fastapi
@@ -207,7 +205,7 @@ def answer(predictor: Predictor, path: Path) -> str:
         "answer",
         file=path.name,
         prediction=prediction,
-        annotated=data_uri(annotated, PHOTO_SIDE),
+        annotated=data_uri(shrunk(annotated, PHOTO_SIDE)),
         labels=[row for row in rows if row["present"]],
         likeliest=rows[:LIKELIEST],
         regions=region_rows(image, prediction),
@@ -246,7 +244,7 @@ def region_rows(image: Image.Image, prediction: Prediction) -> list[dict[str, An
             {
                 "name": region.class_name,
                 "colour": None if below[k] else REGION_COLOURS[len(rows) % len(REGION_COLOURS)],
-                "crop": data_uri(image.crop((x1, y1, x2, y2)), CROP_SIDE),
+                "crop": data_uri(shrunk(image.crop((x1, y1, x2, y2)), CROP_SIDE)),
                 "global_probability": region.global_probability,
                 "local_probability": region.local_probability,
             }
@@ -254,13 +252,11 @@ def region_rows(image: Image.Image, prediction: Prediction) -> list[dict[str, An
     return rows
 
 
-def data_uri(image: Image.Image, side: int) -> str:
-    """An RGB image as a JPEG for `<img src>`, its longer side at most `side` pixels."""
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """A copy, its longer side at most `side` pixels."""
     image = image.copy()
     image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return image
 
 
 def _html(macro: str, *arguments: Any, **named: Any) -> str:

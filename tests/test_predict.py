@@ -268,7 +268,7 @@ def test_labels_are_those_of_the_operating_point(run, reference, photos, tmp_pat
 
 
 def test_logits_are_averaged_over_views(checkpoint, reference, photos):
-    """Two sizes, of which the host prepares the larger one; `test_test_time.py` has the rest."""
+    """Two sizes, of which the host prepares the larger one; `test_views.py` has the rest."""
     predictor = Predictor.from_checkpoint(checkpoint, scales=[96])
     (prediction,) = predictor(photos[:1])
     large = Image.open(photos[0]).resize((96, 96), Image.Resampling.BILINEAR)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax import distributed, evaluate, test_time
+from mlic_jax import distributed, evaluate, views
 from mlic_jax.augment import normalise
 from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
@@ -37,9 +37,9 @@ def scored(make_config, photos):
 
     def score(flip, scales):
         config.eval.flip, config.eval.scales = flip, scales
-        size = test_time.host_size(config)
-        images = test_time.resize(jnp.array(photos), size)
-        return test_time.score_views(lambda view: apply(variables, view), images, config)
+        size = views.host_size(config)
+        images = views.resize(jnp.array(photos), size)
+        return views.score_views(lambda view: apply(variables, view), images, config)
 
     def plain(images):
         return apply(variables, normalise(images, config.augment))
@@ -49,7 +49,7 @@ def scored(make_config, photos):
 
 def test_without_augmentation_the_plain_image_is_all(scored, photos):
     score, plain = scored
-    got, want = score(False, ()), plain(test_time.resize(jnp.array(photos), 64))
+    got, want = score(False, ()), plain(views.resize(jnp.array(photos), 64))
     assert got.keys() == want.keys()
     for name in want:
         np.testing.assert_array_equal(got[name], want[name])
@@ -60,7 +60,7 @@ def test_logits_are_the_mean_of_all_views_and_boxes_those_of_the_plain_one(score
     got = score(True, (96, 64))  # the size itself is no second view
     views = []
     for size in (64, 96):
-        image = test_time.resize(jnp.array(photos), size)
+        image = views.resize(jnp.array(photos), size)
         views += [plain(image), plain(image[:, :, ::-1])]
     for name in ("logits", "global_logits", "local_logits"):
         mean = np.mean([view[name] for view in views], axis=0)
@@ -72,12 +72,12 @@ def test_logits_are_the_mean_of_all_views_and_boxes_those_of_the_plain_one(score
 
 def test_sizes_of_the_views_and_of_what_the_host_prepares(config):
     config.data.image_size, config.eval.scales = 64, (96, 64, 32, 96)
-    assert test_time.view_sizes(config) == (64, 96, 32)
-    assert test_time.host_size(config) == 96
+    assert views.view_sizes(config) == (64, 96, 32)
+    assert views.host_size(config) == 96
     config.eval.scales = (32,)
-    assert test_time.host_size(config) == 64
+    assert views.host_size(config) == 64
     config.eval.scales = ()
-    assert test_time.view_sizes(config) == (64,)
+    assert views.view_sizes(config) == (64,)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -85,7 +85,7 @@ def test_resizing_on_the_device_is_that_of_pillow(photos, size):
     want = [
         Image.fromarray(photo).resize((size, size), Image.Resampling.BILINEAR) for photo in photos
     ]
-    got = np.asarray(test_time.resize(jnp.array(photos), size))
+    got = np.asarray(views.resize(jnp.array(photos), size))
     assert got.dtype == np.uint8
     difference = np.abs(got.astype(int) - np.stack([np.asarray(image) for image in want]))
     assert difference.max() <= 2
@@ -113,7 +113,7 @@ def test_evaluation_averages_over_views(config):
     batch = next(pipeline.batches(split, batch_size=8, image_size=96, shuffle=False))
     views = []
     for size in (64, 96):
-        image = test_time.resize(jnp.array(batch["image"]), size)
+        image = views.resize(jnp.array(batch["image"]), size)
         views += [image, image[:, :, ::-1]]
     apply = jax.jit(model.apply)
     logits = [apply(variables, normalise(view, config.augment))["logits"] for view in views]
