@@ -58,16 +58,16 @@ def test_without_augmentation_the_plain_image_is_all(scored, photos):
 def test_logits_are_the_mean_of_all_views_and_boxes_those_of_the_plain_one(scored, photos):
     score, plain = scored
     got = score(True, (96, 64))  # the size itself is no second view
-    views = []
+    seen = []
     for size in (64, 96):
         image = views.resize(jnp.array(photos), size)
-        views += [plain(image), plain(image[:, :, ::-1])]
+        seen += [plain(image), plain(image[:, :, ::-1])]
     for name in ("logits", "global_logits", "local_logits"):
-        mean = np.mean([view[name] for view in views], axis=0)
+        mean = np.mean([view[name] for view in seen], axis=0)
         np.testing.assert_allclose(got[name], mean, rtol=1e-5, atol=1e-6)
-        assert not np.allclose(got[name], views[0][name], atol=1e-4)
+        assert not np.allclose(got[name], seen[0][name], atol=1e-4)
     for name in ("boxes", "box_classes"):
-        np.testing.assert_array_equal(got[name], views[0][name])
+        np.testing.assert_array_equal(got[name], seen[0][name])
 
 
 def test_sizes_of_the_views_and_of_what_the_host_prepares(config):
@@ -111,10 +111,10 @@ def test_evaluation_averages_over_views(config):
     assert scores.boxes.max() <= 64
 
     batch = next(pipeline.batches(split, batch_size=8, image_size=96, shuffle=False))
-    views = []
+    seen = []
     for size in (64, 96):
         image = views.resize(jnp.array(batch["image"]), size)
-        views += [image, image[:, :, ::-1]]
+        seen += [image, image[:, :, ::-1]]
     apply = jax.jit(model.apply)
-    logits = [apply(variables, normalise(view, config.augment))["logits"] for view in views]
+    logits = [apply(variables, normalise(view, config.augment))["logits"] for view in seen]
     np.testing.assert_allclose(scores.logits[:8], np.mean(logits, axis=0), rtol=1e-3, atol=1e-4)
