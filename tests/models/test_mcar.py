@@ -12,9 +12,26 @@ from mlic_jax.models.regions import class_regions, crop_and_resize
 NUM_CLASSES = 5
 
 
-@pytest.fixture
-def model(config):
-    return create_model(config.model, NUM_CLASSES)
+@pytest.fixture(scope="module")
+def settings(make_config):
+    settings = make_config().model
+    settings.threshold = 0.47  # at 0.5 rounding decides where some regions end
+    return settings
+
+
+@pytest.fixture(scope="module")
+def model(settings):
+    return create_model(settings, NUM_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def apply(model):
+    return jax.jit(model.apply)
+
+
+@pytest.fixture(scope="module")
+def apply_in_training(model):
+    return jax.jit(lambda v, images: model.apply(v, images, True, mutable=["batch_stats"]))
 
 
 @pytest.fixture(scope="module")
@@ -22,58 +39,59 @@ def images():
     return jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
 
 
-@pytest.fixture
-def variables(model, images):
+@pytest.fixture(scope="module")
+def variables(model, apply_in_training, images):
     variables = jax.jit(model.init)(jax.random.key(1), images)
     # Statistics of real passes: maps that differ from class to class and place to place.
-    _, updates = jax.jit(lambda v: model.apply(v, images, True, mutable=["batch_stats"]))(variables)
+    _, updates = apply_in_training(variables, images)
     return {**variables, **updates}
 
 
-def test_outputs(model, variables, images, config):
-    out = jax.jit(model.apply)(variables, images)
+def test_outputs(apply, variables, images, settings):
+    out = apply(variables, images)
     assert {name: (value.shape, str(value.dtype)) for name, value in out.items()} == {
         "logits": ((3, NUM_CLASSES), "float32"),
         "global_logits": ((3, NUM_CLASSES), "float32"),
         "local_logits": ((3, NUM_CLASSES), "float32"),
-        "boxes": ((3, config.model.top_n, 4), "int32"),
-        "box_classes": ((3, config.model.top_n), "int32"),
+        "boxes": ((3, settings.top_n, 4), "int32"),
+        "box_classes": ((3, settings.top_n), "int32"),
     }
     np.testing.assert_array_equal(
         out["logits"], np.maximum(out["global_logits"], out["local_logits"])
     )
     best_first = np.argsort(-np.asarray(out["global_logits"]), axis=-1)
-    np.testing.assert_array_equal(out["box_classes"], best_first[:, : config.model.top_n])
+    np.testing.assert_array_equal(out["box_classes"], best_first[:, : settings.top_n])
 
 
-def test_local_logits_are_the_maximum_over_the_crops(model, variables, images, config):
-    out = model.apply(variables, images)
+def test_local_logits_are_the_maximum_over_the_crops(apply, variables, images):
+    out = apply(variables, images)
     crops = crop_and_resize(images, out["boxes"])
-    per_crop = [model.apply(variables, crops[:, n])["global_logits"] for n in range(2)]
+    per_crop = [apply(variables, crops[:, n])["global_logits"] for n in range(2)]
     np.testing.assert_allclose(out["local_logits"], np.maximum(*per_crop), rtol=1e-4, atol=1e-4)
 
 
-def test_regions_come_from_sigmoid_maps_of_the_chosen_classes(model, variables, images, config):
-    out = model.apply(variables, images)
+def test_regions_come_from_sigmoid_maps_of_the_chosen_classes(apply, variables, images, settings):
+    out = apply(variables, images)
     features = {name: variables[name]["features"] for name in ("params", "batch_stats")}
-    maps = create_backbone(config.model.backbone, config.model.width).apply(features, images)[-1]
+    backbone = create_backbone(settings.backbone, settings.width)
+    maps = jax.jit(backbone.apply)(features, images)[-1]
     classifier = variables["params"]["convclass"]
     scores = jax.nn.sigmoid(maps @ classifier["kernel"] + classifier["bias"])
     for i, n in np.ndindex(3, 2):
         class_map = scores[i, :, :, out["box_classes"][i, n]]
-        box = class_regions(class_map, (64, 64), config.model.threshold, "exact")
+        box = class_regions(class_map, (64, 64), settings.threshold, "exact")
         np.testing.assert_array_equal(out["boxes"][i, n], box)
 
 
-def test_batch_statistics_move_twice_images_first(model, variables, images, config):
-    _, updates = model.apply(variables, images, True, mutable=["batch_stats"])
-    out, _ = model.apply(variables, images, True, mutable=["batch_stats"])
+def test_batch_statistics_move_twice_images_first(apply_in_training, variables, images, settings):
+    out, updates = apply_in_training(variables, images)
     crops = crop_and_resize(images, out["boxes"]).reshape(-1, 64, 64, 3)
-    backbone = create_backbone(config.model.backbone, config.model.width)
+    backbone = create_backbone(settings.backbone, settings.width)
+    backbone_in_training = jax.jit(lambda v, x: backbone.apply(v, x, True, mutable=["batch_stats"]))
     stats = variables["batch_stats"]["features"]
     for batch in (images, crops):
         state = {"params": variables["params"]["features"], "batch_stats": stats}
-        stats = backbone.apply(state, batch, True, mutable=["batch_stats"])[1]["batch_stats"]
+        stats = backbone_in_training(state, batch)[1]["batch_stats"]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
         updates["batch_stats"]["features"],
@@ -81,7 +99,7 @@ def test_batch_statistics_move_twice_images_first(model, variables, images, conf
     )
 
 
-def test_no_gradient_flows_through_the_regions(model, variables, images):
+def test_no_gradient_flows_through_the_regions(model, apply, variables, images):
     """The gradient of the loss equals the one with crops that were cut beforehand."""
 
     def loss(params, crops=None):
@@ -92,8 +110,9 @@ def test_no_gradient_flows_through_the_regions(model, variables, images):
         logits = [model.apply(state, crops[:, n])["global_logits"] for n in range(2)]
         return jnp.sum(jnp.sin(jnp.maximum(*logits)))
 
-    crops = crop_and_resize(images, model.apply(variables, images)["boxes"])
-    got, want = jax.grad(loss)(variables["params"]), jax.grad(loss)(variables["params"], crops)
+    crops = crop_and_resize(images, apply(variables, images)["boxes"])
+    gradient = jax.jit(jax.grad(loss))
+    got, want = gradient(variables["params"]), gradient(variables["params"], crops)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), got, want)
 
 
