@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
-# Tests compile more than they compute.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {QUICK}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests and the processes they start compile many programs again: each is kept.
 CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
