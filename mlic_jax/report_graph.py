@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.data.co_occurrence import attention_mask
+from mlic_jax.data.co_occurrence import EDGE_PROBABILITY, attention_mask
 
 EDGES_LISTED = 12
 NAME_LENGTH = 24  # of a name in the picture; the whole one is told when it is pointed at
 
-_LEAST = 0.4  # the probability of the weakest edge: the default of `attention_mask`
 
 # Of the picture, in its own units: pixels, where it is shown at its full size.
 FONT_SIZE = 13
@@ -125,6 +124,7 @@ def draw(graph: LabelGraph, names: Sequence[str]) -> dict[str, Any]:
     nodes = [nodes[c] | {"group": int(likeliest[c])} for c in range(len(names))]
     reach = max(abs(node["text_x"]) + _text_width(node["text"]) for node in nodes + headings)
     probability = graph.probability()
+    weight = np.clip((probability - EDGE_PROBABILITY) / (1 - EDGE_PROBABILITY), 0, 1)
     return {
         "width": 2 * reach,
         "height": height,
@@ -135,7 +135,7 @@ def draw(graph: LabelGraph, names: Sequence[str]) -> dict[str, Any]:
                 "source": int(i),
                 "target": int(j),
                 "probability": probability[i, j],
-                "weight": np.clip((probability[i, j] - _LEAST) / (1 - _LEAST), 0, 1),
+                "weight": weight[i, j],
                 **_arrow(nodes[i], nodes[j]),
             }
             for i, j in graph.edges()[::-1]

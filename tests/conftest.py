@@ -59,6 +59,21 @@ def make_config(prepared_dir) -> Callable:
     return make
 
 
+@pytest.fixture(scope="session")
+def fresh_run() -> Callable:
+    """(variables, metadata) of a run that did no step."""
+    from mlic_jax.data import sources
+    from mlic_jax.models import create_model
+    from mlic_jax.train import initial_variables, run_metadata
+
+    def make(config):
+        split = sources.open_splits(config.data)["train"]
+        model = create_model(config.model, len(split.class_names))
+        return jax.device_get(initial_variables(model, config)), run_metadata(config, split)
+
+    return make
+
+
 @pytest.fixture
 def config(make_config):
     """`make_config` for a test to change."""

@@ -12,14 +12,12 @@ from mlic_jax import calibrate, operating_point
 from mlic_jax.checkpoint import load_weights, read_metadata, save_weights
 from mlic_jax.data import sources
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.models import create_model
 from mlic_jax.operating_point import (
     OperatingPoint,
     expected_calibration_error,
     learn_operating_point,
 )
 from mlic_jax.scores import Scores
-from mlic_jax.train import initial_variables, run_metadata
 
 
 def make_scores(logits, labels, split="val", names=None):
@@ -385,14 +383,10 @@ def test_wrong_command_lines(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def fresh_checkpoint(make_config, tmp_path_factory):
+def fresh_checkpoint(make_config, fresh_run, tmp_path_factory):
     """A checkpoint of a model with fresh weights."""
-    config = make_config()
-    split = sources.open_splits(config.data)["train"]
-    model = create_model(config.model, len(split.class_names))
-    variables = jax.device_get(initial_variables(model, config))
     checkpoint = tmp_path_factory.mktemp("fresh") / "checkpoint"
-    save_weights(checkpoint, variables, run_metadata(config, split))
+    save_weights(checkpoint, *fresh_run(make_config()))
     return checkpoint
 
 

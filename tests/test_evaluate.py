@@ -15,7 +15,7 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics import average_precision, evaluate_scores
 from mlic_jax.models import create_model
 from mlic_jax.scores import Scores
-from mlic_jax.train import initial_variables, run_metadata
+from mlic_jax.train import initial_variables
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,9 @@ def test_options_that_decide_no_array_may_differ(tmp_path):
         evaluate.check_same_model(saved, current, tmp_path, ["backbone"])
 
 
-def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp_path, capsys):
+def test_of_a_split_without_known_labels_only_the_scores_are_written(
+    config, fresh_run, tmp_path, capsys
+):
     rows = ["image,dog,cat,split"]
     for i in range(9):
         Image.new("RGB", (40, 30), (20 * i, 90, 0)).save(tmp_path / f"{i}.png")
@@ -309,10 +311,7 @@ def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp
     config.data.prepared_dir = str(tmp_path / "prepared")
     config.data.splits = {"train": "train", "val": "train", "test": "test"}
     config.model.name = "pooled"
-    model = create_model(config.model, 2)
-    variables = jax.device_get(initial_variables(model, config))
-    split = sources.open_splits(config.data)["train"]
-    save_weights(tmp_path / "weights", variables, run_metadata(config, split))
+    save_weights(tmp_path / "weights", *fresh_run(config))
 
     assert evaluate.evaluate_run(config, tmp_path / "run", tmp_path / "weights") == {}
     assert "no label of unlabelled test is known" in capsys.readouterr().out

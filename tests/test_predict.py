@@ -11,13 +11,12 @@ from PIL import Image
 
 from mlic_jax.checkpoint import save_weights
 from mlic_jax.config import default_config
-from mlic_jax.data import label_inputs, sources
+from mlic_jax.data import label_inputs
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model, printable
-from mlic_jax.train import initial_variables, run_metadata
 from weight_conversion import convert
 
 SIZE = 64
@@ -25,19 +24,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
-def run(make_config):
+def run(make_config, fresh_run):
     """The configuration, the variables and the metadata of a run that did no step."""
     config = make_config()
     # At 0.5 the straight ramp between two cells of a map crosses exactly on a pixel, and rounding
     # alone decides where a region ends.
     config.model.threshold = 0.47
-    split = sources.open_splits(config.data)["train"]
-    model = create_model(config.model, len(split.class_names))
-    variables = jax.device_get(initial_variables(model, config))
+    variables, metadata = fresh_run(config)
     # Spread over many probabilities, as those of a trained model are.
     classifier = variables["params"]["convclass"]
     classifier["kernel"] = 8 * classifier["kernel"]
-    return config, variables, run_metadata(config, split)
+    return config, variables, metadata
 
 
 @pytest.fixture(scope="module")

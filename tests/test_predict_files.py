@@ -9,16 +9,13 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlic_jax.checkpoint import save_weights
-from mlic_jax.data import sources
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.models import create_model
 from mlic_jax.models.regions import interpolation_matrix
 from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor
@@ -30,7 +27,6 @@ from mlic_jax.predict_files import (
     predict_files,
     render_page,
 )
-from mlic_jax.train import initial_variables, run_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {"annotated", "gallery", "index.html", "predictions.csv", "predictions.jsonl"}
@@ -38,12 +34,9 @@ ODD_NAME = "a & b <i>50% #1\"'.png"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(make_config, tmp_path_factory):
+def checkpoint(make_config, fresh_run, tmp_path_factory):
     """Of a run that did no step; its operating point makes about half of all labels present."""
-    config = make_config()
-    split = sources.open_splits(config.data)["train"]
-    model = create_model(config.model, len(split.class_names))
-    variables = jax.device_get(initial_variables(model, config))
+    variables, metadata = fresh_run(make_config())
     folder = tmp_path_factory.mktemp("checkpoint") / "weights"
     point = OperatingPoint(
         temperature=1.0,
@@ -55,8 +48,7 @@ def checkpoint(make_config, tmp_path_factory):
         error_before=5.0,
         error_after=5.0,
     )
-    metadata = run_metadata(config, split) | {"operating_point": point.to_dict()}
-    save_weights(folder, variables, metadata)
+    save_weights(folder, variables, metadata | {"operating_point": point.to_dict()})
     return folder
 
 

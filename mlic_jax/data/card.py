@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mlic_jax.data import co_occurrence
 from mlic_jax.data.records import Split
 from mlic_jax.data.transforms import orientation
 
@@ -46,7 +47,8 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
                 # Pillow itself follows the tag of a TIFF.
                 turned += image.format != "TIFF" and 2 <= orientation(image) <= 8
             same_bytes[hashlib.blake2b(record.image, digest_size=16).digest()].append((split, i))
-    counts = _co_occurrence(first.labels())
+    together, positives = co_occurrence.count(first.labels(), "ignore")
+    counts = (together + np.diag(positives)).astype(int)
     return {
         "name": first.name,
         "class_names": list(first.class_names),
@@ -170,12 +172,6 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "without_positives": [names[c] for c in np.flatnonzero(positives == 0)],
         "unreadable": list(split.skipped),
     }
-
-
-def _co_occurrence(labels: np.ndarray) -> np.ndarray:
-    """Labels int8 [N, C] -> int [C, C], images with both classes; unknown labels do not count."""
-    present = (labels == 1).astype(np.float64)  # BLAS; the sums of these integers are exact
-    return (present.T @ present).astype(int)
 
 
 def _copy(split: Split, position: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mlic_jax.errors import Failure, UsageError
 _NAMES_SHOWN = 5
 NOTE = "note: "  # how a finding of `lint` begins that may be true of a sound graph
 _LEAST_CORRELATION = 0.5
+EDGE_PROBABILITY = 0.4  # from which on one class implies another in the label graph (MSRN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _numbers(values: Any, path: Path) -> np.ndarray:
 
 
 def attention_mask(
-    counts: np.ndarray, class_counts: np.ndarray, threshold: float = 0.4
+    counts: np.ndarray, class_counts: np.ndarray, threshold: float = EDGE_PROBABILITY
 ) -> np.ndarray:
     """Who attends to whom in the label graph.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlic_jax.data.records import Example, Source
 from mlic_jax.errors import UsageError
 
 _HELD_OUT = ("val", "test")
@@ -42,6 +43,21 @@ def divide(
         )
     train = stratified_split(image_ids, labels, share, seed)
     return {split: train == (split == "train") for split in splits}
+
+
+def divide_examples(source: Source, examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """As `divide`, of a source whose description has `train_share` and `split_seed`."""
+    if not examples:
+        return {split: [] for split in source.splits}
+    division = divide(
+        source.name,
+        source.splits,
+        [example.image_id for example in examples],
+        np.stack([example.labels for example in examples]),
+        source.description["train_share"],
+        source.description["split_seed"],
+    )
+    return {split: [examples[i] for i in np.flatnonzero(of)] for split, of in division.items()}
 
 
 def stratified_split(

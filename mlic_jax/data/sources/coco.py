@@ -12,7 +12,7 @@ import numpy as np
 
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import order_classes, pixel_boxes, ternary_labels
-from mlic_jax.data.splitting import divide
+from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
 _SPLIT = "{split}"
@@ -95,10 +95,7 @@ class CocoFolder:
                 splits are asked for.
             Failure: the annotation file is malformed or contradicts itself.
         """
-        examples = self._annotated(split)
-        if not self._is_divided:
-            return examples
-        return [example for i, example in enumerate(examples) if self._division[split][i]]
+        return self._divided[split] if self._is_divided else self._annotated(split)
 
     def _annotated(self, split: str) -> list[Example]:
         """All examples of the annotation file that the split is in."""
@@ -117,17 +114,9 @@ class CocoFolder:
         ]
 
     @cached_property
-    def _division(self) -> dict[str, np.ndarray]:
-        """How the images of one file are divided: split -> bool [N]."""
-        examples = self._annotated(self.splits[0])
-        return divide(
-            self.name,
-            self.splits,
-            [example.image_id for example in examples],
-            np.stack([example.labels for example in examples]),
-            self.description["train_share"],
-            self.description["split_seed"],
-        )
+    def _divided(self) -> dict[str, list[Example]]:
+        """The splits of one file of annotations."""
+        return divide_examples(self, self._annotated(self.splits[0]))
 
     @cached_property
     def _annotations(self) -> dict[str, "_Annotations"]:

@@ -12,7 +12,7 @@ from mlic_jax.data.class_names import VOC as CLASS_NAMES
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
-from mlic_jax.data.splitting import divide
+from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
 OWN = "own"  # in the place of the year of VOC
@@ -139,8 +139,7 @@ class VocLayout:
         """
         if (self._root / _SETS).is_dir():
             return self._examples(_listed(self._root, split))
-        examples = self._examples(list(self._objects))
-        return [example for i, example in enumerate(examples) if self._division[split][i]]
+        return self._divided[split]
 
     def _examples(self, image_ids: Sequence[str]) -> list[Example]:
         annotated = bool(self._objects.keys() & image_ids)
@@ -154,16 +153,8 @@ class VocLayout:
         ]
 
     @cached_property
-    def _division(self) -> dict[str, np.ndarray]:
-        examples = self._examples(list(self._objects))
-        return divide(
-            self.name,
-            self.splits,
-            [example.image_id for example in examples],
-            np.stack([example.labels for example in examples]),
-            self.description["train_share"],
-            self.description["split_seed"],
-        )
+    def _divided(self) -> dict[str, list[Example]]:
+        return divide_examples(self, self._examples(list(self._objects)))
 
     @property
     def _annotations(self) -> Path:
