@@ -1,12 +1,10 @@
 """Training: the state, one step, and the loop around it, to be read from top to bottom."""
 
-import collections
 import contextlib
 import json
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,6 @@ import optax
 from clu import parameter_overview
 from jax import lax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mlic_jax import distributed, evaluate
 from mlic_jax.augment import augment
@@ -35,16 +32,13 @@ from mlic_jax.checkpoint import (
 from mlic_jax.data import co_occurrence, label_inputs, pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import UsageError
 from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers
-from mlic_jax.writers import MetricWriter
+from mlic_jax.step_log import StepLog
 
 logger = logging.getLogger(__name__)
-
-# Steps whose metrics may still be on their way while the next ones are dispatched.
-STEPS_IN_FLIGHT = 2
 
 # The modules that end in the logits, one of which every model has.
 CLASSIFIERS = {"convclass", "fc2", "per_label"}
@@ -333,90 +327,3 @@ def stop_requests() -> Iterator[SimpleNamespace]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class StepLog:
-    """Follows the steps on the host without making the device wait: progress, curves, NaN guard."""
-
-    def __init__(
-        self,
-        workdir: Path,
-        checkpoints: RunCheckpoints,
-        first_step: int,
-        epoch_steps: int,
-        split: Split,
-        schedule: Callable,
-        config: ConfigDict,
-    ):
-        self._checkpoints = checkpoints
-        self._epoch_steps = epoch_steps
-        self._split = split
-        self._schedule = schedule
-        self._every = config.log_every
-        self._writer = MetricWriter(workdir, first_step)
-        self._in_flight: collections.deque = collections.deque()
-        total = config.epochs * epoch_steps
-        self._bar = tqdm(total=total, initial=first_step, desc="train", unit="step")
-        self._images, self._since = 0, time.monotonic()
-
-    def add(self, step: int, index: np.ndarray, step_metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a dispatched step, and reads those of an earlier one.
-
-        Raises:
-            Failure: that one was not finite.
-        """
-        self._in_flight.append((step, index, step_metrics))
-        if len(self._in_flight) > STEPS_IN_FLIGHT:
-            self._read_oldest()
-
-    def drain(self) -> None:
-        """Reads all that is in flight and flushes what was written; raises as `add` does."""
-        while self._in_flight:
-            self._read_oldest()
-        self._writer.flush()
-
-    def _read_oldest(self) -> None:
-        step, index, step_metrics = self._in_flight.popleft()
-        values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
-        if not all(map(math.isfinite, values.values())):
-            raise Failure(self._not_finite(step, index, values))
-        self._images += int(np.sum(index >= 0)) * jax.process_count()
-        self._bar.update()
-        if step % self._every:
-            return
-        now = time.monotonic()
-        rate = self._images / (now - self._since)
-        self._images, self._since = 0, now
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
-        values["learning_rate"] = float(self._schedule(step - 1))
-        self._writer.write(
-            step, {"epoch": step / self._epoch_steps, **values, "images_per_second": rate}
-        )
-
-    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> str:
-        images = ", ".join(self._split.image_id(i) for i in index if i >= 0)
-        figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        saved = self._checkpoints.latest_path()
-        good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
-        return (
-            f"step {step} is not finite ({figures}); its images: {images}; {good}. "
-            "A lower optim.learning_rate usually helps"
-        )
-
-    def add_validation(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the metrics of a validation and says them in a line."""
-        names = ("mAP", "global_mAP", "OF1", "CF1", "OF1_3", "CF1_3")
-        epoch = step / self._epoch_steps
-        written = {f"val/{name}": values[name] for name in names if name in values}
-        self._writer.write(step, {"epoch": epoch, **written})
-        self._writer.flush()
-        line = f"epoch {epoch:g}: val mAP {values['mAP']:.2f}, OF1 {values['OF1']:.1f}"
-        if "global_mAP" in values:
-            line += f", global stream alone mAP {values['global_mAP']:.2f}"
-        self._bar.write(line)
-        self._since = time.monotonic()  # a validation's time is not the steps'
-
-    def close(self) -> None:
-        """Ends the bar and closes the files."""
-        self._bar.close()
-        self._writer.close()
