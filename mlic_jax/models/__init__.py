@@ -1,10 +1,14 @@
 """The registry: from the names of a configuration to Linen modules."""
 
+from functools import partial
+
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models.layers import REMATS, ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.msrn import HEADS, MSRN
@@ -14,24 +18,38 @@ from mlic_jax.models.resnet import DEPTHS, ResNet
 
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2")
 MODELS = ("mcar", "msrn", "pooled")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def create_backbone(name: str, width: float = 1.0) -> nn.Module:
+def create_backbone(
+    name: str,
+    width: float = 1.0,
+    dtype: str = "float32",
+    bn_groups: int = 1,
+    remat: str = "none",
+) -> nn.Module:
     """A backbone that maps images `[B, H, W, 3]` to the feature maps of its stages.
 
     Args:
         name: one of `BACKBONES`.
         width: multiplies the channel counts; 1 is the published network.
+        dtype: a key of `DTYPES`, of convolutions and maps. Statistics are float32 in any case.
+        bn_groups: parts of a batch that are normalised each by itself, see `ConvBatchNorm`.
+        remat: one of `REMATS`, what the backward pass computes again.
 
     Raises:
-        UsageError: the name is unknown or the width is not positive.
+        UsageError: an option is unknown or not positive.
     """
     _require_one_of("model.backbone", name, BACKBONES)
-    if width <= 0:
-        raise UsageError(f"model.width is {width}; it must be positive")
+    _require_one_of("model.dtype", dtype, tuple(DTYPES))
+    _require_one_of("model.remat", remat, REMATS)
+    for option, value in (("width", width), ("bn_groups", bn_groups)):
+        if value <= 0:
+            raise UsageError(f"model.{option} is {value}; it must be positive")
+    layer = partial(ConvBatchNorm, dtype=DTYPES[dtype], bn_groups=bn_groups)
     if name == "mobilenet_v2":
-        return MobileNetV2(width=width)
-    return ResNet(depth=int(name.removeprefix("resnet")), width=width)
+        return MobileNetV2(width, layer, remat)
+    return ResNet(int(name.removeprefix("resnet")), width, layer, remat)
 
 
 def create_model(
@@ -54,7 +72,9 @@ def create_model(
             of MSRN are missing or do not fit it.
     """
     _require_one_of("model.name", config.name, MODELS)
-    features = create_backbone(config.backbone, config.width)
+    # Checkpoints hold the options of their time.
+    options = ("width", "dtype", "bn_groups", "remat")
+    features = create_backbone(config.backbone, **{o: config[o] for o in options if o in config})
     if config.name == "msrn":
         return _create_msrn(config, features, num_classes, word_vectors, attention_mask)
     _require_one_of("model.pooling", config.pooling, tuple(POOLINGS))
@@ -71,6 +91,15 @@ def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> M
         )
     if not 0 < config.threshold < 1:
         raise UsageError(f"model.threshold is {config.threshold}; it must lie between 0 and 1")
+    # Not in every configuration, for neither was released.
+    local_size, local_bound = config.get("local_size", 0), config.get("local_bound", 0.0)
+    if local_size < 0 or local_size % 32:
+        raise UsageError(
+            f"model.local_size is {local_size}; it must be a multiple of 32, or 0 for crops as "
+            "large as the image"
+        )
+    if not 0 <= local_bound < 1:
+        raise UsageError(f"eval.local_bound is {local_bound}; it must be at least 0 and below 1")
     return MCAR(
         features=features,
         num_classes=num_classes,
@@ -78,6 +107,8 @@ def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> M
         top_n=config.top_n,
         threshold=config.threshold,
         localizer=config.localizer,
+        local_size=local_size,
+        local_bound=local_bound,
     )
 
 

@@ -131,11 +131,12 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: in
     def add_row(row, sums):
         cotangent = lax.dynamic_slice_in_dim(g, row, 1, axis=1)
         inputs = (lax.dynamic_slice_in_dim(s, row * stride, size, axis=1) for s in shifted)
-        return [total + part * cotangent for total, part in zip(sums, inputs, strict=True)]
+        products = ((part * cotangent).astype(jnp.float32) for part in inputs)
+        return [total + product for total, product in zip(sums, products, strict=True)]
 
-    zeros = jnp.zeros((batch, size, columns, channels), g.dtype)
+    zeros = jnp.zeros((batch, size, columns, channels), jnp.float32)
     sums = lax.fori_loop(0, rows, add_row, [zeros] * size)
-    return jnp.stack([jnp.sum(total, axis=(0, 2)) for total in sums], axis=1)
+    return jnp.stack([jnp.sum(total, axis=(0, 2)) for total in sums], axis=1).astype(g.dtype)
 
 
 def _pad(x: jax.Array, pad: int) -> jax.Array:

@@ -1,16 +1,26 @@
-"""A convolution and its batch normalisation, the one building block of every backbone."""
+"""A convolution and its batch normalisation, the one building block of every backbone.
 
-from collections.abc import Callable
+And how the blocks of a backbone follow each other, with or without recomputation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlic_jax.errors import UsageError
 from mlic_jax.models.convolution import convolve
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # the share of the new statistics, as PyTorch counts it
+
+# What the backward pass computes again instead of keeping it: nothing, or what lies inside every
+# stage or every block.
+REMATS = ("none", "stage", "block")
 
 # Normal with variance 2 / fan_out, the usual start of these networks (He et al. 2015).
 kernel_initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -22,6 +32,12 @@ class ConvBatchNorm(nn.Module):
     In training the batch's statistics normalise (biased variance) and the running ones follow with
     the unbiased variance, as in PyTorch. At inference the running statistics are folded into the
     kernel, one pass over the activations less.
+
+    Attributes:
+        dtype: of the convolution and of what it returns; parameters and statistics are float32.
+        bn_groups: parts of the batch, in its order, that are normalised each by itself, as replicas
+            of PyTorch do. The running statistics follow the first, as theirs follow those of the
+            first replica.
     """
 
     features: int
@@ -30,15 +46,20 @@ class ConvBatchNorm(nn.Module):
     depthwise: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = None
     scale_initializer: Callable = nn.initializers.ones
+    dtype: Any = jnp.float32
+    bn_groups: int = 1
 
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Maps `[B, H, W, F]` to `[B, H', W', features]`.
+        """Maps `[B, H, W, F]` to `[B, H', W', features]` of `dtype`.
 
         Args:
             mask: bool `[B]`, False for padding, which moves no statistics; None: all are real.
+
+        Raises:
+            UsageError: the batch does not divide into `bn_groups`.
         """
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param(
@@ -48,35 +69,86 @@ class ConvBatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
+        x = x.astype(self.dtype)
         if train:
+            kernel = kernel.astype(self.dtype)
             x = convolve(x, kernel, self.stride, depthwise=self.depthwise, train=True)
-            batch_mean, batch_var, count = batch_statistics(x, mask)
+            batch_mean, batch_var, count = batch_statistics(x, mask, self.bn_groups)
             if not self.is_initializing():
-                unbiased = batch_var * count / jnp.maximum(count - 1, 1)
-                mean.value += BATCH_NORM_MOMENTUM * (batch_mean - mean.value)
+                unbiased = batch_var[0] * count[0] / jnp.maximum(count[0] - 1, 1)
+                mean.value += BATCH_NORM_MOMENTUM * (batch_mean[0] - mean.value)
                 var.value += BATCH_NORM_MOMENTUM * (unbiased - var.value)
             gain = scale * lax.rsqrt(batch_var + BATCH_NORM_EPSILON)
-            x = x * gain + (bias - batch_mean * gain)
+            x = scale_and_shift(x, gain, bias - batch_mean * gain)
         else:
             gain = scale * lax.rsqrt(var.value + BATCH_NORM_EPSILON)
-            x = convolve(x, kernel * gain, self.stride, depthwise=self.depthwise)
-            x = x + (bias - mean.value * gain)
+            kernel = (kernel * gain).astype(self.dtype)
+            x = convolve(x, kernel, self.stride, depthwise=self.depthwise)
+            x = x.astype(jnp.float32) + (bias - mean.value * gain)
+        x = x.astype(self.dtype)
         return x if self.activation is None else self.activation(x)
 
 
 def batch_statistics(
-    x: jax.Array, mask: jax.Array | None
+    x: jax.Array, mask: jax.Array | None, groups: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance `[F]` of the real rows of `[B, H, W, F]`, and their values' count.
+    """Mean and biased variance of the real rows of every group of the batch `[B, H, W, F]`.
 
     Two passes in float32: the difference of two large means would lose the small variances.
+
+    Returns:
+        Mean and variance `[G, F]`, and the number of values `[G]` that each is of, float32.
     """
-    x = x.astype(jnp.float32)
+    if x.shape[0] % groups:
+        raise UsageError(
+            f"model.bn_groups is {groups}, which does not divide a batch of {x.shape[0]}"
+        )
+    x = in_groups(x.astype(jnp.float32), groups)
     if mask is None:
-        weight = jnp.ones((x.shape[0], 1, 1, 1), jnp.float32)
+        weight = jnp.ones(x.shape[:2], jnp.float32)
     else:
-        weight = mask.astype(jnp.float32)[:, None, None, None]
-    count = jnp.maximum(jnp.sum(weight), 1.0) * (x.shape[1] * x.shape[2])
-    mean = jnp.sum(x * weight, axis=(0, 1, 2)) / count
-    var = jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)) / count
+        weight = mask.astype(jnp.float32).reshape(x.shape[:2])
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * (x.shape[2] * x.shape[3])
+    weight, places = weight[..., None, None, None], (1, 2, 3)
+    mean = jnp.sum(x * weight, axis=places) / count[:, None]
+    centred = x - mean[:, None, None, None]
+    var = jnp.sum(jnp.square(centred) * weight, axis=places) / count[:, None]
     return mean, var, count
+
+
+def scale_and_shift(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
+    """Scales and shifts `[B, H, W, F]`, every group of the batch by its row of `[G, F]`: float32"""
+    grouped = in_groups(x.astype(jnp.float32), len(gain))
+    return (grouped * gain[:, None, None, None] + shift[:, None, None, None]).reshape(x.shape)
+
+
+def in_groups(x: jax.Array, groups: int) -> jax.Array:
+    """The batch `[B, ...]` as `[G, B / G, ...]`."""
+    return x.reshape(groups, -1, *x.shape[1:])
+
+
+def run_in_order(
+    backbone: nn.Module,
+    blocks: Sequence[Callable[..., nn.Module]],
+    remat: str,
+    x: jax.Array,
+    train: bool,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Runs the blocks of one stage, and recomputes inside it what `remat`, of `REMATS`, says.
+
+    Args:
+        backbone: whose submodules the blocks are.
+        blocks: functions that make them, with their names.
+        x: `[B, H, W, F]`.
+    """
+
+    def run(backbone: nn.Module, x: jax.Array, blocks: Sequence[Callable]) -> jax.Array:
+        for block in blocks:
+            x = block(parent=backbone)(x, train, mask)
+        return x
+
+    parts = {"none": [], "stage": [blocks], "block": [[block] for block in blocks]}[remat]
+    for part in parts:
+        x = nn.remat(partial(run, blocks=part))(backbone, x)
+    return x if parts else run(backbone, x, blocks)

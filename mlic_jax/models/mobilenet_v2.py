@@ -1,9 +1,12 @@
 """MobileNetV2 (Sandler et al. 2018), its last 1x1 convolution included."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 
-from mlic_jax.models.layers import ConvBatchNorm
+from mlic_jax.models.layers import ConvBatchNorm, run_in_order
 
 # (expansion, channels, blocks, stride of the first) of every group of blocks: table 2 of the paper.
 GROUPS = (
@@ -30,18 +33,19 @@ class InvertedResidual(nn.Module):
     features: int
     stride: int
     expansion: int
+    layer: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         hidden = x.shape[-1] * self.expansion
         y = x
         if self.expansion != 1:
-            y = ConvBatchNorm(hidden, activation=nn.relu6, name="expand")(y, train, mask)
-        depthwise = ConvBatchNorm(
+            y = self.layer(hidden, activation=nn.relu6, name="expand")(y, train, mask)
+        depthwise = self.layer(
             hidden, 3, self.stride, depthwise=True, activation=nn.relu6, name="depthwise"
         )
         y = depthwise(y, train, mask)
-        y = ConvBatchNorm(self.features, name="project")(y, train, mask)
+        y = self.layer(self.features, name="project")(y, train, mask)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -51,9 +55,13 @@ class MobileNetV2(nn.Module):
     Attributes:
         width: multiplies every channel count but the head's, which only grows; 1 is the published
             network.
+        layer: makes a convolution with its batch normalisation, as `ConvBatchNorm` does.
+        remat: one of `REMATS`; a stage is a line of `GROUPS`.
     """
 
     width: float = 1.0
+    layer: Callable[..., nn.Module] = ConvBatchNorm
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -64,20 +72,24 @@ class MobileNetV2(nn.Module):
         Args:
             mask: bool `[B]`, False for padding, which moves no batch statistics.
         """
-        stem = ConvBatchNorm(scaled(32 * self.width), 3, 2, activation=nn.relu6, name="stem")
+        stem = self.layer(scaled(32 * self.width), 3, 2, activation=nn.relu6, name="stem")
         x = stem(x, train, mask)
-        stages, index = [], 0
+        stages, index = [], 1
         for expansion, channels, count, first_stride in GROUPS:
             if first_stride == 2:
                 stages.append(x)
-            for block in range(count):
-                index += 1
-                x = InvertedResidual(
+            chain = [
+                partial(
+                    InvertedResidual,
                     features=scaled(channels * self.width),
                     stride=first_stride if block == 0 else 1,
                     expansion=expansion,
-                    name=f"block{index}",
-                )(x, train, mask)
+                    layer=self.layer,
+                    name=f"block{index + block}",
+                )
+                for block in range(count)
+            ]
+            x, index = run_in_order(self, chain, self.remat, x, train, mask), index + count
         head = scaled(HEAD_CHANNELS * max(1.0, self.width))
-        x = ConvBatchNorm(head, activation=nn.relu6, name="head")(x, train, mask)
+        x = self.layer(head, activation=nn.relu6, name="head")(x, train, mask)
         return (*stages, x)

@@ -114,7 +114,8 @@ class Linear(nn.Module):
         kernel = self.param("kernel", start, (x.shape[-1], self.features))
         bias = self.param("bias", start, (self.features,))
         if x.ndim == 4:
-            return convolve(x, kernel[None, None], train=train) + bias
+            kernel = kernel[None, None].astype(x.dtype)
+            return convolve(x, kernel, train=train) + bias.astype(x.dtype)
         return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
 
 

@@ -9,8 +9,8 @@ from jax import lax
 
 
 def global_pool(features: jax.Array, pooling: str) -> jax.Array:
-    """Pools `[B, h, w, F]` over all positions to `[B, F]`, by a key of `POOLINGS`."""
-    return POOLINGS[pooling](features)
+    """Pools `[B, h, w, F]` over all positions to float32 `[B, F]`, by a key of `POOLINGS`."""
+    return POOLINGS[pooling](features.astype(jnp.float32))
 
 
 def _average(features: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
 """ResNet (He et al. 2016) in the v1.5 form: a bottleneck's stride sits on its 3x3 convolution."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 
 from mlic_jax.models.convolution import max_pool
-from mlic_jax.models.layers import ConvBatchNorm
+from mlic_jax.models.layers import ConvBatchNorm, run_in_order
 
 # Depth -> (blocks of every stage, whether they are bottlenecks).
 DEPTHS = {
@@ -23,13 +26,14 @@ class ResidualBlock(nn.Module):
     features: int
     stride: int
     bottleneck: bool
+    layer: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         outputs = self.features * 4 if self.bottleneck else self.features
         shortcut = x
         if self.stride != 1 or x.shape[-1] != outputs:
-            project = ConvBatchNorm(outputs, 1, self.stride, name="downsample")
+            project = self.layer(outputs, 1, self.stride, name="downsample")
             shortcut = project(x, train, mask)
         if self.bottleneck:
             shapes = ((self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1))
@@ -37,7 +41,7 @@ class ResidualBlock(nn.Module):
             shapes = ((self.features, 3, self.stride), (outputs, 3, 1))
         for i, (features, size, stride) in enumerate(shapes, start=1):
             activation = nn.relu if i < len(shapes) else None
-            layer = ConvBatchNorm(features, size, stride, activation=activation, name=f"conv{i}")
+            layer = self.layer(features, size, stride, activation=activation, name=f"conv{i}")
             x = layer(x, train, mask)
         return nn.relu(x + shortcut)
 
@@ -48,10 +52,14 @@ class ResNet(nn.Module):
     Attributes:
         depth: one of `DEPTHS`.
         width: multiplies every channel count; 1 is the published network.
+        layer: makes a convolution with its batch normalisation, as `ConvBatchNorm` does.
+        remat: one of `REMATS`.
     """
 
     depth: int
     width: float = 1.0
+    layer: Callable[..., nn.Module] = ConvBatchNorm
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -64,16 +72,21 @@ class ResNet(nn.Module):
         """
         blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)
-        x = ConvBatchNorm(channels, 7, 2, activation=nn.relu, name="stem")(x, train, mask)
+        x = self.layer(channels, 7, 2, activation=nn.relu, name="stem")(x, train, mask)
         x = max_pool(x)
         stages = []
         for stage, count in enumerate(blocks, start=1):
-            for block in range(count):
-                x = ResidualBlock(
+            chain = [
+                partial(
+                    ResidualBlock,
                     features=channels * 2 ** (stage - 1),
                     stride=2 if stage > 1 and block == 0 else 1,
                     bottleneck=bottleneck,
+                    layer=self.layer,
                     name=f"layer{stage}_{block}",
-                )(x, train, mask)
+                )
+                for block in range(count)
+            ]
+            x = run_in_order(self, chain, self.remat, x, train, mask)
             stages.append(x)
         return tuple(stages)

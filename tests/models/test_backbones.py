@@ -1,9 +1,12 @@
 """The stages that the backbones return; their values are compared in tests/weight_conversion."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone
 from mlic_jax.models.mobilenet_v2 import scaled
 
@@ -35,3 +38,45 @@ def test_width():
     )
     assert [stage.shape[-1] for stage in narrow] == [16, 32, 64, 128]
     assert [scaled(c) for c in (32 * 0.35, 24 * 0.35, 16 * 0.5, 320 * 1.4)] == [16, 8, 8, 448]
+
+
+@pytest.mark.parametrize(
+    ("name", "remat", "parts"),
+    [
+        ("resnet18", "none", 0),
+        ("resnet18", "stage", 4),
+        ("resnet18", "block", 8),
+        ("mobilenet_v2", "stage", 7),
+        ("mobilenet_v2", "block", 17),
+    ],
+)
+def test_what_the_backward_pass_computes_again(name, remat, parts):
+    """And no parameter is called anything else, so that checkpoints do not know of it."""
+    backbone, plain = create_backbone(name, remat=remat), create_backbone(name)
+    images = jnp.zeros((2, 64, 64, 3))
+    variables, expected = (
+        jax.eval_shape(model.init, jax.random.key(0), images) for model in (backbone, plain)
+    )
+    assert variables == expected
+    apply = partial(backbone.apply, train=True, mutable=["batch_stats"])
+    program = jax.make_jaxpr(apply)(variables, images)
+    assert sum(equation.primitive.name == "remat2" for equation in program.eqns) == parts
+
+
+def test_maps_have_the_dtype_and_variables_do_not():
+    images = jnp.zeros((2, 64, 64, 3))
+    for name in ("resnet18", "mobilenet_v2"):
+        backbone = create_backbone(name, dtype="bfloat16")
+        stages, variables = jax.eval_shape(
+            lambda b=backbone: b.init_with_output(jax.random.key(0), images)
+        )
+        assert {stage.dtype for stage in stages} == {jnp.dtype(jnp.bfloat16)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float16"}, {"remat": "all"}, {"bn_groups": 0}, {"width": 0}]
+)
+def test_options_that_are_none(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        create_backbone("resnet18", **options)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlic_jax.errors import UsageError
 from mlic_jax.models.layers import ConvBatchNorm, batch_statistics
 
 
@@ -71,3 +72,45 @@ def test_statistics_survive_a_large_mean():
     x = 1000 + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
     _, var, _ = batch_statistics(x, None)
     np.testing.assert_allclose(var, np.asarray(x, np.float64).var(), rtol=1e-3)
+
+
+def test_groups_of_the_batch_are_normalised_apart_and_the_first_moves_the_statistics(layer):
+    """As replicas of PyTorch: each sees its rows alone, and what is saved is the first one's."""
+    module, variables, x = layer
+    x = jnp.concatenate([x, x[:1] + 1])
+    out, updates = module.clone(bn_groups=3).apply(variables, x, True, mutable=["batch_stats"])
+    alone = [
+        module.apply(variables, x[i : i + 2], True, mutable=["batch_stats"]) for i in (0, 2, 4)
+    ]
+    np.testing.assert_allclose(out, jnp.concatenate([y for y, _ in alone]), rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, alone[0][1])
+    with pytest.raises(UsageError, match="bn_groups is 4, which does not divide a batch of 6"):
+        module.clone(bn_groups=4).apply(variables, x, True, mutable=["batch_stats"])
+
+
+def test_groups_leave_padding_out(layer):
+    module, variables, x = layer
+    module = module.clone(bn_groups=2)
+    x = jnp.concatenate([x[:4], jnp.full_like(x[:2], 1e3)])
+    padded, _ = module.apply(variables, x, True, jnp.arange(6) < 4, mutable=["batch_stats"])
+    last = module.clone(bn_groups=1).apply(variables, x[3:4], True, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(padded[3:4], last, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_statistics_are_float32(layer):
+    """A variance that bfloat16, with three digits, could not tell from zero beside its mean."""
+    module, variables, x = layer
+    out, updates = module.clone(dtype=jnp.bfloat16).apply(
+        variables, x, True, mutable=["batch_stats"]
+    )
+    assert out.dtype == jnp.bfloat16
+    expected, exact = module.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.1)
+    for name in ("mean", "var"):
+        assert updates["batch_stats"][name].dtype == jnp.float32
+        np.testing.assert_allclose(
+            updates["batch_stats"][name], exact["batch_stats"][name], rtol=1e-2
+        )
+    half = (100 + jax.random.normal(jax.random.key(3), (8, 8, 8, 1))).astype(jnp.bfloat16)
+    _, var, _ = batch_statistics(half, None)
+    np.testing.assert_allclose(var[0], np.asarray(half, np.float64).var((0, 1, 2)), rtol=1e-4)
