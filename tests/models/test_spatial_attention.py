@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mlic_jax.models.spatial_attention import spatial_attention
+from mlic_jax.models.spatial_attention import exp_of_negative, spatial_attention
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -134,3 +134,14 @@ def test_several_devices_agree_with_one():
     assert several[0].sharding.num_devices == 8
     for got, want in zip(several, value_and_gradients(spatial_attention, *inputs), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_exponential_of_negative_numbers():
+    x = np.concatenate([np.linspace(-87, 0, 100_001), [-0.0, -1e-30]]).astype(np.float32)
+    got = np.asarray(exp_of_negative(jnp.asarray(x)), np.float64)
+    expected = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(got, expected, rtol=6e-6)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-7)  # of a weight of 1
+    far = exp_of_negative(jnp.float32([-88, -1e4, -np.inf]))
+    assert np.all((far >= 0) & (far < 2e-38))
+    assert np.isnan(exp_of_negative(jnp.float32(np.nan)))
