@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlic_jax import processes, profiling
 from mlic_jax.atomic import write_text
 from mlic_jax.errors import Failure, UsageError
 
@@ -28,7 +29,9 @@ _UNFINISHED = "orbax-checkpoint-tmp"
 class RunCheckpoints:
     """The checkpoints of a run: `<workdir>/checkpoints/latest` and `.../best`, a step a folder.
 
-    Saving returns as soon as the arrays are copied and writes in the background.
+    Saving returns as soon as the arrays are copied and writes in the background. With many
+    processes every method is called by all of them, each writes what its devices hold, and the
+    folder is one that they share.
     """
 
     def __init__(self, workdir: Path):
@@ -36,11 +39,13 @@ class RunCheckpoints:
         self._folders = {}
         for kind in ("latest", "best"):
             folder = Path(workdir).absolute() / "checkpoints" / kind
-            for leftover in folder.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            if processes.is_first():
+                for leftover in folder.glob(f"*{_UNFINISHED}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             options = ocp.CheckpointManagerOptions(max_to_keep=1)
             self._folders[kind] = ocp.CheckpointManager(folder, options=options)
 
+    @profiling.annotated(profiling.SAVE)
     def save(
         self, kind: str, step: int, variables: Tree, training: Tree | None, metadata: Tree
     ) -> None:
@@ -77,6 +82,7 @@ class RunCheckpoints:
         for manager in self._folders.values():
             manager.wait_until_finished()
             manager.close()
+        processes.wait_for_all("checkpoints are complete")
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:

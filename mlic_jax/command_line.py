@@ -1,6 +1,7 @@
 """What every command shares: errors are one line on stderr, and an exit code."""
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -28,10 +29,18 @@ def exit_code(run: Callable[[], None]) -> int:
     return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def show_log() -> None:
+    """Has what this package logs appear on stderr, as plain lines."""
+    logger = logging.getLogger("mlic_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+
+
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         cause = error.args[0] if error.args else error
         text = str(cause)

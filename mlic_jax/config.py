@@ -20,6 +20,7 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.epochs = 60
     config.batch_size = 16  # in total, over all devices
+    config.accumulation = 1  # parts that a batch goes through the model in, one after the other
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000  # steps; every evaluation saves too
     config.init_from = ""  # a converted checkpoint whose backbone training starts from
@@ -31,10 +32,18 @@ def default_config() -> ConfigDict:
     config.model.name = "mcar"  # mcar | msrn | pooled (the baseline)
     config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
+    # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
+    config.model.dtype = "float32"
+    # Parts of a batch that batch normalisation treats each by itself, as so many GPUs of PyTorch.
+    config.model.bn_groups = 1
+    # none | stage | block: inside what the backward pass computes again rather than keep it.
+    config.model.remat = "none"
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image
     config.model.threshold = 0.5  # where a region's profiles are cut
     config.model.localizer = "exact"  # exact (as released) | clean (repaired)
+    # Pixels of a side of a region's crop, a multiple of 32; 0: as large as the image (as released).
+    config.model.local_size = 0
     config.model.pool_ratio = 0.05  # msrn: groups of labels, as a share of the labels
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
@@ -98,6 +107,11 @@ def default_config() -> ConfigDict:
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
+    config.eval.local_size = 0  # of crops in evaluation; 0: as model.local_size says
+    # Regions of classes whose global probability is lower are not looked at; 0: all are (released).
+    config.eval.local_bound = 0.0
+    # A score file of this checkpoint and split: its global stream is not run again; empty: it is.
+    config.eval.global_scores = ""
     config.eval.flip = False  # average the logits with those of the mirrored image
     config.eval.scales = ()  # sizes beside data.image_size, over all of which logits are averaged
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
@@ -177,6 +191,7 @@ def check_config(config: ConfigDict) -> None:
     positive = {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
         "log_every": config.log_every,
         "checkpoint_every": config.checkpoint_every,
         "eval.every": config.eval.every,

@@ -1,10 +1,18 @@
-"""One mesh over all devices, and how state and batches lie on it."""
+"""One mesh over all devices, how state and batches lie on it, and what all processes agree on."""
+
+import collections
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mlic_jax import profiling
 from mlic_jax.errors import UsageError
+
+# Steps after which the processes learn what one of them wished; by then it is long computed.
+STEPS_TO_AGREE = 2
 
 
 def create_mesh() -> Mesh:
@@ -22,17 +30,80 @@ def split_by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(option: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises UsageError where a global batch does not divide among the devices."""
-    if batch_size % mesh.size:
+def check_batch_size(option: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UsageError where each of the parts of a batch does not divide among the devices."""
+    if batch_size % (mesh.size * parts):
+        times = f", times the {parts} parts of config.accumulation" if parts > 1 else ""
         raise UsageError(
-            f"{option} is {batch_size}; it must be a multiple of the {mesh.size} devices"
+            f"{option} is {batch_size}; it must be a multiple of the {mesh.size} devices{times}"
         )
 
 
+@profiling.annotated(profiling.TO_DEVICES)
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a global batch on its devices; does not wait for the transfer."""
     sharding = split_by_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+@profiling.annotated(profiling.WAIT_FOR_DEVICES)
+def to_host(tree: Any) -> Any:
+    """Waits for arrays on the devices, and gives them as NumPy's."""
+    return jax.device_get(tree)
+
+
+def abstract_batch(
+    mesh: Mesh, batch_size: int, image_size: int, num_classes: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_devices` makes of a batch of `pipeline.batches`, without its values."""
+    rows = {
+        "image": ((image_size, image_size, 3), jnp.uint8),
+        "labels": ((num_classes,), jnp.int8),
+        "index": ((), jnp.int32),
+        "mask": ((), jnp.bool_),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split_by_rows(mesh))
+        for name, (shape, dtype) in rows.items()
+    }
+
+
+def lay_out(tree: Any, shardings: Any) -> Any:
+    """Puts on the devices of all processes what each of them has whole.
+
+    Args:
+        tree: of arrays, the same on every process.
+        shardings: one for all, or a tree of them like `tree`.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def place(values: Any, sharding: NamedSharding) -> jax.Array:
+        values = np.asarray(values)
+        return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+    return jax.tree.map(place, tree, shardings)
+
+
+class Agreement:
+    """Whether any process wishes for something, which all learn at the same step, without waiting.
+
+    The wishes of a step travel between the devices beside it. Every process must ask every step.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
+        self._mesh = mesh
+        self._in_flight: collections.deque = collections.deque()
+
+    def any(self, wish: bool) -> bool:
+        """Whether a process wished, at most `STEPS_TO_AGREE` steps ago; at once if it is alone."""
+        if jax.process_count() == 1:
+            return wish
+        wishes = np.full(jax.local_device_count(), wish)
+        self._in_flight.append(self._any(to_devices({"wishes": wishes}, self._mesh)["wishes"]))
+        return len(self._in_flight) > STEPS_TO_AGREE and bool(self._in_flight.popleft())

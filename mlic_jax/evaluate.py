@@ -4,6 +4,7 @@
 """
 
 import collections
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -15,20 +16,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax import distributed, metrics, report, significance, views
+from mlic_jax import (
+    compilation,
+    distributed,
+    global_pass,
+    metrics,
+    processes,
+    profiling,
+    report,
+    significance,
+    views,
+)
 from mlic_jax.atomic import write_text
 from mlic_jax.checkpoint import find_checkpoint, load_weights
 from mlic_jax.command_line import Parser, exit_code
+from mlic_jax.config import default_config
 from mlic_jax.data import label_inputs, pipeline, sources, transforms
 from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.report_graph import LabelGraph
-from mlic_jax.scores import OUTPUTS, Scores
+from mlic_jax.scores import GLOBAL_OUTPUTS, OUTPUTS, Scores
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
@@ -40,35 +53,93 @@ ARRAY_OPTIONS = ("name", "backbone", "width", "pool_ratio", "head")
 def create_eval_model(
     config: ConfigDict, num_classes: int, constants: Mapping[str, Any]
 ) -> nn.Module:
-    """The configured model, with as many regions as evaluation is to look at.
+    """The configured model, looking at as many regions as evaluation is to, and as it is to.
 
     Args:
         constants: variables of which the collection `label_inputs` is used, if it is there.
     """
     options = config.model.copy_and_resolve_references()
     options.top_n = config.eval.top_n or options.top_n
+    options.local_size = config.eval.local_size or options.local_size
+    with options.unlocked():
+        options.local_bound = config.eval.local_bound  # no option of training
     return create_model(options, num_classes, **label_inputs.arguments_of(constants))
 
 
 def make_eval_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
-    Logits are averaged over the views of `config.eval`. The outputs lie on every device of every
-    process: each can read the scores of the whole batch.
+    Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
+    too, the global stream is not run. The outputs lie on every device of every process: each can
+    read the scores of the whole batch.
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        outputs = views.score_views(partial(model.apply, variables), batch["image"], config)
+        seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
+        second_look = {"seen": seen, "method": "look_locally"} if seen else {}
+        apply = partial(model.apply, variables, **second_look)
+        outputs = views.score_views(apply, batch["image"], config)
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
-    return jax.jit(eval_step, out_shardings=distributed.replicated(mesh))
+    step = on_own_rows(eval_step, config, mesh)
+    return jax.jit(step, out_shardings=distributed.replicated(mesh))
+
+
+def compile_eval_step(
+    model: nn.Module,
+    variables: dict,
+    config: ConfigDict,
+    num_classes: int,
+    mesh: jax.sharding.Mesh,
+    global_outputs: Mapping[str, np.ndarray] | None = None,
+) -> Callable:
+    """`make_eval_step` for every batch of `score_split`, compiled now; the arguments are theirs."""
+    rows = config.eval.batch_size
+    batch = distributed.abstract_batch(mesh, rows, views.host_size(config), num_classes)
+    for name, values in (global_outputs or {}).items():
+        batch[name] = jax.ShapeDtypeStruct(
+            (rows, *values.shape[1:]), values.dtype, sharding=distributed.split_by_rows(mesh)
+        )
+    step = make_eval_step(model, config, mesh)
+    return compilation.compile_ahead("the evaluation step", step, variables, batch)
+
+
+def on_own_rows(step: Callable, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
+    """`step`, (variables, rows) -> rows, as every device is to run it.
+
+    Where regions are skipped, on the rows that it has and without a word to the others: the loop
+    over its regions is as long as they make it. Everything else XLA divides as well by itself.
+    """
+    if config.eval.local_bound <= 0:
+        return step
+    rows = PartitionSpec("data")
+    # Unchecked, for a loop that starts with constants counts as one that is the same everywhere.
+    return jax.shard_map(
+        step, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+    )
 
 
 def score_split(
-    eval_step: Callable, variables: dict, split: Split, config: ConfigDict, mesh: jax.sharding.Mesh
+    eval_step: Callable,
+    variables: dict,
+    split: Split,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    global_outputs: Mapping[str, np.ndarray] | None = None,
+    profile: Path | None = None,
 ) -> Scores:
     """Scores every image of a split exactly once, whatever the batches, devices and processes.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        variables: of the model, on the devices.
+        split: of N images.
+        config: of which `eval` and `data` are used.
+        mesh: the devices.
+        global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
+            not run again.
+        profile: where to write a profile of a few batches, see `profiling.profiled`.
 
     Raises:
         Failure: an image cannot be read, or not every image got a score.
@@ -84,11 +155,12 @@ def score_split(
         process_count=jax.process_count(),
     )
     total = pipeline.steps_per_epoch(len(split), config.eval.batch_size)
+    batches = profiling.profiled(batches, total, "evaluate", profile)
     in_flight: collections.deque = collections.deque()
     rows: dict[str, np.ndarray] = {}
 
     def collect() -> None:
-        outputs = jax.device_get(in_flight.popleft())
+        outputs = distributed.to_host(in_flight.popleft())
         index = outputs.pop("index")
         real = index >= 0
         for name, values in outputs.items():
@@ -98,7 +170,16 @@ def score_split(
         seen[index[real]] += 1
 
     seen = np.zeros(len(split), np.int32)
-    for batch in tqdm(batches, f"score {split.split}", total, unit="batch", leave=False):
+    for batch in tqdm(
+        batches,
+        f"score {split.split}",
+        total,
+        unit="batch",
+        leave=False,
+        disable=not processes.is_first(),
+    ):
+        if global_outputs:  # of padding, whose index is -1, those of the last image
+            batch |= {name: rows_of[batch["index"]] for name, rows_of in global_outputs.items()}
         in_flight.append(eval_step(variables, distributed.to_devices(batch, mesh)))
         if len(in_flight) > BATCHES_IN_FLIGHT:
             collect()
@@ -138,23 +219,25 @@ def compute_metrics(
 
 
 def evaluate_run(
-    config: ConfigDict, workdir: Path, checkpoint: Path | None = None
+    config: ConfigDict, workdir: Path, checkpoint: Path | None = None, profile: bool = False
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
     summary. Of MSRN the metrics hold `groups` too: of each group of labels their names. Of a split
     without any known label (VOC 2012 test) only the scores are written, and nothing is returned.
+    With `profile` a few batches are traced into `<workdir>/profile`, see `profiling.profiled`.
 
     Raises:
         UsageError: there is no checkpoint, or it is of another model or other classes.
     """
     path, workdir = find_checkpoint(checkpoint or workdir), Path(workdir)
-    splits = sources.open_splits(config.data)
+    splits = processes.first_alone(lambda: sources.open_splits(config.data))
     split = splits["test"]
     eval_model, variables, metadata = load_model(config, path, split)
-    scores = score_model(eval_model, variables, split, config)
-    is_first = jax.process_index() == 0
+    folder = workdir / "profile" if profile else None
+    scores = score_model(eval_model, variables, split, config, folder)
+    is_first = processes.is_first()
     if not scores.labels.any():
         if is_first:
             scores.save(workdir / f"scores_{split.split}.npz")
@@ -189,14 +272,30 @@ def load_model(
 
 
 def score_model(
-    model: nn.Module, variables: Mapping[str, Any], split: Split, config: ConfigDict
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    split: Split,
+    config: ConfigDict,
+    profile: Path | None = None,
 ) -> Scores:
-    """The scores of a split by a model that `load_model` loaded, on all devices."""
+    """The scores of a split by a model that `load_model` loaded, on all devices.
+
+    Args:
+        profile: see `score_split`.
+    """
     mesh = distributed.create_mesh()
     distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
-    weights = jax.device_put(weights, distributed.replicated(mesh))
-    return score_split(make_eval_step(model, config, mesh), weights, split, config, mesh)
+    weights = distributed.lay_out(weights, distributed.replicated(mesh))
+    origin = global_pass.origin_of(variables, config) if config.model.name == "mcar" else None
+    earlier = None
+    if config.eval.global_scores:
+        earlier = global_pass.read(config, split, origin or {}, getattr(model, "top_n", 0))
+    classes = len(split.class_names)
+    eval_step = compile_eval_step(model, weights, config, classes, mesh, earlier)
+    processes.wait_for_all("compiled")
+    scores = score_split(eval_step, weights, split, config, mesh, earlier, profile)
+    return dataclasses.replace(scores, origin=origin)
 
 
 def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGraph | None:
@@ -234,8 +333,11 @@ def check_same_model(
         raise UsageError(
             f"{path} holds a backbone alone: train from it with --config.init_from={path}"
         )
-    old, new = saved["config"]["model"], current["config"]["model"]
-    for option in sorted(options or old.keys() | new.keys()):
+    # An older checkpoint does not say what was no option in its days.
+    old, new = (
+        default_config().model.to_dict() | one["config"]["model"] for one in (saved, current)
+    )
+    for option in sorted(options or old.keys()):
         if old.get(option) != new.get(option):
             raise UsageError(
                 f"the checkpoint {path} has model.{option} {old.get(option)!r}, the configuration "
@@ -275,6 +377,9 @@ def write_results(
     about = {"backbone": config.model.backbone, "image size": f"{scores.image_size} px"}
     if scores.boxes is not None:
         about |= {"pooling": config.model.pooling, "regions": scores.boxes.shape[1]}
+    if scores.looked_at is not None:
+        mean = scores.looked_at.sum(axis=1).mean()
+        about["regions looked at"] = f"{mean:.1f}, those of probability {config.eval.local_bound:g}"
     best = metadata.get("best")
     about["checkpoint"] = (
         f"step {best['step']}, the best in validation" if best else metadata["source"]

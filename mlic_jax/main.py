@@ -4,7 +4,6 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 `--config.batch_size=32`; `mlic_jax/config.py` lists them all.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -13,13 +12,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mlic_jax.command_line import exit_code, parse_flags, required
+from mlic_jax import processes
+from mlic_jax.command_line import exit_code, parse_flags, required, show_log
 from mlic_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The recipe, FILE or FILE:variant as in configs/mcar_coco.py:resnet50,448"
-)
+CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe, FILE or FILE:variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, as in runs/scenes.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; train also resumes.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, or a converted model.")
@@ -29,9 +27,12 @@ FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photo
 SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
 flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
+PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
+flags.adopt_module_key_flags(processes)
 
 
+@processes.joined()
 def main(argv: list[str]) -> None:
     """Runs the mode; raises UsageError or Failure."""
     if len(argv) > 1:
@@ -39,18 +40,19 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
-        from mlic_jax import predict_files, serve
+        from mlic_jax import compilation, predict_files, serve
 
+        compilation.keep_programs()
         if MODE.value == "serve":
             return serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-        paths = required(CHECKPOINT, IMAGES, OUT)
-        return predict_files.predict_files(*paths, FLIP.value, scales)
+        return predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), FLIP.value, scales)
     (config,) = required(CONFIG)
-    from mlic_jax import calibrate, evaluate, train
+    from mlic_jax import calibrate, compilation, evaluate, train
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
 
+    compilation.keep_programs()
     try:
         check_config(config)
     except OSError as error:  # ml_collections says of a missing recipe only now
@@ -59,17 +61,15 @@ def main(argv: list[str]) -> None:
         return sources.open_splits(config.data)
     workdir = Path(*required(WORKDIR))
     if MODE.value == "train":
-        return train.train(config, workdir)
-    action = {"evaluate": evaluate.evaluate_run, "calibrate": calibrate.calibrate_run}[MODE.value]
-    action(config, workdir, CHECKPOINT.value)
+        return train.train(config, workdir, PROFILE.value)
+    if MODE.value == "calibrate":
+        return calibrate.calibrate_run(config, workdir, CHECKPOINT.value)
+    evaluate.evaluate_run(config, workdir, CHECKPOINT.value, PROFILE.value)
 
 
 def run() -> None:
     """`main`, its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
-    logger = logging.getLogger("mlic_jax")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
+    show_log()
     code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
     sys.stdout.flush()
     os._exit(code)  # threads of a half-run pipeline must not keep the process alive

@@ -29,7 +29,7 @@ from mlic_jax.config import check_scales, default_config
 from mlic_jax.data import transforms
 from mlic_jax.drawing import Box
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import create_eval_model
+from mlic_jax.evaluate import create_eval_model, on_own_rows
 from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.operating_point import OperatingPoint, calibrated
 from mlic_jax.scores import OUTPUTS
@@ -110,6 +110,8 @@ class Predictor:
         batch_size: int = 1,
         flip: bool | None = None,
         scales: Sequence[int] | None = None,
+        local_size: int | None = None,
+        local_bound: float | None = None,
     ) -> "Predictor":
         """Reads a run (its best checkpoint), one of its checkpoints or a converted whole model.
 
@@ -119,12 +121,16 @@ class Predictor:
             flip: average the logits with those of the mirrored photo; None: as the checkpoint says.
             scales: image sizes beside the checkpoint's own, over all of which the logits are
                 averaged; None: as the checkpoint says.
+            local_size: pixels of a side of the crops that MCAR looks at; None: as the checkpoint
+                says.
+            local_bound: MCAR does not look at regions of classes whose global probability is lower,
+                and they are not among the `regions`; None: as the checkpoint says.
 
         Raises:
             UsageError: there is no checkpoint, it has no classes, or an argument is out of range.
             Failure: it cannot be read.
         """
-        return cls(*load_model(path, flip, scales), batch_size)
+        return cls(*load_model(path, flip, scales, local_size, local_bound), batch_size)
 
     def __call__(self, images: Iterable[Source]) -> list[Prediction]:
         """Looks at images: paths, PIL images, or uint8 arrays `[H, W, 3]` of RGB.
@@ -192,7 +198,11 @@ class Predictor:
             for name in ("global_logits", "local_logits")
         ]
         size = self.config.data.image_size
-        for k, c in enumerate(outputs["box_classes"]):
+        classes = outputs["box_classes"]
+        looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
+        for k, c in enumerate(classes):
+            if not looked_at[k]:
+                continue
             yield Region(
                 self.class_names[c],
                 box_in_photo(outputs["boxes"][k], size, known.height, known.width),
@@ -202,7 +212,11 @@ class Predictor:
 
 
 def load_model(
-    path: str | Path, flip: bool | None = None, scales: Sequence[int] | None = None
+    path: str | Path,
+    flip: bool | None = None,
+    scales: Sequence[int] | None = None,
+    local_size: int | None = None,
+    local_bound: float | None = None,
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """The configuration, the variables and the metadata of a checkpoint that is a whole model.
 
@@ -227,6 +241,10 @@ def load_model(
         config.eval.flip = flip
     if scales is not None:
         config.eval.scales = tuple(scales)
+    if local_size is not None:
+        config.eval.local_size = local_size
+    if local_bound is not None:
+        config.eval.local_bound = local_bound
     return config, variables, metadata
 
 
@@ -255,7 +273,8 @@ def make_predict_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.M
         outputs = score_views(apply, images, config)
         return {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
 
-    return jax.jit(predict_step, out_shardings=distributed.replicated(mesh))
+    step = on_own_rows(predict_step, config, mesh)
+    return jax.jit(step, out_shardings=distributed.replicated(mesh))
 
 
 def read_upright(source: Source) -> Image.Image:

@@ -366,7 +366,11 @@ def _picture(
     return {
         "id": scores.image_ids[i],
         "src": data_uri(Image.fromarray(image_at(i))),
-        "regions": [_region(scores, i, k) for k in range(_count_regions(scores))],
+        "regions": [
+            _region(scores, i, k)
+            for k in range(_count_regions(scores))
+            if scores.looked_at is None or scores.looked_at[i, k]
+        ],
         "objects": [
             {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from mlic_jax import npz
 from mlic_jax.errors import Failure, UsageError
 
 # What a model may say of every image.
-OUTPUTS = ("logits", "global_logits", "local_logits", "boxes", "box_classes")
+OUTPUTS = ("logits", "global_logits", "local_logits", "boxes", "box_classes", "looked_at")
+
+# Of these, what a model that looks twice says after the first look.
+GLOBAL_OUTPUTS = ("global_logits", "boxes", "box_classes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,11 @@ class Scores:
     local_logits: np.ndarray | None = None  # float32 [N, C]
     boxes: np.ndarray | None = None  # int32 [N, T, 4] (y1, x1, y2, x2), exclusive, in input pixels
     box_classes: np.ndarray | None = None  # int32 [N, T]
+    # bool [N, T], the regions that were looked at; None: all. An image without any has its global
+    # logits for local ones: the second look changed nothing.
+    looked_at: np.ndarray | None = None
+    # What decides the global outputs, to tell whether they can serve again; see global_pass.py.
+    origin: dict[str, Any] | None = None
 
     @property
     def streams(self) -> dict[str, np.ndarray]:
@@ -43,7 +52,10 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Writes one `.npz`; `path` appears only when it is complete."""
-        npz.write(Path(path), dataclasses.asdict(self))
+        fields = dataclasses.asdict(self)
+        if self.origin is not None:
+            fields["origin"] = json.dumps(self.origin)
+        npz.write(Path(path), fields)
 
     @classmethod
     def load(cls, path: Path) -> Scores:
@@ -67,4 +79,6 @@ class Scores:
             raise Failure(f"{path} is not {what}: it lacks {', '.join(missing)}")
         for name, kind in (("set_name", str), ("split", str), ("image_size", int)):
             fields[name] = kind(fields[name])
+        if "origin" in fields:
+            fields["origin"] = json.loads(str(fields["origin"]))
         return cls(**fields)

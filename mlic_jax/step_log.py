@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mlic_jax import distributed, processes
 from mlic_jax.checkpoint import RunCheckpoints
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure
@@ -39,10 +40,17 @@ class StepLog:
         self._split = split
         self._schedule = schedule
         self._every = config.log_every
-        self._writer = MetricWriter(workdir, first_step)
+        self._batch_size = config.batch_size
+        self._writer = MetricWriter(workdir, first_step) if processes.is_first() else None
         self._in_flight: collections.deque = collections.deque()
         total = config.epochs * epoch_steps
-        self._bar = tqdm(total=total, initial=first_step, desc="train", unit="step")
+        self._bar = tqdm(
+            total=total,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            disable=not processes.is_first(),
+        )
         self._images, self._since = 0, time.monotonic()
 
     def add(self, step: int, index: np.ndarray, step_metrics: dict[str, jax.Array]) -> None:
@@ -59,14 +67,16 @@ class StepLog:
         """Reads all that is in flight and flushes what was written; raises as `add` does."""
         while self._in_flight:
             self._read_oldest()
-        self._writer.flush()
+        if self._writer:
+            self._writer.flush()
 
     def _read_oldest(self) -> None:
         step, index, step_metrics = self._in_flight.popleft()
-        values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
+        values = {name: float(value) for name, value in distributed.to_host(step_metrics).items()}
         if not all(map(math.isfinite, values.values())):
             raise Failure(self._not_finite(step, index, values))
-        self._images += int(np.sum(index >= 0)) * jax.process_count()
+        position = (step - 1) % self._epoch_steps * self._batch_size  # in the epoch
+        self._images += min(self._batch_size, len(self._split) - position)
         self._bar.update()
         if step % self._every:
             return
@@ -75,12 +85,16 @@ class StepLog:
         self._images, self._since = 0, now
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
         values["learning_rate"] = float(self._schedule(step - 1))
-        self._writer.write(
-            step, {"epoch": step / self._epoch_steps, **values, "images_per_second": rate}
-        )
+        self._write(step, {**values, "images_per_second": rate})
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._writer:
+            self._writer.write(step, {"epoch": step / self._epoch_steps, **values})
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> str:
         images = ", ".join(self._split.image_id(i) for i in index if i >= 0)
+        if jax.process_count() > 1:
+            images = f"{images or 'none'} in process {jax.process_index()}"
         figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
         saved = self._checkpoints.latest_path()
         good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
@@ -92,10 +106,9 @@ class StepLog:
     def add_validation(self, step: int, values: dict[str, Any]) -> None:
         """Writes the metrics of a validation and says them in a line."""
         names = ("mAP", "global_mAP", "OF1", "CF1", "OF1_3", "CF1_3")
+        self._write(step, {f"val/{name}": values[name] for name in names if name in values})
+        self.drain()
         epoch = step / self._epoch_steps
-        written = {f"val/{name}": values[name] for name in names if name in values}
-        self._writer.write(step, {"epoch": epoch, **written})
-        self._writer.flush()
         line = f"epoch {epoch:g}: val mAP {values['mAP']:.2f}, OF1 {values['OF1']:.1f}"
         if "global_mAP" in values:
             line += f", global stream alone mAP {values['global_mAP']:.2f}"
@@ -105,4 +118,5 @@ class StepLog:
     def close(self) -> None:
         """Ends the bar and closes the files."""
         self._bar.close()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()

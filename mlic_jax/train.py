@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from clu import parameter_overview
 from jax import lax
 from ml_collections import ConfigDict
 
-from mlic_jax import distributed, evaluate
+from mlic_jax import compilation, distributed, evaluate, processes, profiling
 from mlic_jax.augment import augment
 from mlic_jax.checkpoint import (
     RunCheckpoints,
@@ -55,18 +56,20 @@ class TrainState:
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    shardings: TrainState | None = None,
 ) -> Callable:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
-    The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
-    from (key, k). Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
+    The new state lies as `shardings` say, by default as XLA likes. The batch is what
+    `pipeline.batches` yields, on the devices. What is random in step k follows from (key, k).
+    Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
     """
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
-        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
-        targets, known = labels > 0, (labels != 0) & batch["mask"][:, None]
+    def gradient_of(params: Any, batch_stats: Any, rows: dict[str, jax.Array]):
+        """((metrics, new batch_stats), gradient) of some rows."""
 
         def loss_of(params):
             # So that no gradient is computed for what is frozen.
@@ -74,45 +77,92 @@ def make_train_step(
             frozen = {
                 name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]
             }
-            params = params | frozen
             outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
+                {"params": params | frozen, "batch_stats": batch_stats},
+                rows["images"],
                 train=not config.freeze_statistics,
-                mask=batch["mask"],
+                mask=rows["mask"],
                 mutable=["batch_stats"],
             )
-            loss, parts = total_loss(outputs, targets, known)
-            return loss, (parts, updates["batch_stats"])
+            loss, parts = total_loss(outputs, rows["targets"], rows["known"])
+            return loss, ({"loss": loss, **parts}, updates["batch_stats"])
 
-        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (parts, batch_stats)), gradients = gradient_of(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        gradient, aux = jax.grad(loss_of, has_aux=True)(params)
+        return aux, gradient
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
+        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+        known = (labels != 0) & batch["mask"][:, None]
+        rows = {"images": images, "targets": labels > 0, "known": known, "mask": batch["mask"]}
+        gradient_of_batch = gradient_of
+        if config.accumulation > 1:
+            gradient_of_batch = partial(accumulate, gradient_of, config.accumulation)
+        (metrics, batch_stats), gradient = gradient_of_batch(state.params, state.batch_stats, rows)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
+        return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def accumulate(
+    gradient_of: Callable, count: int, params: Any, batch_stats: Any, rows: dict[str, jax.Array]
+):
+    """What `gradient_of` gives, of one part of the rows after the other: less memory, more steps.
+
+    Every part weighs as much as it has known labels, so that metrics and gradient are those of all
+    rows together; but batch normalisation sees a part at a time, and its running statistics move
+    once for each.
+
+    Args:
+        count: of the parts, which divides the number of rows.
+    """
+
+    def of_part(x: jax.Array) -> jax.Array:
+        # Every count-th row, so that each device has an equal share of every part.
+        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+
+    def add(carry, part):
+        batch_stats, sums = carry
+        (metrics, moved), gradient = gradient_of(params, batch_stats, part)
+        # A part of padding alone has no statistics.
+        real = jnp.any(part["mask"])
+        batch_stats = jax.tree.map(partial(jnp.where, real), moved, batch_stats)
+        weight = jnp.sum(part["known"]) / jnp.maximum(jnp.sum(rows["known"]), 1)
+        terms = (metrics, gradient)
+        return (batch_stats, jax.tree.map(lambda a, b: a + weight * b, sums, terms)), None
+
+    parts = jax.tree.map(of_part, rows)
+    first = jax.tree.map(lambda x: x[0], parts)
+    (metrics, _), gradient = jax.eval_shape(gradient_of, params, batch_stats, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (metrics, gradient))
+    (batch_stats, (metrics, gradient)), _ = lax.scan(add, (batch_stats, zeros), parts)
+    return (metrics, batch_stats), gradient
+
+
+def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
     Validates and saves as it goes; at the end the best checkpoint is evaluated on the test split.
     On SIGTERM or Ctrl-C it saves where it is and returns; the same call later continues from there.
+    With `profile` a few steps are traced into `<workdir>/profile`, see `profiling.profiled`.
 
     Raises:
         UsageError: the configuration does not fit the data, the devices or the run in `workdir`.
         Failure: an image cannot be read, or the loss is no longer finite.
     """
+    if config.eval.global_scores:
+        raise UsageError("eval.global_scores is of weights that exist: leave it empty in training")
     mesh = distributed.create_mesh()
-    distributed.check_batch_size("batch_size", config.batch_size, mesh)
+    distributed.check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
     distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-    splits = sources.open_splits(config.data)
+    splits = processes.first_alone(lambda: sources.open_splits(config.data))
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
 
@@ -123,6 +173,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     schedule = create_schedule(config.optim, epoch_steps, config.epochs)
     metadata = run_metadata(config, splits["train"])
     resumed = latest_checkpoint(workdir)
+    last_saved = resumed.name if resumed else "nothing"
+    if processes.of_first("last saved", last_saved) != last_saved:
+        raise UsageError(f"--workdir {workdir} must be a folder that all processes share")
     if resumed:
         metadata["best"] = check_resumable(read_metadata(resumed), metadata, resumed)
     variables = initial_variables(model, config)
@@ -130,7 +183,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         variables = start_weights(variables, config, metadata["class_names"])
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    state = jax.device_put(state, distributed.replicated(mesh))
+    shardings = jax.tree.map(lambda _: distributed.replicated(mesh), state)
+    state = distributed.lay_out(state, shardings)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))
@@ -139,10 +193,32 @@ def train(config: ConfigDict, workdir: Path) -> None:
             print(f"resuming {resumed}, of {last_step} steps")
 
         step = int(state.step)
-        key = jax.random.key(config.seed)
-        train_step = make_train_step(model, optimizer, config)
-        eval_step = evaluate.make_eval_step(eval_model, config, mesh)
-        batches = stack.enter_context(contextlib.closing(training_batches(splits, config, step)))
+        key = jax.jit(jax.random.key, out_shardings=distributed.replicated(mesh))(config.seed)
+        train_step = compilation.compile_ahead(
+            "the training step",
+            make_train_step(model, optimizer, config, shardings),
+            state,
+            distributed.abstract_batch(
+                mesh, config.batch_size, config.data.image_size, num_classes
+            ),
+            key,
+        )
+        eval_step = evaluate.compile_eval_step(
+            eval_model,
+            {"params": state.params, "batch_stats": state.batch_stats},
+            config,
+            num_classes,
+            mesh,
+        )
+        agreement = distributed.Agreement(mesh)
+        processes.wait_for_all("compiled")  # or the first to meet the others soon gives up
+        batches = profiling.profiled(
+            training_batches(splits, config, step),
+            last_step - step,
+            "train",
+            workdir / "profile" if profile else None,
+        )
+        stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(
             contextlib.closing(
                 StepLog(workdir, checkpoints, step, epoch_steps, splits["train"], schedule, config)
@@ -154,21 +230,23 @@ def train(config: ConfigDict, workdir: Path) -> None:
             step += 1
             log.add(step, batch["index"], step_metrics)
 
+            stopping = agreement.any(stop.requested)
             ends_epoch = step % (epoch_steps * config.eval.every) == 0 or step == last_step
-            if not (ends_epoch or stop.requested or step % config.checkpoint_every == 0):
+            if not (ends_epoch or stopping or step % config.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             if ends_epoch:
-                scores = evaluate.score_split(eval_step, variables, splits["val"], config, mesh)
-                values = evaluate.compute_metrics(scores, config)
+                with jax.profiler.TraceAnnotation(profiling.VALIDATE):
+                    scores = evaluate.score_split(eval_step, variables, splits["val"], config, mesh)
+                    values = evaluate.compute_metrics(scores, config)
                 log.add_validation(step, values)
                 if values["mAP"] > metadata["best"]["mAP"]:
                     metadata["best"] = {"mAP": values["mAP"], "step": step}
                     checkpoints.save("best", step, variables | constants, None, metadata)
             training = {"step": state.step, "opt_state": state.opt_state}
             checkpoints.save("latest", step, variables | constants, training, metadata)
-            if stop.requested:
+            if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
     evaluate.evaluate_run(config, workdir)

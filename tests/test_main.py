@@ -28,6 +28,7 @@ def test_help():
     answer = run("--help")
     assert "--workdir" in answer.stdout
     assert "--images" in answer.stdout
+    assert "--[no]profile" in answer.stdout
     assert "train" in answer.stdout
 
 

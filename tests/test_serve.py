@@ -223,6 +223,7 @@ def test_a_model_without_regions(config, photo, tmp_path):
 
 
 def test_a_photo_without_labels(config, photo, tmp_path):
+    config.model.top_n = 4  # as `checkpoint`, whose program is kept
     folder = save_run(config, tmp_path / "run", [1.0] * 12)
     page = answer(Predictor.from_checkpoint(folder), photo)
     assert "No labels" in page

@@ -31,7 +31,7 @@ def photos():
 def scored(make_config, photos):
     """(flip, scales) -> the outputs of a model for `photos`; the model itself beside."""
     config = make_config()
-    model = create_model(config.model, 5)
+    model = create_model(config.model, 12)  # as other tests, whose programs are kept
     variables = initial_variables(model, config)
     apply = jax.jit(model.apply)
 

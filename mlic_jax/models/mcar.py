@@ -8,6 +8,10 @@ from jax import lax
 from mlic_jax.models.pooled import PointwiseClassifier, global_pool
 from mlic_jax.models.regions import class_regions, crop_and_resize
 
+# Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
+# smaller parts skip more, larger ones fill the device better.
+PARTS = 8
+
 
 class MCAR(nn.Module):
     """The two streams over one backbone and one classifier.
@@ -21,6 +25,9 @@ class MCAR(nn.Module):
         top_n: regions of an image, N <= C.
         threshold: where a region's profiles are cut.
         localizer: `exact` (the released semantics) or `clean` (repaired).
+        local_size: pixels of a side of a crop; 0: those of the image, as released.
+        local_bound: outside training, regions of classes whose global probability is lower are not
+            looked at; 0: all are, as released.
     """
 
     features: nn.Module
@@ -29,6 +36,8 @@ class MCAR(nn.Module):
     top_n: int
     threshold: float
     localizer: str
+    local_size: int = 0
+    local_bound: float = 0.0
 
     def setup(self):
         self.convclass = PointwiseClassifier(self.num_classes)
@@ -49,26 +58,90 @@ class MCAR(nn.Module):
         Returns:
             `global_logits`, `local_logits` and `logits`, the maximum of the two, float32 `[B, C]`;
             `boxes` int32 `[B, N, 4]` (y1, x1, y2, x2 in input pixels, upper bounds exclusive) and
-            `box_classes` int32 `[B, N]`, the highest-scored class first.
+            `box_classes` int32 `[B, N]`, the highest-scored class first. With a `local_bound`, and
+            not in training, also `looked_at`, bool `[B, N]`: of each region whether it was looked
+            at; an image none of whose regions was has its global logits for local ones.
         """
+        seen = self.look_globally(images, train, mask)
+        return self.look_locally(images, seen, train, mask)
+
+    def look_globally(
+        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
         maps = self.features(images, train, mask)[-1]
         global_logits = self.convclass(global_pool(maps, self.pooling))
         boxes, box_classes = lax.stop_gradient(self.attend(maps, global_logits, images.shape[1:3]))
+        return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
 
-        batch, regions = box_classes.shape
-        crops = lax.stop_gradient(crop_and_resize(images, boxes))
-        crops = crops.reshape(batch * regions, *images.shape[1:])
+    def look_locally(
+        self,
+        images: jax.Array,
+        seen: dict[str, jax.Array],
+        train: bool = False,
+        mask: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """The second look, at the regions that `look_globally` found; returns what `__call__` does.
+
+        What was `seen` may come from an earlier evaluation: nothing of it is computed again.
+        """
+        outputs = dict(seen)
+        if self.local_bound > 0 and not train:
+            outputs["looked_at"] = self.is_likely(seen)
+            outputs["local_logits"] = self.score_likely(images, seen)
+        else:
+            outputs["local_logits"] = self.score_regions(images, seen["boxes"], train, mask)
+        outputs["logits"] = jnp.maximum(outputs["global_logits"], outputs["local_logits"])
+        return outputs
+
+    def score_regions(
+        self, images: jax.Array, boxes: jax.Array, train: bool, mask: jax.Array | None
+    ) -> jax.Array:
+        """The highest logits of all regions `[B, N, 4]` of each image, float32 `[B, C]`."""
+        batch, regions = boxes.shape[:2]
+        crops = lax.stop_gradient(crop_and_resize(images, boxes, self.local_size))
+        crops = crops.reshape(batch * regions, *crops.shape[2:])
         crop_mask = None if mask is None else jnp.repeat(mask, regions)
         crop_maps = self.features(crops, train, crop_mask)[-1]
         crop_logits = self.convclass(global_pool(crop_maps, self.pooling))
-        local_logits = jnp.max(crop_logits.reshape(batch, regions, -1), axis=1)
-        return {
-            "logits": jnp.maximum(global_logits, local_logits),
-            "global_logits": global_logits,
-            "local_logits": local_logits,
-            "boxes": boxes,
-            "box_classes": box_classes,
-        }
+        return jnp.max(crop_logits.reshape(batch, regions, -1), axis=1)
+
+    def is_likely(self, seen: dict[str, jax.Array]) -> jax.Array:
+        """Of each region whether its class has a global probability of `local_bound` or more."""
+        logits = jnp.take_along_axis(seen["global_logits"], seen["box_classes"], axis=1)
+        return nn.sigmoid(logits) >= self.local_bound
+
+    def score_likely(self, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
+        """The highest logits of the likely regions of each image, float32 `[B, C]`.
+
+        The likely regions of all images are lined up, and looked at in a loop of parts of one size
+        until none is left. The loop takes only rows that are on one device where it runs inside
+        `jax.shard_map`; elsewhere devices would wait for each other's regions.
+        """
+        likely = self.is_likely(seen)
+        batch, regions = likely.shape
+        part = -(-batch * regions // PARTS)
+        count = jnp.sum(likely)
+        order = jnp.argsort(~likely.ravel(), stable=True)  # of all regions, the likely ones first
+        order = jnp.pad(order, (0, -len(order) % part))
+        boxes = seen["boxes"].reshape(batch * regions, 1, 4)
+
+        def is_left(_: MCAR, carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return carry[0] < count
+
+        def look(model: MCAR, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            done, highest = carry
+            chosen = lax.dynamic_slice_in_dim(order, done, part)
+            rows = chosen // regions
+            logits = model.score_regions(images[rows], boxes[chosen], train=False, mask=None)
+            # The last part may be filled up with regions that are not likely.
+            is_wanted = done + jnp.arange(part) < count
+            logits = jnp.where(is_wanted[:, None], logits, -jnp.inf)
+            return done + part, highest.at[rows].max(logits)
+
+        nothing = jnp.full_like(seen["global_logits"], -jnp.inf)
+        _, highest = nn.while_loop(is_left, look, self, (jnp.int32(0), nothing))
+        return jnp.where(jnp.any(likely, axis=1)[:, None], highest, seen["global_logits"])
 
     def attend(
         self, maps: jax.Array, global_logits: jax.Array, image_size: tuple[int, int]

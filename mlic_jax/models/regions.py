@@ -171,19 +171,20 @@ def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
 LOCALIZERS: dict[str, Callable] = {"exact": exact_interval, "clean": clean_interval}
 
 
-def crop_and_resize(images: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Cuts regions out and resizes each to the image's size, bilinear with align_corners=True.
+def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+    """Cuts regions out and resizes each to one size, bilinear with align_corners=True.
 
     Four gathered taps: on a CPU several times faster than products with interpolation matrices.
 
     Args:
         images: `[B, H, W, F]`.
         boxes: int32 `[B, N, 4]` (y1, x1, y2, x2), upper bounds exclusive, inside the image.
+        size: pixels of a side of the result, L; 0: as large as the image.
 
     Returns:
-        `[B, N, H, W, F]` of the dtype of `images`.
+        `[B, N, L, L, F]`, by default `[B, N, H, W, F]`, of the dtype of `images`.
     """
-    height, width = images.shape[1:3]
+    height, width = (size, size) if size else images.shape[1:3]
     y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
     top, bottom, down = _taps(y1, y2, height)
     left, right, across = _taps(x1, x2, width)

@@ -47,8 +47,11 @@ class Jax(Host):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         import jax
 
+        from mlic_jax.compilation import keep_programs
+
         if not accelerated:
             jax.config.update("jax_platforms", "cpu")
+        keep_programs()
         self._jax, self._accelerated = jax, accelerated
 
     def describe(self) -> tuple[str, str | None]:
@@ -75,6 +78,8 @@ class Torch(Host):
     """PyTorch on CUDA, or on the CPU with as many threads as JAX has there."""
 
     def __init__(self, accelerated: bool):
+        # What a case does with JAX beside it, such as drawing weights, must not touch the device.
+        os.environ["JAX_PLATFORMS"] = "cpu"
         import torch
 
         torch.set_num_threads(available_cores())

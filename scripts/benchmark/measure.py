@@ -1,21 +1,22 @@
 """The measurement: first whether all compute the same, then time in turns, then peak memory."""
 
 import contextlib
-import itertools
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from comparison import Case, Comparison
+from comparison import Case, Comparison, Task
 from frameworks import available_cores
 from worker import Worker, start_case, start_probe
 
 from mlic_jax.errors import Failure
 
 FRAMEWORK_TITLES = {"jax": "JAX", "torch": "PyTorch", "host": "NumPy"}
+CPU = "CPU"
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,19 @@ class Row:
     """What was measured of a case.
 
     Attributes:
-        task: of the case.
-        variant: of the case.
+        case: the case.
         seconds: of every round.
         started: when each began, on one clock for all rows.
         peak_bytes: at most in use above the level before a call; None where unknown.
         difference: the largest of its outputs from those of the task's first case, relative to the
-            largest value there.
+            largest value there; None where they are not compared.
     """
 
-    task: str
-    variant: str
+    case: Case
     seconds: tuple[float, ...]
     started: tuple[float, ...]
     peak_bytes: int | None
-    difference: float
+    difference: float | None
 
     @property
     def median(self) -> float:
@@ -45,156 +44,190 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """All rows of one device, those of a task next to each other."""
+class Measured:
+    """The rows of a task, in the order of its cases; the first is what the others are relative to.
 
-    device: str
+    Attributes:
+        task: the task.
+        rows: of the cases whose framework is installed.
+    """
+
+    task: Task
     rows: tuple[Row, ...]
 
-    def first_of(self, row: Row) -> Row:
-        """The row of the same task that others are relative to."""
-        return next(other for other in self.rows if other.task == row.task)
+    def time_ratio(self, row: Row) -> float:
+        """How many times as long as the first it takes."""
+        return row.median / self.rows[0].median
+
+    def peak_ratio(self, row: Row) -> float | None:
+        """How many times the memory of the first it needs; None where either is unknown."""
+        known = row.peak_bytes is not None and self.rows[0].peak_bytes
+        return row.peak_bytes / self.rows[0].peak_bytes if known else None
+
+    @property
+    def spread(self) -> float:
+        """The widest range of a case's times, relative to its median."""
+        return max((max(row.seconds) - min(row.seconds)) / row.median for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that was measured on one device."""
+
+    device: str
+    tasks: tuple[Measured, ...]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured.
+    """Where it is measured.
 
     Attributes:
         cpu: and how many of its cores.
-        versions: of the frameworks that there are, by title.
+        versions: of the frameworks that there are.
         accelerators: by framework, of those that see one.
-        missing: the frameworks that are wanted and not installed.
     """
 
     cpu: str
     versions: Mapping[str, str]
-    accelerators: Mapping[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
+    accelerators: Mapping[str, str]
+
+    def missing(self, comparison: Comparison) -> list[str]:
+        """The frameworks that a comparison wants and that are not installed, for people."""
+        return [
+            FRAMEWORK_TITLES[framework]
+            for framework in comparison.frameworks
+            if framework not in self.versions
+        ]
 
 
-def look_around(comparison: Comparison) -> Machine:
-    """The frameworks of a comparison and the devices that they see."""
-    versions, accelerators, missing = {}, {}, []
-    for framework in dict.fromkeys(case.framework for case in comparison.cases):
+def look_around(frameworks: Iterable[str]) -> Machine:
+    """Which of these frameworks there are, and the devices that they see."""
+    versions, accelerators = {}, {}
+    for framework in dict.fromkeys(frameworks):
         with start_probe(framework) as probe:
             found = probe.call("describe")
-        if found is None:
-            missing.append(framework)
-            continue
-        versions[FRAMEWORK_TITLES[framework]] = found[0]
-        if found[1]:
-            accelerators[framework] = found[1]
-    return Machine(_cpu(), versions, accelerators, tuple(missing))
+        if found:
+            versions[framework] = found[0]
+            if found[1]:
+                accelerators[framework] = found[1]
+    return Machine(_cpu(), versions, accelerators)
+
+
+def plan(comparison: Comparison, machine: Machine) -> list[tuple[str, Task]]:
+    """(device, task with the cases that can run there) of all there is to measure.
+
+    That is every task on the CPU, then on the accelerator those that we do on one.
+    """
+    accelerator = " / ".join(dict.fromkeys(machine.accelerators.values()))
+    found = []
+    for device, frameworks in ((CPU, machine.versions), (accelerator, machine.accelerators)):
+        for task in comparison.tasks:
+            cases = tuple(case for case in task.cases if case.framework in frameworks)
+            if cases[:1] == task.cases[:1]:
+                found.append((device, replace(task, cases=cases)))
+    return found
 
 
 def measure(
     name: str,
-    comparison: Comparison,
-    machine: Machine,
+    planned: Sequence[tuple[str, Task]],
     rounds: int,
-    note: Callable[[str], None] = lambda line: None,
-) -> list[Table]:
-    """Runs every case on the CPU, and where a framework sees an accelerator there as well.
+    seconds: float,
+    note: Callable[[str], None],
+) -> tuple[list[Table], list[str]]:
+    """Measures one task after the other.
 
     Args:
         name: of the comparison, or its path.
-        comparison: at the sizes wanted.
-        machine: from `look_around`.
+        planned: from `plan`.
         rounds: how often every case is timed.
+        seconds: no further round begins once the rounds of a task have taken so long.
         note: told in a line what is going on.
 
     Returns:
-        A table a device.
-
-    Raises:
-        Failure: a case fails, or computes something else than the first of its task.
+        A table a device, and a line for every task that failed: a case of it stopped, or computes
+        something else than the first.
     """
-    cpu = [
-        (index, case)
-        for index, case in enumerate(comparison.cases)
-        if case.framework not in machine.missing
-    ]
-    there = [(index, case) for index, case in cpu if case.framework in machine.accelerators]
-    tables = []
-    for device, cases in (("CPU", cpu), (_accelerator(machine), there)):
-        rows = []
-        for task, of_task in itertools.groupby(cases, key=lambda indexed: indexed[1].task):
-            note(f"{device}, {task}")
-            accelerated = device != "CPU"
-            rows += _measure_task(name, comparison, list(of_task), accelerated, rounds)
-        if rows:
-            tables.append(Table(device, tuple(rows)))
-    return tables
+    tables: dict[str, list[Measured]] = {}
+    failures = []
+    for device, task in planned:
+        note(f"{task.title}, on the {device}")
+        try:
+            rows = _measure_task(name, task, device != CPU, rounds, seconds)
+        except Failure as failure:
+            failures.append(str(failure))
+            continue
+        tables.setdefault(device, []).append(Measured(task, rows))
+    return [Table(device, tuple(tasks)) for device, tasks in tables.items()], failures
 
 
 def _measure_task(
-    name: str,
-    comparison: Comparison,
-    cases: Sequence[tuple[int, Case]],
-    accelerated: bool,
-    rounds: int,
-) -> list[Row]:
+    name: str, task: Task, accelerated: bool, rounds: int, seconds: float
+) -> tuple[Row, ...]:
     with contextlib.ExitStack() as stack:
         workers, outputs = [], []
-        for index, case in cases:
-            title = f"{case.task}, {case.variant}"
-            worker = start_case(name, comparison.sizes, index, title, accelerated)
+        for case in task.cases:
+            worker = start_case(name, task, case.variant, accelerated)
             workers.append(stack.enter_context(worker))
             outputs.append(worker.call("outputs"))
-        differences = _differences([case for _, case in cases], outputs, comparison.tolerance)
+        differences = _differences(task, outputs)
         del outputs
-        times = _take_turns(workers, rounds)
+        times = _take_turns(workers, rounds, seconds)
         # At last, for it changes how a process allocates.
-        peaks = [worker.call("peak") if comparison.measures_memory else None for worker in workers]
-    return [
+        peaks = [worker.call("peak") if task.measures_memory else None for worker in workers]
+    return tuple(
         Row(
-            task=case.task,
-            variant=case.variant,
+            case=case,
             seconds=tuple(seconds for _, seconds in of_case),
             started=tuple(start for start, _ in of_case),
             peak_bytes=peak,
             difference=difference,
         )
-        for (_, case), of_case, peak, difference in zip(
-            cases, times, peaks, differences, strict=True
+        for case, of_case, peak, difference in zip(
+            task.cases, times, peaks, differences, strict=True
         )
-    ]
+    )
 
 
-def _take_turns(workers: Sequence[Worker], rounds: int) -> list[list[tuple[float, float]]]:
+def _take_turns(
+    workers: Sequence[Worker], rounds: int, seconds: float
+) -> list[list[tuple[float, float]]]:
     """(start, seconds) of every round of every worker: A B C, A B C, ...
 
     What changes slowly, such as a clock rate or the load of the machine, meets all alike.
     """
     times: list[list[tuple[float, float]]] = [[] for _ in workers]
-    for _ in range(rounds):
+    start = time.monotonic()
+    for done in range(rounds):
+        if done and time.monotonic() - start > seconds:
+            break
         for worker, of_worker in zip(workers, times, strict=True):
             of_worker.append(worker.call("time"))
     return times
 
 
-def _differences(
-    cases: Sequence[Case], outputs: Sequence[Mapping[str, np.ndarray]], tolerance: float
-) -> list[float]:
+def _differences(task: Task, outputs: Sequence[Mapping[str, np.ndarray]]) -> list[float | None]:
     """How far each is from the first; raises Failure where that is more than the tolerance."""
-    first, expected = cases[0], outputs[0]
+    if task.tolerance is None:
+        return [None] * len(outputs)
+    first, expected = task.cases[0], outputs[0]
     differences = []
-    for case, got in zip(cases, outputs, strict=True):
+    for case, got in zip(task.cases, outputs, strict=True):
         shapes = {name: array.shape for name, array in got.items()}
         wanted = {name: array.shape for name, array in expected.items()}
         if shapes != wanted:
             raise Failure(
-                f"{case.task}: {case.variant} returns {shapes}, {first.variant} {wanted}: they do "
+                f"{task.title}: {case.variant} returns {shapes}, {first.variant} {wanted}: they do "
                 "not compute the same, and nothing was timed"
             )
         by_output = {name: _difference(got[name], expected[name]) for name in got}
         for name, difference in by_output.items():
-            if not difference <= tolerance:  # NaN as well
+            if not difference <= task.tolerance:  # NaN as well
                 raise Failure(
-                    f"{case.task}: the output {name!r} of {case.variant} differs from that of "
+                    f"{task.title}: the output {name!r} of {case.variant} differs from that of "
                     f"{first.variant} by {difference:.2g} of its largest value, more than "
-                    f"{tolerance:.2g}: they do not compute the same, and nothing was timed"
+                    f"{task.tolerance:.2g}: they do not compute the same, and nothing was timed"
                 )
         differences.append(max(by_output.values(), default=0.0))
     return differences
@@ -204,10 +237,6 @@ def _difference(got: np.ndarray, expected: np.ndarray) -> float:
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     furthest = np.max(np.abs(got - expected), initial=0.0)
     return float(furthest / (np.max(np.abs(expected), initial=0.0) or 1.0))
-
-
-def _accelerator(machine: Machine) -> str:
-    return " / ".join(dict.fromkeys(machine.accelerators.values()))
 
 
 def _cpu() -> str:

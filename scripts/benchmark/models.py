@@ -2,19 +2,26 @@
 
 Both get the same pixels and labels and take the same step of SGD. Ours normalises the pixels inside
 its step, as it does in training; PyTorch's are normalised beforehand, by what loads them.
+
+PyTorch as released is the reference in its own layout. Tuned it is that of `torch_tuned`, channels
+last, with `torch.inference_mode` and the batch normalisation folded into the convolutions, or with
+a fused optimiser.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparison import Case, Sizes
+from comparison import Case, Sizes, Task
 from ml_collections import ConfigDict
 
 from mlic_jax.augment import normalise
 from mlic_jax.config import default_config
+from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import TrainState, make_train_step
@@ -70,82 +77,158 @@ def random_variables(config: ConfigDict, sizes: Sizes, **label_inputs: np.ndarra
     return dict(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
-def cases(
-    title: str, config_of: Callable[[Sizes], ConfigDict], torch_module: Callable
-) -> tuple[Case, ...]:
+@dataclass(frozen=True)
+class Subject:
+    """A model to compare.
+
+    Attributes:
+        recipe: sizes -> its recipe.
+        module: (config.model, inputs, sizes, tuned) -> PyTorch's, its weights unset.
+        label_inputs: sizes -> what the model knows of its labels.
+    """
+
+    recipe: Callable[[Sizes], ConfigDict]
+    module: Callable[[ConfigDict, Mapping, Sizes, bool], Any]
+    label_inputs: Callable[[Sizes], dict[str, np.ndarray]] = lambda sizes: {}
+
+    def inputs(self, sizes: Sizes) -> dict[str, Any]:
+        """The `batch`, the `variables` and the `label_inputs`."""
+        label_inputs = self.label_inputs(sizes)
+        return {
+            "batch": random_batch(sizes),
+            "variables": random_variables(self.recipe(sizes), sizes, **label_inputs),
+            "label_inputs": label_inputs,
+        }
+
+    def model(self, given: Mapping, sizes: Sizes) -> Any:
+        """Ours."""
+        label_inputs = {name: np.asarray(array) for name, array in given["label_inputs"].items()}
+        return create_model(self.recipe(sizes).model, sizes["labels"], **label_inputs)
+
+
+def mcar(backbone: str) -> Subject:
+    """MCAR on a backbone, in whose name a size in braces becomes its value."""
+
+    def recipe_of(sizes: Sizes) -> ConfigDict:
+        name = backbone.format_map(sizes)
+        return recipe(name="mcar", backbone=name, top_n=sizes["regions"])
+
+    def module(model: ConfigDict, _: Mapping, sizes: Sizes, tuned: bool) -> Any:
+        from torch_tuned import TunedMCAR
+
+        from weight_conversion.torch_reference.mcar import MCAR
+
+        options = {name: model[name] for name in ("pooling", "top_n", "threshold", "width")}
+        return (TunedMCAR if tuned else MCAR)(model.backbone, sizes["labels"], **options)
+
+    return Subject(recipe_of, module)
+
+
+def trunk(backbone: str) -> Subject:
+    """The backbone alone, for PyTorch's side; it takes the inputs of `mcar`."""
+
+    def module(model: ConfigDict, *_: Any) -> Any:
+        from weight_conversion.torch_reference.backbones import create_backbone
+
+        return create_backbone(model.backbone, model.width)
+
+    return Subject(lambda sizes: recipe(name="trunk", backbone=backbone.format_map(sizes)), module)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How many times ours a variant should at least take, in inference and in a training step."""
+
+    inference: float | None = None
+    step: float | None = None
+    peak: float | None = None
+
+
+def tasks(
+    name: str, subject: Subject, released: Targets, tuned: Targets, **options: Any
+) -> tuple[Task, Task]:
     """Inference and a training step: ours, and PyTorch's as released and tuned.
 
-    Tuned means channels last and, in inference, `torch.inference_mode`.
-
     Args:
-        title: of the model, for the names of the tasks.
-        config_of: sizes -> the recipe.
-        torch_module: (config.model, given, sizes) -> the reference, its weights unset. `given` are
-            the inputs of the comparison: `batch`, `variables` by title, and `label_inputs`.
+        name: of the tasks, as `Task.name`, to which what is done is added.
+        subject: the model.
+        released: what is wanted of ours against the reference as released.
+        tuned: the same of the tuned reference.
+        options: of both tasks.
     """
-    tasks = (("inference", _jax_inference, _torch_inference), ("step", _jax_step, _torch_step))
-    found = []
-    for task, ours, theirs in tasks:
-        name = f"{title}, {task}"
-        found.append(Case(name, "ours", "jax", ours(title, config_of)))
-        for variant, tuned in (("PyTorch, as released", False), ("PyTorch, tuned", True)):
-            make = theirs(title, config_of, torch_module, tuned)
-            found.append(Case(name, variant, "torch", make))
-    return tuple(found)
+    references = (("PyTorch, as released", released), ("PyTorch, tuned", tuned))
+
+    def task(what: str, ours: Callable, theirs: Callable, target_of: Callable) -> Task:
+        cases = [Case("ours", "jax", partial(ours, subject))]
+        for variant, targets in references:
+            make = partial(theirs, subject, targets is tuned)
+            cases.append(Case(variant, "torch", make, target_of(targets), targets.peak))
+        return Task(f"{name}, {what}", subject.inputs, tuple(cases), **options)
+
+    return (
+        task("inference", jax_inference, torch_inference, lambda targets: targets.inference),
+        task("train step", jax_step, torch_step, lambda targets: targets.step),
+    )
 
 
-def _our_model(config: ConfigDict, given: Mapping, sizes: Sizes) -> Any:
-    label_inputs = {k: np.asarray(v) for k, v in given["label_inputs"].items()}
-    return create_model(config.model, sizes["labels"], **label_inputs)
+def jax_inference(
+    subject: Subject, given: dict[str, Any], sizes: Sizes
+) -> Callable[[], dict[str, Any]]:
+    config = subject.recipe(sizes)
+    images = normalise(given["batch"]["images"], config.augment)
+    apply = jax.jit(subject.model(given, sizes).apply)
+    variables, name = given["variables"], _SCORES[config.model.name]
+    # All outputs leave the compiled function, or it would not compute the local stream.
+    return lambda: {name: apply(variables, images)[name]}
 
 
-def _jax_inference(title: str, config_of: Callable) -> Callable:
-    def make(given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
-        config = config_of(sizes)
-        model = _our_model(config, given, sizes)
-        images = normalise(given["batch"]["images"], config.augment)
-        apply = jax.jit(model.apply)
-        variables, name = given["variables"][title], _SCORES[config.model.name]
-        # All outputs leave the compiled function, or it would not compute the local stream.
-        return lambda: {name: apply(variables, images)[name]}
+def jax_step(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
+    config = subject.recipe(sizes)
+    variables = jax.tree.map(jnp.array, given.pop("variables"))  # a step reuses their memory
+    schedule = create_schedule(config.optim, 1000, config.epochs)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    step = make_train_step(subject.model(given, sizes), optimizer, config)
+    batch = {"image": given["batch"]["images"], "labels": given["batch"]["labels"]}
+    batch["mask"] = jnp.ones(len(batch["labels"]), bool)
+    key, name = jax.random.key(0), _LOSSES[config.model.name]
 
-    return make
+    def run() -> dict[str, Any]:
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        return {name: metrics[name]}
 
-
-def _jax_step(title: str, config_of: Callable) -> Callable:
-    def make(given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
-        config = config_of(sizes)
-        variables = jax.tree.map(jnp.array, given.pop("variables")[title])  # a step reuses them
-        schedule = create_schedule(config.optim, 1000, config.epochs)
-        optimizer = create_optimizer(config.optim, variables["params"], schedule)
-        opt_state = optimizer.init(variables["params"])
-        state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
-        step = make_train_step(_our_model(config, given, sizes), optimizer, config)
-        batch = {"image": given["batch"]["images"], "labels": given["batch"]["labels"]}
-        batch["mask"] = jnp.ones(len(batch["labels"]), bool)
-        key, name = jax.random.key(0), _LOSSES[config.model.name]
-
-        def run() -> dict[str, Any]:
-            nonlocal state
-            state, metrics = step(state, batch, key)
-            return {name: metrics[name]}
-
-        return run
-
-    return make
+    return run
 
 
-def _reference(
-    title: str, config: ConfigDict, torch_module: Callable, given: dict, sizes: Sizes, tuned: bool
+def jax_forwards(
+    subject: Subject, given: dict[str, Any], sizes: Sizes
+) -> Callable[[], dict[str, Any]]:
+    """The forward pass of a training step, three times: what a step is thought to cost."""
+    config = subject.recipe(sizes)
+    model = subject.model(given, sizes)
+    images = normalise(given["batch"]["images"], config.augment)
+    labels = given["batch"]["labels"]
+
+    @jax.jit
+    def forward(variables):
+        outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return total_loss(outputs, labels > 0, labels != 0)[0], updates
+
+    return lambda: {f"loss{i}": forward(given["variables"])[0] for i in range(3)}
+
+
+def reference(
+    subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
 ) -> tuple[Any, Any]:
-    """The module with our weights and the images that it takes, where the inputs are."""
+    """PyTorch's module with our weights, and the images that it takes, where the inputs are."""
     import torch
 
     from weight_conversion.sides import torch_state
 
-    batch = given["batch"]["images"]
-    variables = jax.tree.map(lambda tensor: tensor.cpu().numpy(), given.pop("variables")[title])
-    module = torch_module(config.model, given, sizes)
+    config, batch = subject.recipe(sizes), given["batch"]["images"]
+    variables = jax.tree.map(lambda tensor: tensor.cpu().numpy(), given.pop("variables"))
+    module = subject.module(config.model, given, sizes, tuned)
     state = torch_state(variables, config.model)
     module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
     layout = torch.channels_last if tuned else torch.contiguous_format
@@ -157,63 +240,61 @@ def _reference(
     return module.to(batch.device, memory_format=layout), images.contiguous(memory_format=layout)
 
 
-def _torch_inference(
-    title: str, config_of: Callable, torch_module: Callable, tuned: bool
-) -> Callable:
-    def make(given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
-        import torch
+def torch_inference(
+    subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
+) -> Callable[[], dict[str, Any]]:
+    import torch
+    from torch_tuned import fold_batch_norm
 
-        config = config_of(sizes)
-        module, images = _reference(title, config, torch_module, given, sizes, tuned)
-        module.eval()
-        name = _SCORES[config.model.name]
-        without_gradients = torch.inference_mode if tuned else torch.no_grad
+    module, images = reference(subject, tuned, given, sizes)
+    module.eval()
+    if tuned:
+        fold_batch_norm(module)
+    name = _SCORES[subject.recipe(sizes).model.name]
+    without_gradients = torch.inference_mode if tuned else torch.no_grad
 
-        def run() -> dict[str, Any]:
-            with without_gradients():
-                return {name: module(images)[name]}
+    def run() -> dict[str, Any]:
+        with without_gradients():
+            return {name: module(images)[name]}
 
-        return run
-
-    return make
+    return run
 
 
-def _torch_step(title: str, config_of: Callable, torch_module: Callable, tuned: bool) -> Callable:
-    def make(given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
-        import torch
-        from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+def torch_step(
+    subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
+) -> Callable[[], dict[str, Any]]:
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-        config = config_of(sizes)
-        module, images = _reference(title, config, torch_module, given, sizes, tuned)
-        module.train()
-        targets = (given["batch"]["labels"] > 0).float()
-        named = list(module.named_parameters())
-        trunk = [parameter for name, parameter in named if name.startswith(_TRUNK_PREFIXES)]
-        head = [parameter for name, parameter in named if not name.startswith(_TRUNK_PREFIXES)]
-        rate, name = config.optim.learning_rate, _LOSSES[config.model.name]
-        sgd = torch.optim.SGD(
-            [
-                {"params": trunk, "lr": rate * config.optim.multipliers["features"]},
-                {"params": head},
-            ],
-            lr=rate,
-            momentum=config.optim.momentum,
-            weight_decay=config.optim.weight_decay,
-        )
+    config = subject.recipe(sizes)
+    module, images = reference(subject, tuned, given, sizes)
+    module.train()
+    targets = (given["batch"]["labels"] > 0).float()
+    named = list(module.named_parameters())
+    trunk = [parameter for name, parameter in named if name.startswith(_TRUNK_PREFIXES)]
+    head = [parameter for name, parameter in named if not name.startswith(_TRUNK_PREFIXES)]
+    rate, name = config.optim.learning_rate, _LOSSES[config.model.name]
+    sgd = torch.optim.SGD(
+        [
+            {"params": trunk, "lr": rate * config.optim.multipliers["features"]},
+            {"params": head},
+        ],
+        lr=rate,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+        fused=tuned or None,
+    )
 
-        def run() -> dict[str, Any]:
-            outputs, losses = module(images), {}
-            if "group_loss" in outputs:
-                losses["loss"] = cross_entropy(outputs["logits"], targets) + outputs["group_loss"]
-            else:
-                losses["loss_global"] = cross_entropy(outputs["global_logits"], targets)
-                losses["loss_local"] = cross_entropy(outputs["local_logits"], targets)
-            loss = sum(losses.values())
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-            return {name: losses[name].detach()}
+    def run() -> dict[str, Any]:
+        outputs, losses = module(images), {}
+        if "group_loss" in outputs:
+            losses["loss"] = cross_entropy(outputs["logits"], targets) + outputs["group_loss"]
+        else:
+            losses["loss_global"] = cross_entropy(outputs["global_logits"], targets)
+            losses["loss_local"] = cross_entropy(outputs["local_logits"], targets)
+        sum(losses.values()).backward()
+        sgd.step()
+        sgd.zero_grad()  # at the end: the gradients count in the peak, as ours do
+        return {name: losses[name].detach()}
 
-        return run
-
-    return make
+    return run

@@ -1,7 +1,8 @@
 """Measures ways to compute the same thing side by side: time, and memory at its peak.
 
-    python scripts/benchmark/run.py spatial_attention --json attention.json --chart attention.svg
-    python scripts/benchmark/run.py msrn --size image_size=224 batch=2
+    python scripts/benchmark/run.py all --rounds 3 --out DIR --readme README.md
+    python scripts/benchmark/run.py spatial_attention --out DIR
+    python scripts/benchmark/run.py mcar --only ResNet-50 step --size images=4
     python scripts/benchmark/run.py FILE.py      (a comparison of your own, see comparison.py)
 
 Every variant has a process of its own. First their outputs are compared: what computes something
@@ -9,39 +10,57 @@ else is refused. Then they are timed in turns, one call each a round. At last ea
 a call needs at its peak above the level before: on a CPU that of the process, with malloc told to
 keep nothing that is freed, so that no leftovers count. Where a framework sees an accelerator it is
 measured there too, in a table of its own. Without the extra `torch` its variants are left out.
+
+A task that fails is said in a line, and the others go on; the exit code is then 1.
 """
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import present
 from comparison import load, names
-from measure import FRAMEWORK_TITLES, look_around, measure
+from measure import look_around, measure, plan
+from present import Results
 
 from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 
 ROUNDS = 7
+SECONDS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     parser = Parser(prog="run.py", description=__doc__.splitlines()[0])
-    parser.add_argument("comparison", help=f"{', '.join(names())}, or a file with a COMPARISON")
+    known = f"all, {', '.join(names())}, or a file with a COMPARISON"
+    parser.add_argument("comparison", help=known)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"begin no further round of a task after so long; default {SECONDS}",
+    )
     parser.add_argument("--small", action="store_true", help="at sizes of seconds, to try it out")
     parser.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="sizes to replace")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all that was measured")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="a picture, .svg or .png")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="tasks named so")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write NAME.json, all that was measured, and a chart",
+    )
     parser.add_argument(
         "--readme",
         type=Path,
         metavar="FILE",
-        help="put the table between <!-- benchmark: NAME --> and <!-- end --> there",
+        help="put every table between <!-- benchmark: NAME --> and <!-- end --> there",
     )
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
@@ -49,28 +68,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.rounds < 1:
         raise UsageError(f"--rounds is {options.rounds}; it must be at least 1")
-    if options.chart:
-        present.check_chart(options.chart)
-    name = Path(options.comparison).stem
+    wants_all = options.comparison == "all"
+    if wants_all and (options.size or options.only):
+        raise UsageError("--size and --only are for one comparison; say which")
+    paths = names() if wants_all else [options.comparison]
+    sizes = _sizes(options.size)
+    comparisons = {
+        path: load(path).resized(options.small, sizes).only(options.only) for path in paths
+    }
     if options.readme:
-        present.split_readme(options.readme, name)  # before minutes of measuring, not after
-    comparison = load(options.comparison).resized(options.small, _sizes(options.size))
-    machine = look_around(comparison)
-    for framework in machine.missing:
-        title = FRAMEWORK_TITLES[framework]
-        _note(f"{title} is not installed: measuring without its variants")
-    tables = measure(options.comparison, comparison, machine, options.rounds, _note)
-    measured = (comparison, machine, tables)
+        for path in paths:  # before minutes of measuring, not after
+            present.split_readme(options.readme, Path(path).stem)
 
-    text = present.to_markdown(*measured, options.rounds)
-    print(text, end="")
-    if options.json:
-        content = present.to_json(name, *measured, options.rounds)
-        write_text(options.json, json.dumps(content, indent=2) + "\n")
-    if options.chart:
-        present.write_chart(options.chart, comparison, tables)
-    if options.readme:
-        present.update_readme(options.readme, name, text)
+    machine = look_around(name for each in comparisons.values() for name in each.frameworks)
+    missing = dict.fromkeys(
+        title for each in comparisons.values() for title in machine.missing(each)
+    )
+    for title in missing:
+        _note(f"{title} is not installed: measuring without its variants")
+    plans = {path: plan(comparison, machine) for path, comparison in comparisons.items()}
+    progress = _progress(sum(map(len, plans.values())))
+    everything = []
+    for path, comparison in comparisons.items():
+        name = Path(path).stem
+        tables, failures = measure(
+            path, plans[path], options.rounds, options.seconds, progress(comparison.title)
+        )
+        results = Results(name, comparison, machine, options.rounds, tuple(tables), tuple(failures))
+        everything.append(results)
+        if tables:  # what stands in the files stays there where nothing was measured
+            _publish(results, options.out, options.readme)
+        for failure in failures:
+            _note(f"not measured: {failure}")
+    _say_targets(everything)
+    failures = [failure for results in everything for failure in results.failures]
+    if wants_all:
+        failures += [f"{title} is not installed" for title in missing]
+    if failures:
+        raise Failure("; ".join(failures))
+
+
+def _publish(results: Results, out: Path | None, readme: Path | None) -> None:
+    text, chart = present.to_markdown(results), None
+    print(text, flush=True)
+    if out:
+        content = json.dumps(present.to_json(results), indent=2)
+        write_text(out / f"{results.name}.json", content + "\n")
+        picture = out / f"{results.name}.svg"
+        chart = picture if present.write_chart(picture, results) else None
+    if readme:
+        present.update_readme(readme, results.name, text, chart)
+
+
+def _say_targets(everything: Sequence[Results]) -> None:
+    verdicts = [verdict for results in everything for verdict in present.verdicts(results)]
+    missed = [
+        f"{what} is {ratio.value:.3g} times ours, to be {ratio.target:g}"
+        for what, ratio in verdicts
+        if not ratio.met
+    ]
+    if verdicts:
+        _note(f"{len(verdicts) - len(missed)} of {len(verdicts)} targets are met")
+    for line in missed:
+        _note(f"missed: {line}")
+
+
+def _progress(total: int) -> Callable[[str], Callable[[str], None]]:
+    """(heading) -> (line) -> None: says it with how many of all tasks, and minutes, have passed."""
+    start, count = time.monotonic(), itertools.count(1)
+
+    def under(heading: str) -> Callable[[str], None]:
+        def note(line: str) -> None:
+            minutes, seconds = divmod(round(time.monotonic() - start), 60)
+            _note(f"[{next(count)}/{total}, {minutes}:{seconds:02d}] {heading}: {line}")
+
+        return note
+
+    return under
 
 
 def _sizes(pairs: Sequence[str]) -> dict[str, int]:

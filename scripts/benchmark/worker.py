@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from comparison import Sizes, load
+from comparison import Sizes, Task, load
 from frameworks import FRAMEWORKS
 
 from mlic_jax.errors import Failure
 
-_SECONDS_TO_END = 5
+_SECONDS_TO_END = 60
 
 
 class Worker:
@@ -61,15 +61,16 @@ class Worker:
         return answer
 
 
-def start_case(name: str, sizes: Sizes, index: int, title: str, accelerated: bool) -> Worker:
-    """A worker for case `index` of the comparison `name`, which answers to:
+def start_case(name: str, task: Task, variant: str, accelerated: bool) -> Worker:
+    """A worker for a case of a task (its sizes filled in) of the comparison `name`. It answers to:
 
     outputs: runs it for the first time and returns what it computes, NumPy's arrays by name.
     peak: runs it and returns what memory it needs at most above the level before, bytes or None.
     time: runs it and returns when it began (seconds of a clock that all processes share) and how
         many seconds it took.
     """
-    return Worker(title, _case_functions, name, dict(sizes), index, accelerated)
+    title = f"{task.title}, {variant}"
+    return Worker(title, _case_functions, name, task.name, dict(task.sizes), variant, accelerated)
 
 
 def start_probe(framework: str) -> Worker:
@@ -95,12 +96,12 @@ def _serve(connection: Connection, target: Callable, *arguments: Any) -> None:
 
 
 def _case_functions(
-    name: str, sizes: Sizes, index: int, accelerated: bool
+    name: str, task_name: str, sizes: Sizes, variant: str, accelerated: bool
 ) -> Mapping[str, Callable]:
-    comparison = load(name)
-    case = comparison.cases[index]
+    task = load(name).task(task_name)
+    case = task.case(variant)
     framework = FRAMEWORKS[case.framework](accelerated)
-    run = case.make(_put(comparison.inputs(sizes), framework.put), sizes)
+    run = case.make(_put(task.inputs(sizes), framework.put), sizes)
 
     def run_to_its_end() -> dict[str, Any]:
         outputs = run()

@@ -1,12 +1,16 @@
 """What MCAR promises beyond the parity with the PyTorch reference (tests/weight_conversion)."""
 
+from collections.abc import Callable
+from functools import cache, partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlic_jax.errors import UsageError
-from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models import create_backbone, create_model, mcar
 from mlic_jax.models.regions import class_regions, crop_and_resize
 
 NUM_CLASSES = 5
@@ -116,6 +120,81 @@ def test_no_gradient_flows_through_the_regions(model, apply, variables, images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), got, want)
 
 
+def test_local_size_is_that_of_the_crops_alone(model, apply, variables, images):
+    out = apply(variables, images)
+    small = jax.jit(model.clone(local_size=32).apply)(variables, images)
+    for name in ("global_logits", "boxes", "box_classes"):
+        np.testing.assert_array_equal(small[name], out[name])
+    crops = crop_and_resize(images, out["boxes"], 32).reshape(-1, 32, 32, 3)
+    per_crop = apply(variables, crops)["global_logits"].reshape(3, 2, NUM_CLASSES)
+    np.testing.assert_allclose(small["local_logits"], per_crop.max(axis=1), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(small["local_logits"], out["local_logits"], atol=1e-2)
+
+
+class Brightness(nn.Module):
+    """A backbone of two channels, the mean of each cell and its square, that tells when it runs."""
+
+    note: Callable[[int], None]
+
+    @nn.compact
+    def __call__(self, images, train=False, mask=None):
+        jax.debug.callback(partial(self.note, len(images)), ordered=True)
+        batch, side = images.shape[0], images.shape[1] // 32
+        cells = images.reshape(batch, side, 32, side, 32, 3).mean(axis=(2, 4, 5))
+        return (jnp.stack([cells, cells**2], axis=-1),)
+
+
+@pytest.fixture(scope="module")
+def scored_by_brightness():
+    """(bound) -> outputs, and the rows of each run of the backbone: 8 images with 3 regions."""
+    images = jax.random.normal(jax.random.key(5), (8, 64, 64, 3))
+    images += jnp.linspace(-3, 3, 8)[:, None, None, None] + jnp.linspace(0, 2, 64)[:, None]
+    kernel = jax.random.normal(jax.random.key(6), (2, NUM_CLASSES))
+    weights = {"params": {"convclass": {"kernel": kernel, "bias": jnp.zeros(NUM_CLASSES)}}}
+
+    @cache
+    def score(bound):
+        ran = []
+        model = mcar.MCAR(Brightness(ran.append), NUM_CLASSES, "gwp", 3, 0.47, "exact", 32, bound)
+        out = jax.device_get(jax.jit(model.apply)(weights, images))
+        jax.effects_barrier()
+        crops = crop_and_resize(images, out["boxes"], 32).mean(axis=(2, 3, 4))
+        per_crop = jnp.stack([crops, crops**2], axis=-1) @ kernel
+        return out, ran, np.asarray(per_crop)
+
+    return score
+
+
+@pytest.mark.parametrize("wanted", [0, 4, 24])
+def test_unlikely_regions_are_not_looked_at(scored_by_brightness, wanted):
+    plain, ran, _ = scored_by_brightness(0.0)
+    assert ran == [8, 24] and "looked_at" not in plain
+    chosen = np.take_along_axis(plain["global_logits"], plain["box_classes"], axis=1)
+    probability = 1 / (1 + np.exp(-chosen.astype(np.float64)))
+    ranked = np.sort(probability.ravel())[::-1]
+    bound = {0: 0.9999999, 24: 1e-6}.get(wanted) or (ranked[wanted - 1] + ranked[wanted]) / 2
+    out, ran, per_crop = scored_by_brightness(float(bound))
+    # An eighth of the 24 regions at a time, and no more often than there are likely ones.
+    assert ran == [8] + [3] * -(-wanted // 3)
+    assert out["looked_at"].sum() == wanted
+    np.testing.assert_array_equal(out["looked_at"], probability >= bound)
+    for name in ("global_logits", "boxes", "box_classes"):
+        np.testing.assert_array_equal(out[name], plain[name])
+    expected = plain["global_logits"].copy()
+    for i in np.flatnonzero(out["looked_at"].any(axis=1)):
+        expected[i] = per_crop[i][out["looked_at"][i]].max(axis=0)
+    np.testing.assert_allclose(out["local_logits"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(
+        out["logits"], np.maximum(out["global_logits"], out["local_logits"])
+    )
+
+
+def test_training_looks_at_every_region(model, variables, images):
+    likely = model.clone(local_bound=0.9999)
+    train = jax.make_jaxpr(lambda v, x: likely.apply(v, x, True, mutable=["batch_stats"]))
+    assert "while" not in str(train(variables, images))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -125,6 +204,8 @@ def test_no_gradient_flows_through_the_regions(model, apply, variables, images):
         ("localizer", "fuzzy", "model.localizer is 'fuzzy'; known are exact, clean"),
         ("top_n", 6, "model.top_n is 6; it must be 1 to 5, the number of classes"),
         ("threshold", 1.0, "model.threshold is 1.0; it must lie between 0 and 1"),
+        ("local_size", 48, "model.local_size is 48; it must be a multiple of 32"),
+        ("local_size", -32, "model.local_size is -32; it must be a multiple of 32"),
         ("width", 0.0, "model.width is 0.0; it must be positive"),
     ],
 )

@@ -183,6 +183,16 @@ def test_crop_and_resize():
         np.testing.assert_allclose(crops[b, n], expected, atol=1e-5)
 
 
+def test_crop_and_resize_to_another_size():
+    images = np.random.default_rng(1).random((1, 12, 10, 3)).astype(np.float32)
+    box = np.array([[[3, 1, 12, 9]]], np.int32)
+    for size in (5, 16):
+        crop = regions.crop_and_resize(images, box, size)
+        assert crop.shape == (1, 1, size, size, 3)
+        expected = bilinear_crop(images[0].astype(np.float64), box[0, 0], size, size)
+        np.testing.assert_allclose(crop[0, 0], expected, atol=1e-5)
+
+
 def test_the_whole_image_is_itself():
     image = jax.random.normal(jax.random.key(0), (1, 96, 64, 3))
     crop = regions.crop_and_resize(image, jnp.array([[[0, 0, 96, 64]]], jnp.int32))

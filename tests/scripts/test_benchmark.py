@@ -1,8 +1,10 @@
 """The benchmark, in real processes on tiny sizes: what it compares, when, and what it refuses."""
 
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,17 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "benchmark" / "run.py"
-VARIANTS = {
-    "jax": ["ours", "JAX, naive"],
-    "torch": ["PyTorch, as released", "PyTorch, label by label"],
-}
+FOLDER = ROOT / "scripts" / "benchmark"
+SCRIPT = FOLDER / "run.py"
+COMPARISONS = sorted(path.stem for path in (FOLDER / "comparisons").glob("*.py"))
 
-# Cases that need no framework: three ways to square, of which the last may go wrong.
+# Tasks that need no framework: ways to square. `DEFINITIONS` and `TASKS` differ from test to test.
 OWN = """
 import os, time
 import numpy as np
-from comparison import Case, Comparison
+from comparison import Case, Comparison, Task
 
 def inputs(sizes):
     return {"x": np.arange(1, 1 + sizes["count"], dtype=np.float64)}
@@ -38,123 +38,81 @@ def way(square, seconds=0.0, megabytes=0):
 def die(x):
     os._exit(3)
 
+def against(name, other, **options):
+    ours = Case("ours", "host", way(lambda x: x**2))
+    return Task(name, inputs, (ours, Case("other", "host", way(other))), **options)
+
 COMPARISON = Comparison(
-    title="Squares",
-    sizes={"count": 1000},
-    small={"count": 10},
-    inputs=inputs,
-    cases=(
-        Case("square", "ours", "host", way(lambda x: x**2, 0.02, 20)),
-        Case("square", "product", "host", way(lambda x: x * x, 0.2, 60)),
-        Case("square", "other", "host", way(OTHER)),
-    ),
+    title="Squares", sizes={"count": 1000}, small={"count": 10}, tasks=(TASKS,)
 )
 """
+SQUARES = """
+    Task(
+        "{count} squares",
+        inputs,
+        (
+            Case("ours", "host", way(lambda x: x**2, 0.02, 20)),
+            Case("product", "host", way(lambda x: x * x, 0.2, 60), time_target=2, peak_target=9),
+            Case("other", "host", way(np.square), time_target=3),
+        ),
+    ),
+    against("rates", np.square, sizes={"images": 100}, shows_rate=True, measures_memory=False),
+    against("limit", lambda x: x[:1], tolerance=None, measures_memory=False),
+    against("ends", die)
+"""
+# What goes wrong, and what is said of it.
+WRONG = {
+    "off": ("lambda x: x**2 * 1.001", r"output 'y' of other differs .* by 0.001 .* was timed"),
+    "no number": ("lambda x: x * np.nan", "by nan"),
+    "shape": ("lambda x: (x**2)[1:]", r"other returns .*\(999,\).* nothing was timed"),
+    "raises": ("lambda x: 1 / 0", "ZeroDivisionError: division by zero"),
+}
+ENDS = "ends, other: its process ended with exit code 3"
 
 
-def run(*arguments):
+def run(*arguments, script=SCRIPT):
     """The command in a process of its own, as a person runs it."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-
-
-@pytest.fixture
-def squares(tmp_path):
-    """(how the last case squares) -> the file of a comparison."""
-
-    def write(other="np.square"):
-        path = tmp_path / "squares.py"
-        path.write_text(OWN.replace("OTHER", other))
-        return path
-
-    return write
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
 
 
 @pytest.fixture(scope="module")
-def attention(tmp_path_factory):
-    """The spatial attention, small: what was printed, the JSON, and the folder of all files."""
-    folder = tmp_path_factory.mktemp("attention")
-    files = ("--json", folder / "a.json", "--chart", folder / "a.svg")
-    done = run("spatial_attention", "--small", "--rounds", 5, *files)
-    assert done.returncode == 0, done.stderr
-    return done, json.loads((folder / "a.json").read_text()), folder
-
-
-def of_task(rows):
-    tasks = {}
-    for row in rows:
-        tasks.setdefault(row["task"], []).append(row)
-    return tasks
-
-
-def check_consistent(rows, rounds):
-    """Medians are those of the times, ratios those of the medians and peaks."""
-    for group in of_task(rows).values():
-        first = group[0]
-        assert first["time_ratio"] == 1
-        for row in group:
-            assert len(row["seconds"]) == len(row["started"]) == rounds
-            assert row["median_seconds"] == sorted(row["seconds"])[rounds // 2]
-            ratio = row["median_seconds"] / first["median_seconds"]
-            assert row["time_ratio"] == pytest.approx(ratio)
-            if row["peak_ratio"] is not None:
-                assert row["peak_ratio"] * first["peak_bytes"] == pytest.approx(row["peak_bytes"])
-
-
-def check_turns(rows):
-    """A B C, A B C: each begins after the one before has ended."""
-    for group in of_task(rows).values():
-        rounds = zip(*(zip(r["started"], r["seconds"], strict=True) for r in group), strict=True)
-        calls = [call for one_round in rounds for call in one_round]
-        for (start, seconds), (next_start, _) in pairwise(calls):
-            assert start + seconds <= next_start
-
-
-@pytest.mark.slow
-def test_spatial_attention_holds_every_variant(attention):
-    done, result, folder = attention
-    missing = "torch" in result["missing"]
-    variants = VARIANTS["jax"] + ([] if missing else VARIANTS["torch"])
-    assert ("PyTorch is not installed" in done.stderr) == missing
-    (table,) = result["devices"]
-    assert table["device"] == "CPU"
-    tasks = of_task(table["rows"])
-    assert list(tasks) == ["forward", "forward and backward"]
-    for group in tasks.values():
-        assert [row["variant"] for row in group] == variants
-        # Nothing is compared with itself alone, and float32 is not that good.
-        assert group[0]["difference"] == 0 and all(r["difference"] < 1e-4 for r in group)
-        assert all(row["difference"] > 0 for row in group[1:])
-    assert result["sizes"] == {"images": 2, "positions": 30, "labels": 5, "channels": 16}
-    check_consistent(table["rows"], rounds=5)
-    check_turns(table["rows"])
-    assert done.stdout.count("\n| ") == 1 + 2 * len(variants)  # the head, and a row a case
-    chart = (folder / "a.svg").read_text()
-    assert chart.startswith("<?xml") and all(variant in chart for variant in variants)
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """The squares, with a README to fill in."""
-    folder = tmp_path_factory.mktemp("squares")
-    path = folder / "squares.py"
-    path.write_text(OWN.replace("OTHER", "np.square"))
+def everything(tmp_path_factory):
+    """`all`, of two comparisons: what was printed, the folder of files, and the README."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    shutil.copytree(FOLDER, folder / "tool", ignore=shutil.ignore_patterns("comparisons", "__*"))
+    comparisons = folder / "tool" / "comparisons"
+    comparisons.mkdir()
+    wrong = ", ".join(f"against({name!r}, {other})" for name, (other, _) in WRONG.items())
+    (comparisons / "squares.py").write_text(OWN.replace("TASKS", SQUARES))
+    (comparisons / "wrong.py").write_text(OWN.replace("TASKS", wrong))
     readme = folder / "README.md"
     readme.write_text(
         "before\n<!-- benchmark: squares -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+        "<!-- benchmark: wrong -->\nold\n<!-- end -->\n"
     )
-    files = ("--json", folder / "s.json", "--readme", readme)
-    done = run(path, "--rounds", 5, *files)
-    assert done.returncode == 0, done.stderr
-    return done, json.loads((folder / "s.json").read_text()), readme.read_text()
+    files = ("--out", folder / "docs", "--readme", readme)
+    done = run("all", "--rounds", 5, *files, script=folder / "tool" / "run.py")
+    return done, folder / "docs", readme.read_text()
+
+
+@pytest.fixture(scope="module")
+def measured(everything):
+    """The JSON of the comparison that went right but for a task."""
+    _, folder, _ = everything
+    return json.loads((folder / "squares.json").read_text())
+
+
+def rows_of(measured, title):
+    (device,) = measured["devices"]
+    (task,) = [task for task in device["tasks"] if task["task"] == title]
+    return task["rows"]
 
 
 def test_time_and_memory_are_those_of_the_calls(measured):
-    _, result, _ = measured
-    (table,) = result["devices"]
-    ours, product, other = table["rows"]
+    ours, product, other = rows_of(measured, "1000 squares")
     # They sleep for so long; how much longer it takes depends on what else the machine does.
     assert min(ours["seconds"]) >= 0.02 and min(product["seconds"]) >= 0.2
     assert min(ours["seconds"]) < 0.2 and product["time_ratio"] > 1
@@ -164,62 +122,120 @@ def test_time_and_memory_are_those_of_the_calls(measured):
     assert ours["peak_bytes"] / 2**20 == pytest.approx(20, abs=2)
     assert product["peak_bytes"] / 2**20 == pytest.approx(60, abs=2)
     assert other["peak_bytes"] < 2**20
+    assert {row["peak_bytes"] for row in rows_of(measured, "rates")} == {None}
+
+
+def test_medians_and_ratios(measured):
+    for task in measured["devices"][0]["tasks"]:
+        first = task["rows"][0]
+        assert first["time_ratio"] == 1
+        for row in task["rows"]:
+            assert len(row["seconds"]) == len(row["started"]) == 5
+            assert row["median_seconds"] == sorted(row["seconds"])[2]
+            ratio = row["median_seconds"] / first["median_seconds"]
+            assert row["time_ratio"] == pytest.approx(ratio)
+            if row["peak_ratio"] is not None:
+                assert row["peak_ratio"] * first["peak_bytes"] == pytest.approx(row["peak_bytes"])
+    _, other = rows_of(measured, "rates")
+    assert other["images_per_second"] * other["median_seconds"] == pytest.approx(100)
 
 
 def test_rounds_are_taken_in_turns(measured):
-    _, result, _ = measured
-    rows = result["devices"][0]["rows"]
-    check_consistent(rows, rounds=5)
-    check_turns(rows)
+    """A B C, A B C: each begins after the one before has ended."""
+    rows = rows_of(measured, "1000 squares")
+    rounds = zip(*(zip(r["started"], r["seconds"], strict=True) for r in rows), strict=True)
+    calls = [call for one_round in rounds for call in one_round]
+    for (start, seconds), (next_start, _) in pairwise(calls):
+        assert start + seconds <= next_start
 
 
-def test_the_readme_gets_what_was_printed(measured):
-    done, result, readme = measured
-    begin, end = "before\n<!-- benchmark: squares -->\n", "<!-- end -->\nafter <!-- end -->\n"
-    assert readme == begin + done.stdout + end
+def test_targets_are_held_against_the_ratios(everything, measured):
+    done, _, _ = everything
+    _, product, other = rows_of(measured, "1000 squares")
+    assert (product["time_target"], product["time_target_met"]) == (2, True)
+    assert (product["peak_target"], other["peak_target_met"]) == (9, None)
+    assert (other["time_target"], other["time_target_met"]) == (3, False)
+    assert re.search(
+        r"1000 squares: time of other is 0\.\d+ times ours, to be 3$", done.stderr, re.M
+    )
+    if sys.platform == "linux":
+        assert product["peak_target_met"] is False
+        assert "1 of 3 targets are met" in done.stderr
+
+
+def test_a_limit_need_not_compute_the_same(measured):
+    ours, limit = rows_of(measured, "limit")
+    assert ours["difference"] is None and limit["difference"] is None
+    assert limit["time_ratio"] > 0
+
+
+def test_the_readme_gets_what_was_printed(everything, measured):
+    done, folder, readme = everything
+    chart = "\n![squares](docs/squares.svg)\n<!-- end -->\nafter <!-- end -->\n"
+    assert readme.startswith(f"before\n<!-- benchmark: squares -->\n{done.stdout.strip()}\n{chart}")
     # The table that people read says what the JSON says.
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line][2:]
-    by_variant = {row["variant"]: row for row in result["devices"][0]["rows"]}
-    ratio = float(next(row for row in rows if "product" in row)[-3])
-    assert ratio == pytest.approx(by_variant["product"]["time_ratio"], rel=0.01)
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
+    cells = dict(zip(lines[0], next(line for line in lines if "1000 squares" in line), strict=True))
+    ours, product, _ = rows_of(measured, "1000 squares")
+    value, ratio = re.match(r"([\d.]+) \(([\d.]+)x; target 2 met\)", cells["product"]).groups()
+    assert float(value) == pytest.approx(1000 * product["median_seconds"], rel=0.01)
+    assert float(ratio) == pytest.approx(product["time_ratio"], rel=0.01)
+    assert float(cells["ours"]) == pytest.approx(1000 * ours["median_seconds"], rel=0.01)
+    assert "target 3 **missed**" in cells["other"]
+    rates = dict(zip(lines[0], next(line for line in lines if "images/s" in line), strict=True))
+    images = rows_of(measured, "rates")[0]["images_per_second"]
+    assert float(rates["ours"]) == pytest.approx(images, rel=0.01)
     assert "count 1000" in done.stdout and "Medians of 5 rounds" in done.stdout
-
-
-def test_sizes_can_be_replaced(squares, tmp_path):
-    output = tmp_path / "s.json"
-    assert run(squares(), "--rounds", 1, "--size", "count=7", "--json", output).returncode == 0
-    assert json.loads(output.read_text())["sizes"] == {"count": 7}
+    drawn = (folder / "squares.svg").read_text()
+    assert all(name in drawn for name in ("1000 squares", "product", "other", "rates"))
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ("lambda x: x**2 * 1.001", r"output 'y' of other differs .* by 0.001 .* nothing was timed"),
-        ("lambda x: x * np.nan", "by nan"),
-        ("lambda x: (x**2)[1:]", r"other returns .*\(999,\).* nothing was timed"),
-        ("lambda x: 1 / 0", "square, other: ZeroDivisionError: division by zero"),
-        ("die", "square, other: its process ended with exit code 3"),
-    ],
+    "message", [*(f"{name}[:,].*{said}" for name, (_, said) in WRONG.items()), ENDS]
 )
-def test_a_variant_that_computes_something_else_is_refused(squares, tmp_path, other, message):
-    output = tmp_path / "s.json"
-    done = run(squares(other), "--json", output)
+def test_what_fails_is_said_and_refused(everything, message):
+    done, _, _ = everything
     assert done.returncode == 1
-    error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: square") and re.search(message, error)
-    assert not done.stdout and not output.exists()
+    assert re.search(f"^not measured: {message}", done.stderr, re.M)
+    assert re.match("error: .*" + message, done.stderr.splitlines()[-1])
+
+
+def test_what_fails_stops_nothing_else(everything, measured):
+    done, folder, readme = everything
+    assert measured["failures"][0].startswith(ENDS)
+    assert f"Not measured: {ENDS}" in done.stdout
+    # Nothing was measured of the other comparison: what stood there stays.
+    assert readme.endswith("<!-- benchmark: wrong -->\nold\n<!-- end -->\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["squares.json", "squares.svg"]
+    progress = re.findall(r"^\[(\d)/8, \d+:\d\d\] Squares: ", done.stderr, re.M)
+    assert progress == list("12345678")
+
+
+def test_sizes_tasks_and_time_can_be_chosen(tmp_path):
+    path = tmp_path / "squares.py"
+    path.write_text(OWN.replace("TASKS", SQUARES))
+    choice = ("--only", "squares", "7", "--size", "count=7", "--seconds", 0.01)
+    done = run(path, "--rounds", 2, *choice, "--out", tmp_path)
+    assert done.returncode == 0 and "7 squares (1 round)" in done.stdout
+    measured = json.loads((tmp_path / "squares.json").read_text())
+    assert measured["sizes"] == {"count": 7}
+    rows = rows_of(measured, "7 squares")
+    assert [len(row["seconds"]) for row in rows] == [1, 1, 1]
+    # The targets are of the sizes as they stand.
+    assert {row["time_target"] for row in rows} == {None} and "target" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nothing",), "no comparison 'nothing'; known are .*spatial_attention"),
+        (("nothing",), "no comparison 'nothing'; known are all, .*spatial_attention"),
         (("nothing.py",), "no comparison 'nothing.py'"),
-        ((SCRIPT.with_name("comparison.py"),), "defines no COMPARISON"),
+        ((FOLDER / "comparison.py",), "defines no COMPARISON"),
         (("metrics", "--rounds", 0), "--rounds is 0"),
         (("metrics", "--size", "depth=3"), "no size 'depth'; known are images, labels"),
         (("metrics", "--size", "images=many"), "images=many must be NAME=N"),
-        (("metrics", "--chart", "a.jpg"), "must end in .svg or .png"),
+        (("metrics", "--only", "split", "depth"), "no task has split and depth .* metrics of a"),
+        (("all", "--only", "forward"), "--only are for one comparison"),
     ],
 )
 def test_wrong_requests(arguments, message):
@@ -229,11 +245,93 @@ def test_wrong_requests(arguments, message):
     assert re.search(message, error)
 
 
-@pytest.mark.parametrize("text", ["none\n", "<!-- benchmark: squares -->\n"])
-def test_a_readme_without_the_place(squares, tmp_path, text):
+@pytest.mark.parametrize("text", ["none\n", "<!-- benchmark: metrics -->\n"])
+def test_a_readme_without_the_place(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
-    done = run(squares(), "--rounds", 1, "--readme", readme)
+    done = run("metrics", "--readme", readme)
     assert done.returncode == 2 and not done.stdout  # before anything is measured
-    assert "must have one line <!-- benchmark: squares -->" in done.stderr
+    assert "must have one line <!-- benchmark: metrics -->" in done.stderr
     assert readme.read_text() == text
+
+
+def test_the_readme_has_a_place_for_every_comparison():
+    readme = (ROOT / "README.md").read_text()
+    for name in COMPARISONS:
+        assert readme.count(f"<!-- benchmark: {name} -->\n") == 1
+
+
+@pytest.fixture(scope="module")
+def torch_tuned():
+    """The module of the tuned references."""
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    torch.manual_seed(0)
+    spec = importlib.util.spec_from_file_location("torch_tuned", FOLDER / "torch_tuned.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
+def test_tuned_mcar_is_the_reference(torch_tuned, backbone):
+    import torch
+
+    from weight_conversion.torch_reference.mcar import MCAR
+
+    options = {"top_n": 2, "width": 0.25}
+    reference = MCAR(backbone, 5, **options).eval()
+    for name, tensor in reference.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 1.5)
+    tuned = torch_tuned.TunedMCAR(backbone, 5, **options).eval()
+    tuned.load_state_dict(reference.state_dict())
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected, got = reference(images), tuned(images)
+        assert torch.equal(got["boxes"], expected["boxes"])
+        assert torch.equal(got["box_classes"].int(), expected["box_classes"])
+        torch.testing.assert_close(got["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
+        maps = reference.features(images)[-1]
+        folded = torch_tuned.fold_batch_norm(tuned)
+        assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        torch.testing.assert_close(folded.features(images)[-1], maps, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_attention_by_label_is_the_reference(torch_tuned):
+    import torch
+
+    from weight_conversion.torch_reference.msrn import spatial_attention
+
+    arguments = torch.randn(2, 7, 3, 4), torch.randn(5, 7)
+    expected = spatial_attention(*arguments)
+    torch.testing.assert_close(torch_tuned.attend_by_label(*arguments), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "only", "tasks"),
+    [
+        ("spatial_attention", (), 2),
+        ("localise_crop", (), 1),
+        ("metrics", (), 1),
+        ("pipeline", (), 1),
+        ("mcar", ("MobileNetV2", "inference"), 1),
+        ("msrn", ("inference",), 1),
+        ("limits", ("pipeline",), 1),
+    ],
+)
+def test_all_variants_compute_the_same(tmp_path, name, only, tasks):
+    """Of the comparisons that there are, at their small sizes."""
+    words = ("--only", *only) if only else ()
+    done = run(name, "--small", "--rounds", 1, "--out", tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / f"{name}.json").read_text())
+    (device,) = measured["devices"]
+    assert len(device["tasks"]) == tasks
+    for task in device["tasks"]:
+        variants = [row["variant"] for row in task["rows"]]
+        assert variants[0] == "ours" and len(set(variants)) == len(variants)
+        if "PyTorch" not in measured["missing"]:
+            assert len(variants) > 1

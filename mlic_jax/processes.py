@@ -1,0 +1,209 @@
+"""One run of many processes: how they find each other, wait, agree, and end together.
+
+All of them run the same command with `--distributed`. Their launcher (Slurm, Open MPI, GKE, a TPU
+slice) tells each who it is, or the flags below do.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from absl import flags
+
+from mlic_jax.errors import Failure, UsageError
+
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of many processes of the run.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT where process 0 listens, if no launcher says so."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "With --coordinator: of the run.", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "With --coordinator: of this process, from 0.", lower_bound=0
+)
+JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
+)
+LOST_SECONDS = flags.DEFINE_integer(
+    "lost_seconds", 45, "A process silent for so long is lost, and the run ends.", lower_bound=2
+)
+
+# How long process 0 may take for what the others wait for: to prepare a set, to write a report.
+WAIT_SECONDS = 6 * 3600
+# How long a failing process waits for others that fail of the same, to say what each knows of it.
+FAILING_SECONDS = 3
+
+LOST = (
+    "another process of this run ended or cannot be reached; its own output says why. The same "
+    "command on all processes resumes from the latest checkpoint"
+)
+
+# What XLA says where the fault is not in this process.
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+
+_waits = itertools.count()  # a barrier's name may be used once
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Inside, with `--distributed`, this process is one of the run's; without, nothing changes.
+
+    Only process 0 prints and logs; errors are said by all. No process ends well before all do, and
+    where one is lost the others end within `--lost_seconds`, whatever they were waiting for.
+
+    Raises:
+        UsageError: the flags contradict each other, or no launcher is found and they are not given.
+        Failure: the others are not there in time, or one was lost.
+    """
+    if not DISTRIBUTED.value:
+        if any(flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
+            raise UsageError("--coordinator, --num_processes and --process_id need --distributed")
+        yield
+        return
+    import jax
+
+    initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            logging.disable(logging.WARNING)
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            yield
+            jax.distributed.shutdown()  # waits for all
+        except Exception as error:
+            if said := _sign_of_loss(error):
+                raise Failure(f"{LOST} ({said})") from error
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                _client().wait_at_barrier("failing", 1000 * FAILING_SECONDS)
+            raise
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Finds the other processes; arguments that are None are the launcher's to tell.
+
+    Raises:
+        UsageError, Failure: see `joined`.
+    """
+    import jax
+
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise UsageError("--coordinator, --num_processes and --process_id are given all or none")
+    if coordinator and not coordinator.rpartition(":")[2].isdigit():
+        raise UsageError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
+    if all(given) and process_id >= num_processes:
+        raise UsageError(f"--process_id is {process_id}; it must be below {num_processes}")
+    logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
+    # JAX's own notice of SIGTERM would take its place before ours, which `Agreement` carries.
+    jax.config.update("jax_enable_preemption_service", False)
+    where = coordinator or "the coordinator that the launcher names"
+    missing = (
+        f"the processes did not find each other at {where} within {JOIN_SECONDS.value} s: are all "
+        "of them running, and can they reach it?"
+    )
+    _say_at_abort(missing)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=JOIN_SECONDS.value,
+            heartbeat_timeout_seconds=LOST_SECONDS.value,
+            shutdown_timeout_seconds=WAIT_SECONDS,
+        )
+    except ValueError as error:
+        raise UsageError(
+            "--distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise Failure(f"process 0 cannot listen at {where}: {error}") from error
+    _say_at_abort(LOST)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes reports."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def first_alone(action: Callable[[], T]) -> T:
+    """`action` of process 0 while the others wait, and then theirs, which finds its work done."""
+    if is_first():
+        result = action()
+        wait_for_all("the first is done")
+        return result
+    wait_for_all("the first is done")
+    return action()
+
+
+def of_first(name: str, value: str) -> str:
+    """The `value` of process 0, on every process; a `name` serves once."""
+    import jax
+
+    if jax.process_count() == 1:
+        return value
+    if is_first():
+        _client().key_value_set(name, value)
+    return _client().blocking_key_value_get(name, 1000 * WAIT_SECONDS)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here; `name` is for the error."""
+    import jax
+
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"{name} {next(_waits)}", 1000 * WAIT_SECONDS)
+
+
+def _client():
+    """Of JAX's coordination service: its barriers, unlike those of the devices, may take hours."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _sign_of_loss(error: BaseException | None) -> str:
+    """What XLA said of another process in an error or in those that it followed from; or nothing.
+
+    The first error is that of the lost process; what is closed after it may fail in its own way.
+    """
+    import jax
+
+    said = ""
+    while error is not None:
+        text = str(error).strip()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(
+            sign in text for sign in _SIGNS_OF_LOSS
+        ):
+            said = text.splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return said
+
+
+def _say_at_abort(message: str) -> None:
+    """Has the process say a line and end with code 1 where JAX's coordination service aborts it.
+
+    That is all that the service does about a lost process, from a thread of its own while Python
+    waits for the devices: a handler of Python's would not run.
+    """
+    global _at_abort  # which must live as long as the process
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(_: int) -> None:
+        os.write(sys.__stderr__.fileno(), f"error: {message}\n".encode())
+        os._exit(1)
+
+    _at_abort = end
+    ctypes.CDLL(None).signal(signal.SIGABRT, end)

@@ -1,0 +1,260 @@
+"""Real processes on this machine: they equal one, stop together, and end when one is lost."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from mlic_jax import distributed, processes
+from mlic_jax.checkpoint import load_weights
+from mlic_jax.data import sources
+from mlic_jax.errors import UsageError
+from mlic_jax.scores import Scores
+from mlic_jax.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 500  # seconds that a busy machine may take
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(*command, stderr):
+    """A process with two devices, which compiles in a hurry."""
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    with stderr.open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        )
+
+
+@contextlib.contextmanager
+def pair(*command, folder):
+    """Both processes of a command, `folder/{0,1}.err` being what they say."""
+    port = free_port()
+    both = [
+        start(
+            *command,
+            *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
+            *(f"--process_id={i}", "--lost_seconds=10", f"--join_seconds={PATIENCE}"),
+            stderr=folder / f"{i}.err",
+        )
+        for i in range(2)
+    ]
+    try:
+        yield both
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+
+
+def training(config, workdir):
+    """The command that trains as a configuration says."""
+    recipe = workdir.parent / "recipe.py"
+    recipe.write_text(
+        "import json\nfrom mlic_jax.config import default_config\n\ndef get_config():\n"
+        "    config = default_config()\n"
+        f"    config.update(json.loads({config.to_json()!r}))\n    return config\n"
+    )
+    return "-m", "mlic_jax.main", "--config", str(recipe), "--workdir", str(workdir)
+
+
+@pytest.fixture(scope="module")
+def small_config(make_config):
+    """Of a model that compiles soon and whose regions rounding cannot move: it has none."""
+    config = make_config()
+    config.model.name = "pooled"
+    return config
+
+
+@pytest.fixture(scope="module")
+def four_devices():
+    """One process that has four devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "create_mesh", lambda: Mesh(jax.devices()[:4], ("data",)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(small_config, four_devices, tmp_path_factory):
+    """The workdir of a run in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(small_config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def together(small_config, tmp_path_factory):
+    """The workdir of the same run in two processes with two devices each, and what they printed."""
+    folder = tmp_path_factory.mktemp("together")
+    sources.open_splits(small_config.data)
+    with pair(*training(small_config, folder / "run"), folder=folder) as both:
+        printed = [process.communicate(timeout=PATIENCE)[0] for process in both]
+        for i, process in enumerate(both):
+            assert process.returncode == 0, (folder / f"{i}.err").read_text()[-3000:]
+    return folder / "run", printed
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def latest(workdir):
+    steps = [int(p.name) for p in (workdir / "checkpoints/latest").glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def test_two_processes_of_two_devices_equal_one_of_four(alone, together):
+    for expected, got in zip(lines_of(alone), lines_of(together[0]), strict=True):
+        for values in (expected, got):
+            values.pop("images_per_second", None)
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(got[name], value, rtol=1e-3, err_msg=name)
+    expected, got = (load_weights(run / "checkpoints/latest/6")[0] for run in (alone, together[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), expected, got)
+
+
+def test_scores_are_gathered_once_and_in_order(alone, together):
+    """Eleven images in batches of eight over two processes."""
+    expected, got = (Scores.load(run / "scores_test.npz") for run in (alone, together[0]))
+    assert len(got.logits) == 11
+    np.testing.assert_array_equal(got.image_ids, expected.image_ids)
+    np.testing.assert_array_equal(got.labels, expected.labels)
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_first_process_prints_and_logs(together):
+    workdir, (first, second) = together
+    gloo = "[Gloo]"  # what the library of the collectives says of itself
+    assert "final mAP" in first
+    assert [line for line in second.splitlines() if not line.startswith(gloo)] == []
+    said = [(workdir.parent / f"{i}.err").read_text() for i in range(2)]
+    assert "Compiled the training step in" in said[0]
+    assert said[1].strip() == ""
+
+
+def test_where_one_is_killed_the_other_ends_and_the_run_resumes(
+    alone, together, small_config, four_devices, tmp_path
+):
+    """Also: what two processes saved, one process reads."""
+    run = tmp_path / "run"
+    shutil.copytree(together[0], run)
+    config = small_config.copy_and_resolve_references()
+    config.epochs, config.checkpoint_every, config.eval.every = 400, 2, 1000
+    with pair(*training(config, run), folder=tmp_path) as (first, second):
+        deadline = time.monotonic() + PATIENCE
+        while latest(run) < 8 and time.monotonic() < deadline and second.poll() is None:
+            time.sleep(0.01)
+        second.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        first.communicate(timeout=PATIENCE)
+        took = time.monotonic() - killed
+    said = (tmp_path / "0.err").read_text()
+    assert first.returncode == 1, said[-3000:]
+    assert f"error: {processes.LOST}" in said
+    assert said.count("error: ") == 1
+    assert took < 60
+    step = latest(run)
+    assert step >= 8
+
+    config.epochs = step // 3 + 1
+    train(config, run)
+    assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
+        range(1, config.epochs * 3 + 1)
+    )
+
+
+AGREE = """
+import os, signal, sys
+from absl import flags
+from mlic_jax import processes
+from mlic_jax.command_line import exit_code
+
+def act():
+    import jax
+    from mlic_jax import distributed
+    with processes.joined():
+        me = jax.process_index()
+        agreement = distributed.Agreement(distributed.create_mesh())
+        answers = [agreement.any(me == 1 and step == 3) for step in range(7)]
+        mine = processes.first_alone(lambda: os.path.exists(sys.argv[1]) or open(sys.argv[1], "x"))
+        told = processes.of_first("name", f"from {me}")
+        print(answers, mine is True, told, file=sys.stderr, flush=True)
+        if me == 0:
+            processes.wait_for_all("said")
+            os.kill(os.getpid(), signal.SIGKILL)
+        processes.wait_for_all("said")
+        processes.wait_for_all("never")
+
+sys.argv[1:] = flags.FLAGS(sys.argv)[1:]
+os._exit(exit_code(act))
+"""
+
+
+def test_processes_agree_on_a_step_and_wait_for_the_first(tmp_path):
+    """And where that one is killed, all others know."""
+    with pair("-c", AGREE, str(tmp_path / "made"), folder=tmp_path) as both:
+        for process in both:
+            process.communicate(timeout=PATIENCE)
+    agreed = [False] * 5 + [True, False]
+    said = [(tmp_path / f"{i}.err").read_text() for i in range(2)]
+    assert f"{agreed} False from 0\n" in said[0]
+    assert f"{agreed} True from 0\n" in said[1]
+    assert [process.returncode for process in both] == [-signal.SIGKILL, 1]
+    assert f"error: {processes.LOST}" in said[1]
+
+
+def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
+    main = ("-m", "mlic_jax.main", "--config=configs/mcar_scenes.py", "--workdir", str(tmp_path))
+    nobody = f"--coordinator=127.0.0.1:{free_port()}"
+    alone = start(*main, "--distributed", stderr=tmp_path / "alone")
+    late = start(
+        *main,
+        *("--distributed", nobody, "--num_processes=2", "--process_id=1", "--join_seconds=1"),
+        stderr=tmp_path / "late",
+    )
+    for process in (alone, late):
+        process.communicate(timeout=PATIENCE)
+    assert alone.returncode == 2
+    assert (tmp_path / "alone").read_text() == (
+        "error: --distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
+        "--coordinator=HOST:PORT, --num_processes and --process_id\n"
+    )
+    assert late.returncode == 1
+    *_, line = (tmp_path / "late").read_text().splitlines()
+    assert line.startswith("error: the processes did not find each other at 127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("host:1", 2, None), "given all or none"),
+        (("host", 2, 1), "--coordinator is 'host'; it must be HOST:PORT"),
+        (("host:1", 2, 2), "--process_id is 2; it must be below 2"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        processes.initialize(*arguments)

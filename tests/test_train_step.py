@@ -1,0 +1,117 @@
+"""A step in parts, with recomputation and in bfloat16 beside the plain step in float32."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax import distributed
+from mlic_jax.augment import normalise
+from mlic_jax.config import default_config
+from mlic_jax.data import pipeline, sources
+from mlic_jax.errors import UsageError
+from mlic_jax.models import create_model
+from mlic_jax.models.convolution import plain
+from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.train import TrainState, initial_variables, make_train_step, train
+
+
+@pytest.fixture(scope="module")
+def batch(make_config):
+    """Eight rows, of which the last three are padding."""
+    split = sources.open_splits(make_config().data)["train"]
+    batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
+    batch = next(batches)
+    batches.close()
+    batch["labels"][5:], batch["mask"][5:] = -1, False
+    batch["labels"][1, :4] = 0  # the parts of a batch do not weigh the same
+    return batch
+
+
+@pytest.fixture(scope="module")
+def take_step(make_config, batch):
+    """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
+
+    @cache
+    def take(freeze_features=False, **options):
+        config = make_config()
+        config.augment.flip, config.augment.jitter = False, 0.0
+        config.model.name, config.model.pooling = "pooled", "avg"
+        config.loss.label_policy = "ignore"
+        if freeze_features:  # which compiles in a fraction of the time
+            config.freeze_statistics, config.optim.multipliers.features = True, 0.0
+        for name, value in options.items():
+            (config if name in config else config.model)[name] = value
+        model = create_model(config.model, batch["labels"].shape[1])
+        variables = initial_variables(model, config)
+        optimizer = create_optimizer(
+            config.optim, variables["params"], create_schedule(config.optim, 3, 2)
+        )
+        copies = jax.tree.map(jnp.copy, variables)
+        state = TrainState(jnp.int32(0), **copies, opt_state=optimizer.init(copies["params"]))
+        step = make_train_step(model, optimizer, config)
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+        moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
+        return moves, state, metrics
+
+    return take
+
+
+def relative_difference(tree, expected):
+    """Of all leaves together, by the norm."""
+    flat, wanted = (
+        np.concatenate([np.ravel(np.float64(leaf)) for leaf in jax.tree.leaves(t)])
+        for t in (tree, expected)
+    )
+    return np.linalg.norm(flat - wanted) / np.linalg.norm(wanted)
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(take_step):
+    """With statistics that do not depend on the batch; unknown labels and padding are unequal."""
+    whole, _, of_whole = take_step(freeze_features=True)
+    moves, _, metrics = take_step(freeze_features=True, accumulation=4)
+    assert relative_difference(moves["convclass"], whole["convclass"]) < 1e-5
+    for name, value in of_whole.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+
+def test_statistics_move_once_for_every_part_that_is_not_padding(take_step, batch):
+    """Rows are dealt out in turns: of eight parts the last three hold nothing but padding."""
+    _, state, metrics = take_step(accumulation=8)
+    assert np.isfinite(metrics["loss"])
+    _, untouched, _ = take_step(freeze_features=True)
+    kernel = untouched.params["features"]["stem"]["kernel"]
+    maps = plain(normalise(batch["image"][:5], default_config().augment), kernel, 2)
+    mean, var = np.zeros(kernel.shape[-1]), np.ones(kernel.shape[-1])
+    for image in np.asarray(maps, np.float64):
+        values = image.reshape(-1, image.shape[-1])
+        mean = 0.9 * mean + 0.1 * values.mean(0)
+        var = 0.9 * var + 0.1 * values.var(0, ddof=1)
+    np.testing.assert_allclose(state.batch_stats["features"]["stem"]["mean"], mean, atol=1e-5)
+    np.testing.assert_allclose(state.batch_stats["features"]["stem"]["var"], var, rtol=1e-4)
+
+
+def test_recomputation_changes_nothing_but_memory(take_step):
+    moves, state, metrics = take_step()
+    again, other, other_metrics = take_step(remat="block")
+    assert relative_difference(again, moves) < 1e-5
+    assert relative_difference(other.batch_stats, state.batch_stats) < 1e-6
+    np.testing.assert_allclose(other_metrics["loss"], metrics["loss"], rtol=1e-6)
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_where_it_matters(take_step):
+    moves, _, metrics = take_step()
+    half, state, of_half = take_step(dtype="bfloat16")
+    assert 1e-4 < relative_difference(half, moves) < 0.1
+    np.testing.assert_allclose(of_half["loss"], metrics["loss"], rtol=1e-2)
+    for leaf in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+def test_parts_must_divide_the_batch_of_each_device(config, tmp_path):
+    config.accumulation = 3
+    with pytest.raises(UsageError, match="8 devices, times the 3 parts of"):
+        train(config, tmp_path)
+    distributed.check_batch_size("batch_size", 24, distributed.create_mesh(), 3)
