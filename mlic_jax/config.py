@@ -27,6 +27,8 @@ def default_config() -> ConfigDict:
     config.init_prior = 0.0  # probability every label starts with (Lin et al. 2017); 0: no prior
     # Batch normalisation keeps the statistics that it started with, for sets of few batches.
     config.freeze_statistics = False
+    # msrn: divide the first dense layer, the largest of all, among the devices. Changes no result.
+    config.shard_fc1 = False
 
     config.model = ConfigDict()
     config.model.name = "mcar"  # mcar | msrn | pooled (the baseline)
@@ -204,6 +206,8 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"{option} is {value}; it must be positive")
     if not 0 <= config.init_prior < 1:
         raise UsageError(f"init_prior is {config.init_prior}; it must be at least 0 and below 1")
+    if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
+        raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
     choices = {
         "loss.label_policy": (config.loss.label_policy, POLICIES),
         "eval.protocol": (config.eval.protocol, tuple(PROTOCOLS)),

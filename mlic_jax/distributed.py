@@ -30,6 +30,32 @@ def split_by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def lying(tree: Any, mesh: Mesh, shard_fc1: bool = False) -> Any:
+    """How the leaves of a tree (parameters, or a whole state) lie: everything on every device.
+
+    Args:
+        tree: of arrays.
+        mesh: of n devices.
+        shard_fc1: but of every `fc1/kernel` `[F, G]` a device has F / n rows.
+
+    Raises:
+        UsageError: these rows do not divide among the devices.
+    """
+
+    def of(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not (shard_fc1 and name.endswith("fc1/kernel")):
+            return replicated(mesh)
+        if leaf.shape[0] % mesh.size:
+            raise UsageError(
+                f"shard_fc1: the {leaf.shape[0]} inputs of fc1 are no multiple of the {mesh.size} "
+                "devices"
+            )
+        return split_by_rows(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
 def check_batch_size(option: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises UsageError where each of the parts of a batch does not divide among the devices."""
     if batch_size % (mesh.size * parts):

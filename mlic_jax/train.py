@@ -183,8 +183,10 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
         variables = start_weights(variables, config, metadata["class_names"])
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    shardings = jax.tree.map(lambda _: distributed.replicated(mesh), state)
+    shardings = distributed.lying(state, mesh, config.shard_fc1)
     state = distributed.lay_out(state, shardings)
+    if config.shard_fc1:
+        model, eval_model = model.clone(mesh=mesh), eval_model.clone(mesh=mesh)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))

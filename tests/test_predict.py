@@ -270,7 +270,8 @@ def test_logits_are_averaged_over_views(config, fresh_run, photos, tmp_path):
     """Two sizes, of which the host prepares the larger one; `test_views.py` has the rest."""
     config.model.name = "pooled"  # which compiles in a third of the time
     variables, metadata = fresh_run(config)
-    variables["params"]["convclass"]["kernel"] *= 8
+    classifier = variables["params"]["convclass"]
+    classifier["kernel"] = 8 * classifier["kernel"]
     save_weights(tmp_path / "pooled", variables, metadata)
     reference = jax.jit(partial(create_model(config.model, 12).apply, variables))
     predictor = Predictor.from_checkpoint(tmp_path / "pooled", scales=[96])

@@ -34,9 +34,8 @@ def free_port():
 
 
 def start(*command, stderr):
-    """A process with two devices, which compiles in a hurry."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags}
+    """A process with two devices."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     with stderr.open("w") as err:
         return subprocess.Popen(
             [sys.executable, *command],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.convolution import convolve
@@ -30,6 +31,8 @@ class MSRN(nn.Module):
         num_groups: K, of the groups that the labels pool into.
         head: `dense` (as released: two layers over everything) or `per_label` (a label's score
             from what it and the one group that it most belongs to see, with weights of its own).
+        mesh: if given, the kernel of `fc1` lies in slices of its inputs along the axis `data`, and
+            what goes in and out of it is exchanged instead of it.
     """
 
     features: nn.Module
@@ -37,6 +40,7 @@ class MSRN(nn.Module):
     attention_mask: np.ndarray
     num_groups: int
     head: str
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -95,11 +99,18 @@ class MSRN(nn.Module):
         """Logits `[B, C]` from what labels and groups see, `[B, C + K, F]`."""
         num_classes = len(assignment)
         if self.head == "dense":
-            hidden = Linear(HIDDEN, name="fc1")(seen.reshape(len(seen), -1))
+            inputs = self.spread(seen.reshape(len(seen), -1), None, "data")
+            hidden = self.spread(Linear(HIDDEN, name="fc1")(inputs), "data", None)
             return Linear(num_classes, name="fc2")(nn.leaky_relu(hidden, 0.01))
         labels, groups = jnp.split(seen, [num_classes], axis=1)
         own_group = groups[:, jnp.argmax(assignment, axis=-1)]
         return PerLabel(name="per_label")(jnp.concatenate([labels, own_group], axis=-1))
+
+    def spread(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x`, its dimensions along these axes of the mesh if there is one."""
+        if self.mesh is None:
+            return x
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
 
 class Linear(nn.Module):

@@ -41,27 +41,27 @@ def draw(path, leaf):
 
 @pytest.fixture(scope="module")
 def build(make_config):
-    """(head, backbone) -> a model, variables for it, and a jitted function of them and images.
-
-    It gives the outputs and the maps of the backbone alone: in one program, for what the two share
-    is compiled but once.
-    """
+    """(head, backbone) -> a model, variables for it, and its jitted `apply`."""
 
     @functools.cache
     def make(head="per_label", backbone="resnet10"):
         model = msrn(make_config(), head, backbone)
         shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
         variables = jax.tree_util.tree_map_with_path(draw, shapes)
-        alone = create_backbone(backbone, make_config().model.width)
-
-        @jax.jit
-        def apply(variables, images):
-            features = {name: tree["features"] for name, tree in variables.items()}
-            return model.apply(variables, images), alone.apply(features, images)
-
-        return model, variables, apply
+        return model, variables, jax.jit(model.apply)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def run_backbone(make_config):
+    """(name, its variables) -> its maps of `IMAGES`."""
+
+    @functools.cache
+    def compiled(name):
+        return jax.jit(create_backbone(name, make_config().model.width).apply)
+
+    return lambda name, variables: compiled(name)(variables, IMAGES)
 
 
 def softmax(x, axis):
@@ -122,15 +122,16 @@ def literal_msrn(params, maps, head):
     ("head", "backbone"),
     [("dense", "resnet10"), ("per_label", "resnet10"), ("per_label", "mobilenet_v2")],
 )
-def test_outputs_follow_the_formulas(build, head, backbone):
+def test_outputs_follow_the_formulas(build, run_backbone, head, backbone):
     _, variables, apply = build(head, backbone)
-    # The maps of the backbone alone: nothing of a branch flows back into it.
-    out, maps = apply(variables, IMAGES)
+    out = apply(variables, IMAGES)
     assert {name: (value.shape, str(value.dtype)) for name, value in out.items()} == {
         "logits": ((BATCH, LABELS), "float32"),
         "group_loss": ((), "float32"),
         "group_assignment": ((LABELS, GROUPS), "float32"),
     }
+    # The backbone alone: nothing of a branch flows back into it.
+    maps = run_backbone(backbone, {name: variables[name]["features"] for name in variables})
     logits, loss, assignment = literal_msrn(variables["params"], maps[-3:], head)
     np.testing.assert_allclose(out["logits"], logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(out["group_loss"], loss, rtol=1e-5)
@@ -208,7 +209,7 @@ def test_several_devices_agree_with_one(build):
     mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(AxisType.Auto,))
     images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    (several, _), (one, _) = apply(replicated, images), apply(variables, IMAGES)
+    several, one = apply(replicated, images), apply(variables, IMAGES)
     assert several["logits"].sharding.num_devices == BATCH
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), several, one)
 

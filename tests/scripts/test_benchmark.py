@@ -265,6 +265,7 @@ def test_the_readme_has_a_place_for_every_comparison():
 def torch_tuned():
     """The module of the tuned references."""
     torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = importlib.util.spec_from_file_location("torch_tuned", FOLDER / "torch_tuned.py")
     module = importlib.util.module_from_spec(spec)

@@ -68,7 +68,7 @@ def test_what_is_elementwise_is_done_on_the_way(cost_of):
 
 def test_an_update_takes_the_place_of_what_it_updates(cost_of):
     def update(p, m, g):
-        m = 0.9 * m + g
+        m = 0.9 * m + g + 1e-4 * p
         return p - 0.1 * m, m
 
     cost = cost_of(update, *[zeros(64, 64)] * 3)
@@ -130,7 +130,7 @@ def test_a_train_step(scaling, narrow, cost_of):
     assert whole.inputs == state
     assert again.inputs == half.inputs == state
     assert again.matrix > 1.2 * whole.matrix  # most of the forward pass once more
-    assert again.peak - state < 0.8 * (whole.peak - state)
+    assert again.peak < whole.peak  # its stages are of one block each: little is gained
     assert half.peak - state < 0.8 * (whole.peak - state)
 
 
