@@ -201,7 +201,7 @@ def steps() -> Iterator[Sequence[str]]:
     """Least times of a step of 16 images of 448 px a device, ms, and where the input is behind."""
     yield (
         *("model", "on", "compute", "memory", "all-reduce, host", "all-reduce, 64", "input"),
-        *("images/s a device", "cores it needs", "input limits"),
+        *("images/s a device", "cores for 448 px", "for 256 px", "input limits"),
     )
     for (name, backbone), machine in itertools.product(WORKLOADS, MACHINES):
         dtype = "bfloat16" if "bfloat16" in machine.flops else "float32"
@@ -209,18 +209,22 @@ def steps() -> Iterator[Sequence[str]]:
         gradient = 4 * sum(parameters(name, backbone).values())
         compute = cost.matrix / BATCH / machine.flops[dtype]
         memory = cost.moved / BATCH / machine.bandwidth
-        fed = machine.devices / (machine.cores * DECODED[SIZE])  # seconds an image and device
         network = ring(gradient, 64, machine.network)
-        best = max(compute, memory)
-        times = (
-            *(16 * compute, 16 * memory, ring(gradient, machine.devices, machine.link)),
-            *(network, 16 * fed),
-        )
+        fed = {size: machine.devices / machine.cores / DECODED[size] for size in (448, 256)}
+        best = {size: max(compute, memory) * (size / SIZE) ** 2 for size in fed}  # an image
+        host = ring(gradient, machine.devices, machine.link)
+        times = (16 * compute, 16 * memory, host, network, 16 * fed[448])
+        limits = [
+            f"{size} px, from {math.ceil(network / fed[size])}"
+            for size in fed
+            if fed[size] > best[size]
+        ]
         yield (
             *(f"{name}, {backbone}", f"{machine.name}, {dtype}"),
             *(f"{1000 * seconds:.1f}" for seconds in times),
-            *(f"{1 / best:.0f}", f"{1 / best / DECODED[SIZE]:.1f}"),
-            f"from batch {math.ceil(network / fed)}" if fed > best else "never",
+            f"{1 / best[448]:.0f}",
+            *(f"{1 / best[size] / DECODED[size]:.1f}" for size in fed),
+            "; ".join(limits) or "never",
         )
 
 
