@@ -20,7 +20,8 @@ def keep_programs() -> None:
 
     It is `$XDG_CACHE_HOME/mlic_jax/compiled`, by default below `~/.cache`, and may be deleted at
     any time. What the environment says of JAX's compilation cache wins over this. Where the folder
-    cannot be written, a line says so and nothing is kept.
+    cannot be written, a line says so and nothing is kept. Of many processes JAX has the first alone
+    write, whose programs serve all on GPUs and TPUs; on CPUs the others compile theirs every time.
     """
     # Small ones too: a run compiles a hundred that take a tenth of a second each.
     for option, value in (

@@ -121,13 +121,13 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
             heartbeat_timeout_seconds=LOST_SECONDS.value,
             shutdown_timeout_seconds=WAIT_SECONDS,
         )
-    except ValueError as error:
-        raise UsageError(
-            "--distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
-            "--coordinator=HOST:PORT, --num_processes and --process_id"
-        ) from error
     except jax.errors.JaxRuntimeError as error:
         raise Failure(f"process 0 cannot listen at {where}: {error}") from error
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise UsageError(
+            "--distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
+            f"--coordinator=HOST:PORT, --num_processes and --process_id ({error})"
+        ) from error
     _say_at_abort(LOST)
 
 

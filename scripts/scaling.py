@@ -1,8 +1,8 @@
 """What a step costs on other machines, on paper: FLOPs, bytes, memory, network and input.
 
-    python scripts/scaling.py costs steps memory     (minutes; prints the tables)
-    python scripts/scaling.py check --write          (against XLA and this machine, into the docs)
-    python scripts/scaling.py decode --photos FOLDER (images/s of one core)
+    python scripts/scaling.py costs steps memory      (prints tables of the recipes)
+    python scripts/scaling.py check --write           (against XLA and this machine, into the docs)
+    python scripts/scaling.py decode --photos FOLDER  (images/s of one core)
 
 Nothing of a recipe is run: its train step is traced by shapes alone, in the formulation that
 accelerators get, and `traced_cost.py` reads the trace. What the figures are good for, and how far
@@ -35,7 +35,7 @@ from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import transforms
 from mlic_jax.data.class_names import CLASS_LISTS
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.optim import create_optimizer, create_schedule
 
@@ -59,13 +59,12 @@ DECODED = {256: 161.0, 448: 132.0, 576: 90.0}  # images/s of one core, measured 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A host and its devices, in FLOP/s, bytes/s and bytes; networks are of a device, one way."""
+    """A host and its devices, in FLOP/s and bytes/s; networks are those of a device, one way."""
 
     name: str
     devices: int
     cores: int
-    memory: float
-    bandwidth: float
+    bandwidth: float  # of its memory
     link: float  # to devices of the same host
     network: float  # to devices of other hosts
     flops: dict[str, float]
@@ -74,19 +73,11 @@ class Machine:
 # Of the vendors' data sheets, named in docs/scaling.md. float32 on A100 and later is TF32, on a TPU
 # one pass in bfloat16: what XLA takes by default. The V100 has no bfloat16.
 MACHINES = (
-    Machine("DGX-1 V100", 8, 40, 16e9, 0.9e12, 150e9, 6.25e9, {"float32": 15.7e12}),
-    Machine(
-        "DGX A100", 8, 128, 40e9, 1.555e12, 300e9, 25e9, {"float32": 156e12, "bfloat16": 312e12}
-    ),
-    Machine(
-        "DGX H100", 8, 112, 80e9, 3.35e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}
-    ),
-    Machine(
-        "DGX H200", 8, 112, 141e9, 4.8e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}
-    ),
-    Machine(
-        "TPU v5e-64", 4, 56, 16e9, 0.819e12, 200e9, 200e9, {"float32": 197e12, "bfloat16": 197e12}
-    ),
+    Machine("DGX-1 V100", 8, 40, 0.9e12, 150e9, 6.25e9, {"float32": 15.7e12}),
+    Machine("DGX A100", 8, 128, 1.555e12, 300e9, 25e9, {"float32": 156e12, "bfloat16": 312e12}),
+    Machine("DGX H100", 8, 112, 3.35e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}),
+    Machine("DGX H200", 8, 112, 4.8e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}),
+    Machine("TPU v5e-64", 4, 56, 0.819e12, 200e9, 200e9, {"float32": 197e12, "bfloat16": 197e12}),
 )
 
 
@@ -99,8 +90,7 @@ def as_on_accelerators() -> Iterator[None]:
 
 def recipe(name: str, *variants: str, **options: Any) -> ConfigDict:
     """`configs/NAME.py:VARIANTS` with options of `config.model` changed."""
-    path = ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(",".join(variants))
@@ -137,11 +127,9 @@ def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
 
 
 @functools.cache
-def step_cost(
-    name: str, backbone: str, dtype: str = "float32", remat: str = "none", size: int = SIZE
-) -> Cost:
-    """Of a train step of `BATCH` images."""
-    config = recipe(name, backbone, str(size), dtype=dtype, remat=remat)
+def step_cost(name: str, backbone: str, dtype: str = "float32", remat: str = "none") -> Cost:
+    """Of a train step of `BATCH` images of `SIZE` px."""
+    config = recipe(name, backbone, str(SIZE), dtype=dtype, remat=remat)
     with as_on_accelerators():
         step, arguments = train_step_of(config, BATCH)
         return cost_of(step, *arguments)
@@ -155,9 +143,9 @@ def parameters(name: str, backbone: str) -> dict[str, int]:
     return {module: sum(x.size for x in jax.tree.leaves(params[module])) for module in params}
 
 
-def inference_cost(module: Any, size: int = SIZE) -> Cost:
+def inference_cost(module: Any) -> Cost:
     """Of a backbone or a model that is shown one image."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     return cost_of(module.apply, variables, images)
 
@@ -212,13 +200,10 @@ def steps() -> Iterator[Sequence[str]]:
         network = ring(gradient, 64, machine.network)
         fed = {size: machine.devices / machine.cores / DECODED[size] for size in (448, 256)}
         best = {size: max(compute, memory) * (size / SIZE) ** 2 for size in fed}  # an image
-        host = ring(gradient, machine.devices, machine.link)
-        times = (16 * compute, 16 * memory, host, network, 16 * fed[448])
-        limits = [
-            f"{size} px, from {math.ceil(network / fed[size])}"
-            for size in fed
-            if fed[size] > best[size]
-        ]
+        within = ring(gradient, machine.devices, machine.link)
+        times = (16 * compute, 16 * memory, within, network, 16 * fed[448])
+        late = [size for size in fed if fed[size] > best[size]]
+        limits = (f"{size} px, from {math.ceil(network / fed[size])}" for size in late)
         yield (
             *(f"{name}, {backbone}", f"{machine.name}, {dtype}"),
             *(f"{1000 * seconds:.1f}" for seconds in times),
@@ -230,7 +215,7 @@ def steps() -> Iterator[Sequence[str]]:
 
 def memory() -> Iterator[Sequence[str]]:
     """The largest batch of a device of 16, 40 and 80 GB."""
-    options = [("float32", "none"), ("float32", "block")]
+    options = [("float32", remat) for remat in ("none", "block")]
     options += [("bfloat16", remat) for remat in ("none", "stage", "block")]
     titles = (f"{dtype}, {remat}" for dtype, remat in options)
     yield "recipe", "px", "fixed, GB", *titles, "bfloat16, block, fc1 on 8"
@@ -277,11 +262,13 @@ def check() -> Iterator[Sequence[str]]:
 
 
 def peak_growth(compiled: Callable, shapes: Any) -> float:
-    """Bytes that a step of zeros adds to this process at most; Linux with glibc only."""
+    """Bytes that a step of zeros adds to this process at most."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise Failure("check reads the memory of its process from /proc, which needs Linux")
     libc = ctypes.CDLL(None)
     libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: what is freed goes back, and is seen as such
 
-    def step() -> None:
+    def step() -> float:
         key = shapes[-1].dtype
         arguments = jax.tree.map(
             lambda x: jax.random.key(0) if x.dtype == key else jnp.zeros(x.shape, x.dtype), shapes
@@ -293,9 +280,8 @@ def peak_growth(compiled: Callable, shapes: Any) -> float:
         jax.block_until_ready(compiled(*arguments))
         return resident("VmHWM") - before
 
-    def resident(field: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])
+    def resident(field: str) -> float:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
     step()
     return step()
@@ -321,11 +307,9 @@ def to_markdown(rows: Iterator[Sequence[str]]) -> str:
     """A table whose first row is its head, printed row by row as they come."""
     lines = []
     for row in rows:
-        lines.append(f"| {' | '.join(row)} |")
-        if len(lines) == 1:
-            lines.append(f"|{'---|' * len(row)}")
-            print(lines[0])
-        print(lines[-1], flush=True)
+        new = [f"| {' | '.join(row)} |"] + [f"|{'---|' * len(row)}"] * (not lines)
+        print(*new, sep="\n", flush=True)
+        lines += new
     return "\n".join(lines) + "\n"
 
 
@@ -334,9 +318,7 @@ def put(text: str, name: str, table: str) -> str:
     place = rf"(<!-- scaling: {name} -->\n).*?(<!-- end -->)"
     replaced, count = re.subn(place, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
     if count != 1:
-        raise UsageError(
-            f"{DOCUMENT} must have one place <!-- scaling: {name} --> ... <!-- end -->"
-        )
+        raise UsageError(f"{DOCUMENT} must have one <!-- scaling: {name} --> ... <!-- end -->")
     return replaced
 
 
@@ -346,14 +328,14 @@ TABLES = {"costs": costs, "steps": steps, "memory": memory, "check": check, "dec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     parser = Parser(prog="scaling.py", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "tables", nargs="+", choices=TABLES, metavar="TABLE", help=", ".join(TABLES)
-    )
+    parser.add_argument("tables", nargs="+", choices=TABLES, metavar="TABLE")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="decode: with .jpg files")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
 
     def run() -> None:
         options = parser.parse_args(arguments)
+        for name in options.tables * options.write:  # before minutes of work, not after
+            put(DOCUMENT.read_text(encoding="utf-8"), name, "")
         for name in options.tables:
             photos = (options.photos,) if name == "decode" else ()
             table = to_markdown(TABLES[name](*photos))

@@ -237,10 +237,9 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
     for process in (alone, late):
         process.communicate(timeout=PATIENCE)
     assert alone.returncode == 2
-    assert (tmp_path / "alone").read_text() == (
-        "error: --distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
-        "--coordinator=HOST:PORT, --num_processes and --process_id\n"
-    )
+    (line,) = (tmp_path / "alone").read_text().splitlines()
+    assert line.startswith("error: --distributed finds no launcher that it knows")
+    assert "--coordinator=HOST:PORT, --num_processes and --process_id" in line
     assert late.returncode == 1
     *_, line = (tmp_path / "late").read_text().splitlines()
     assert line.startswith("error: the processes did not find each other at 127.0.0.1:")

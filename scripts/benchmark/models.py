@@ -33,7 +33,7 @@ _TRUNK_PREFIXES = ("features.", "resnet_101.")
 # weights do not forgive: of its scores and losses only the global ones; `weight_conversion.verify`
 # compares the rest on real ones.
 _SCORES = {"mcar": "global_logits", "msrn": "logits"}
-_LOSSES = {"mcar": "loss_global", "msrn": "loss"}
+_LOSSES = {"mcar": "loss_global", "msrn": "loss", "pooled": "loss"}
 
 
 def recipe(**model: Any) -> ConfigDict:
