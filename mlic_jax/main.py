@@ -32,7 +32,7 @@ PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0,
 flags.adopt_module_key_flags(processes)
 
 
-@processes.joined()
+@processes.joined(MODE, ("train", "evaluate"))
 def main(argv: list[str]) -> None:
     """Runs the mode; raises UsageError or Failure."""
     if len(argv) > 1:

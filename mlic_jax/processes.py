@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 from absl import flags
@@ -54,11 +54,15 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
     """Inside, with `--distributed`, this process is one of the run's; without, nothing changes.
 
     Only process 0 prints and logs; errors are said by all. No process ends well before all do, and
     where one is lost the others end within `--lost_seconds`, whatever they were waiting for.
+
+    Args:
+        mode: the flag that says what to do.
+        modes: what many processes can do together.
 
     Raises:
         UsageError: the flags contradict each other, or no launcher is found and they are not given.
@@ -69,6 +73,8 @@ def joined() -> Iterator[None]:
             raise UsageError("--coordinator, --num_processes and --process_id need --distributed")
         yield
         return
+    if mode.value not in modes:
+        raise UsageError(f"--mode={mode.value} is for one process: leave --distributed out")
     import jax
 
     initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

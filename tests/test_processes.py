@@ -194,7 +194,7 @@ from mlic_jax.command_line import exit_code
 def act():
     import jax
     from mlic_jax import distributed
-    with processes.joined():
+    with processes.joined(mode, ["agree"]):
         me = jax.process_index()
         agreement = distributed.Agreement(distributed.create_mesh())
         answers = [agreement.any(me == 1 and step == 3) for step in range(7)]
@@ -207,6 +207,7 @@ def act():
         processes.wait_for_all("said")
         processes.wait_for_all("never")
 
+mode = flags.DEFINE_string("mode", "agree", "")
 sys.argv[1:] = flags.FLAGS(sys.argv)[1:]
 os._exit(exit_code(act))
 """
