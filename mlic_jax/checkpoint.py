@@ -26,21 +26,6 @@ Tree = dict[str, Any]
 # A checkpoint that is being written carries this mark in its name until it is complete.
 _UNFINISHED = "orbax-checkpoint-tmp"
 
-# Smaller arrays are written by one device alone. Orbax would cut each of them for all devices, and
-# compile every cut: half of the time of a small run.
-_SHARED_BYTES = 2**24
-
-
-def _share_large_arrays_alone() -> None:
-    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it would warn of what is meant
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logging.set_verbosity(verbosity)
-
-
-_share_large_arrays_alone()
-
 
 class RunCheckpoints:
     """The checkpoints of a run: `<workdir>/checkpoints/latest` and `.../best`, a step a folder.
@@ -52,6 +37,8 @@ class RunCheckpoints:
 
     def __init__(self, workdir: Path):
         """Opens (and creates) the two folders; half-written checkpoints of a killed run go."""
+        if jax.process_count() == 1:
+            _write_arrays_whole()
         self._folders = {}
         for kind in ("latest", "best"):
             folder = Path(workdir).absolute() / "checkpoints" / kind
@@ -99,6 +86,19 @@ class RunCheckpoints:
             manager.wait_until_finished()
             manager.close()
         processes.wait_for_all("checkpoints are complete")
+
+
+def _write_arrays_whole() -> None:
+    """Has one device write what all have.
+
+    Orbax would cut every array for all of them, and compile every cut: half of the time of a small
+    run. Where the devices are of many processes that is how they share the work, and it stays so.
+    """
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it would warn of what is meant
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    logging.set_verbosity(verbosity)
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -151,7 +152,8 @@ def test_only_the_first_process_prints_and_logs(together):
     assert [line for line in second.splitlines() if not line.startswith(gloo)] == []
     said = [(workdir.parent / f"{i}.err").read_text() for i in range(2)]
     assert "Compiled the training step in" in said[0]
-    assert said[1].strip() == ""
+    of_libraries = re.compile(r"[IWE]\d{4} ")  # such as that a heartbeat came late
+    assert [line for line in said[1].splitlines() if line and not of_libraries.match(line)] == []
 
 
 def test_where_one_is_killed_the_other_ends_and_the_run_resumes(
