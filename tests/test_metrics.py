@@ -495,3 +495,16 @@ def test_wrong_number_of_names_or_wrong_mask_is_refused():
         evaluate_scores(*case, frequent=np.ones(11, bool))
     with pytest.raises(UsageError, match=r"must be bool \[12\]"):
         evaluate_scores(*case, frequent=np.arange(12))
+
+
+def test_images_are_ranked_alike_in_either_precision_and_ties_keep_their_order():
+    rng = np.random.default_rng(7)
+    score = np.concatenate(
+        [rng.normal(0, 1, 500), np.repeat([1.5, 0.0, -0.0, -2.0], 50), [1e-40, -1e-40, 3e38, -3e38]]
+    ).astype(np.float32)
+    score = rng.permutation(score)
+    label = rng.integers(-1, 2, len(score))
+    known = [i for i in range(len(score)) if label[i]]
+    expected = sorted(known, key=lambda i: (-float(score[i]), i))
+    np.testing.assert_array_equal(metrics.ranked_images(score, label), expected)
+    np.testing.assert_array_equal(metrics.ranked_images(score.astype(np.float64), label), expected)
