@@ -50,7 +50,8 @@ def profile(tmp_path_factory):
     dispatch = profiling.annotated(profiling.DISPATCH)(layer)
     steps = 0
     for batch in profiling.profiled(slow_batches(10, 0.02), 10, "train", folder):
-        dispatch(kernel, to_devices(batch, mesh)["image"])
+        # One step at a time: collectives of several can starve each other on few cores.
+        jax.block_until_ready(dispatch(kernel, to_devices(batch, mesh)["image"]))
         steps += 1
     return folder, steps
 
