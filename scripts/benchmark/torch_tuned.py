@@ -30,24 +30,14 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 class TunedMCAR(mcar.MCAR):
     """Upsamples only the maps that it looks at, and samples all crops at once."""
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = self.features(images)[-1]
-        global_logits = self.classify(maps)
-        with torch.no_grad():
-            classes = global_logits.topk(self.top_n, dim=1).indices
-            image = torch.arange(len(images), device=images.device)[:, None]
-            chosen = torch.sigmoid(self.convclass(maps))[image, classes]
-            boxes = localise(chosen, images.shape[-1], self.threshold)
-            crops = sample_crops(images, boxes)
-        crop_logits = self.classify(self.features(crops)[-1])
-        local_logits = crop_logits.reshape(len(images), self.top_n, -1).amax(dim=1)
-        return {
-            "logits": torch.maximum(global_logits, local_logits),
-            "global_logits": global_logits,
-            "local_logits": local_logits,
-            "boxes": boxes,
-            "box_classes": classes,
-        }
+    def localise(self, maps: torch.Tensor, global_logits: torch.Tensor, size: tuple[int, int]):
+        classes = global_logits.topk(self.top_n, dim=1).indices
+        image = torch.arange(len(maps), device=maps.device)[:, None]
+        chosen = torch.sigmoid(self.convclass(maps))[image, classes]
+        return localise(chosen, size[-1], self.threshold), classes
+
+    def crop(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        return sample_crops(images, boxes)
 
 
 def localise(maps: torch.Tensor, size: int, threshold: float) -> torch.Tensor:

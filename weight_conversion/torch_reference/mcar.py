@@ -37,7 +37,7 @@ class MCAR(nn.Module):
         global_logits = self.classify(maps)
         with torch.no_grad():
             boxes, classes = self.localise(maps, global_logits, images.shape[-2:])
-            crops = crop_and_resize(images, boxes)
+            crops = self.crop(images, boxes)
         crop_logits = self.classify(self.features(crops)[-1])
         local_logits = crop_logits.reshape(len(images), self.top_n, -1).amax(dim=1)
         return {
@@ -47,6 +47,10 @@ class MCAR(nn.Module):
             "boxes": boxes,
             "box_classes": classes,
         }
+
+    def crop(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, S, S] and boxes [B, N, 4] -> crops [B * N, 3, S, S]."""
+        return crop_and_resize(images, boxes)
 
     def classify(self, maps: torch.Tensor) -> torch.Tensor:
         """Feature maps [B, F, h, w] -> class logits [B, C]."""
