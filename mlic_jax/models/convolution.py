@@ -21,6 +21,9 @@ from jax import lax
 # From this many input channels on, nine matrix products beat one convolution in training.
 SHIFTED_DOTS_CHANNELS = 256
 
+# Most positions of a row that the gradient of a depthwise kernel reads at once.
+PIECE_COLUMNS = 16
+
 
 def convolve(
     x: jax.Array,
@@ -122,21 +125,24 @@ depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """`[k, k, F]`, row by row of the output: each is read once for all taps, not k^2 times."""
+    """`[k, k, F]`, from float32 sums over pieces of rows that are few enough for the cache."""
     batch, rows, columns, channels = g.shape
+    piece = max(n for n in range(1, PIECE_COLUMNS + 1) if columns % n == 0)
+    pieces, span = columns // piece, stride * (piece - 1) + 1
     padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
-    span = stride * (columns - 1) + 1
-    shifted = [padded[:, :, j : j + span : stride] for j in range(size)]  # by column of the kernel
 
-    def add_row(row, sums):
-        cotangent = lax.dynamic_slice_in_dim(g, row, 1, axis=1)
-        inputs = (lax.dynamic_slice_in_dim(s, row * stride, size, axis=1) for s in shifted)
-        products = ((part * cotangent).astype(jnp.float32) for part in inputs)
-        return [total + product for total, product in zip(sums, products, strict=True)]
+    def add_piece(index, sums):
+        image, row, column = index // (rows * pieces), index // pieces % rows, index % pieces
+        corner = (image, row, column * piece, 0)
+        cotangent = lax.dynamic_slice(g, corner, (1, 1, piece, channels))[0]
+        corner = (image, row * stride, column * piece * stride, 0)
+        inputs = lax.dynamic_slice(padded, corner, (1, size, span + size - 1, channels))[0]
+        products = (inputs[:, j : j + span : stride] * cotangent for j in range(size))
+        return [total + part.astype(jnp.float32) for total, part in zip(sums, products, strict=True)]
 
-    zeros = jnp.zeros((batch, size, columns, channels), jnp.float32)
-    sums = lax.fori_loop(0, rows, add_row, [zeros] * size)
-    return jnp.stack([jnp.sum(total, axis=(0, 2)) for total in sums], axis=1).astype(g.dtype)
+    zeros = jnp.zeros((size, piece, channels), jnp.float32)
+    sums = lax.fori_loop(0, batch * rows * pieces, add_piece, [zeros] * size)
+    return jnp.stack([jnp.sum(total, axis=1) for total in sums], axis=1).astype(g.dtype)
 
 
 def _pad(x: jax.Array, pad: int) -> jax.Array:
