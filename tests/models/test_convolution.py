@@ -25,7 +25,7 @@ def assert_same(function, reference, x_shape, kernel_shape):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("side", [7, 8, 35])
 def test_depthwise_slices(stride, side):
     assert_same(
         lambda x, k: convolution.depthwise_slices(x, k, stride),
