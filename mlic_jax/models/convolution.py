@@ -137,8 +137,9 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: in
         cotangent = lax.dynamic_slice(g, corner, (1, 1, piece, channels))[0]
         corner = (image, row * stride, column * piece * stride, 0)
         inputs = lax.dynamic_slice(padded, corner, (1, size, span + size - 1, channels))[0]
-        products = (inputs[:, j : j + span : stride] * cotangent for j in range(size))
-        return [total + part.astype(jnp.float32) for total, part in zip(sums, products, strict=True)]
+        shifted = (inputs[:, j : j + span : stride] for j in range(size))  # by column of the kernel
+        products = ((part * cotangent).astype(jnp.float32) for part in shifted)
+        return [total + product for total, product in zip(sums, products, strict=True)]
 
     zeros = jnp.zeros((size, piece, channels), jnp.float32)
     sums = lax.fori_loop(0, batch * rows * pieces, add_piece, [zeros] * size)

@@ -30,8 +30,7 @@ class ConvBatchNorm(nn.Module):
     """Convolution without bias, then batch normalisation, then an optional activation.
 
     In training the batch's statistics normalise (biased variance) and the running ones follow with
-    the unbiased variance, as in PyTorch. At inference the running statistics are folded into the
-    kernel, one pass over the activations less.
+    the unbiased variance, as in PyTorch. At inference the running ones normalise.
 
     Attributes:
         dtype: of the convolution and of what it returns; parameters and statistics are float32.
@@ -69,22 +68,23 @@ class ConvBatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
-        x = x.astype(self.dtype)
+        x = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            depthwise=self.depthwise,
+            train=train,
+        )
         if train:
-            kernel = kernel.astype(self.dtype)
-            x = convolve(x, kernel, self.stride, depthwise=self.depthwise, train=True)
-            batch_mean, batch_var, count = batch_statistics(x, mask, self.bn_groups)
+            used_mean, used_var, count = batch_statistics(x, mask, self.bn_groups)
             if not self.is_initializing():
-                unbiased = batch_var[0] * count[0] / jnp.maximum(count[0] - 1, 1)
-                mean.value += BATCH_NORM_MOMENTUM * (batch_mean[0] - mean.value)
+                unbiased = used_var[0] * count[0] / jnp.maximum(count[0] - 1, 1)
+                mean.value += BATCH_NORM_MOMENTUM * (used_mean[0] - mean.value)
                 var.value += BATCH_NORM_MOMENTUM * (unbiased - var.value)
-            gain = scale * lax.rsqrt(batch_var + BATCH_NORM_EPSILON)
-            x = scale_and_shift(x, gain, bias - batch_mean * gain)
         else:
-            gain = scale * lax.rsqrt(var.value + BATCH_NORM_EPSILON)
-            kernel = (kernel * gain).astype(self.dtype)
-            x = convolve(x, kernel, self.stride, depthwise=self.depthwise)
-            x = x.astype(jnp.float32) + (bias - mean.value * gain)
+            used_mean, used_var = mean.value[None], var.value[None]
+        gain = scale * lax.rsqrt(used_var + BATCH_NORM_EPSILON)
+        x = scale_and_shift(x, gain, bias - used_mean * gain)
         x = x.astype(self.dtype)
         return x if self.activation is None else self.activation(x)
 
