@@ -211,7 +211,7 @@ def measure(
     mesh = distributed.create_mesh()
     distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
-    weights = jax.device_put(weights, distributed.replicated(mesh))
+    weights = distributed.lay_out(weights, distributed.replicated(mesh))
     batches = list(device_batches(split, config, images, mesh))
     passes, scores = [], []
     # All models first: a wrong setting is told before minutes of work.
