@@ -80,3 +80,21 @@ def test_maps_have_the_dtype_and_variables_do_not():
 def test_options_that_are_none(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         create_backbone("resnet18", **options)
+
+
+def test_no_residual_sum_is_computed_anew():
+    """A fusion reads what one sum is made of, not that of all the blocks before it."""
+    backbone, images = create_backbone("resnet34", 0.125), jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(backbone.init, jax.random.key(0), images)
+    program = jax.jit(backbone.apply).lower(variables, images).compile().as_text()
+    reads = [
+        line.partition(" fusion(")[2].partition(" kind=")[0].count("%")
+        for line in program.splitlines()
+    ]
+    assert 0 < max(reads) <= 12  # two addends of a map and the four vectors of its normalisation
+
+
+def test_not_a_number_is_not_lost_in_a_residual_sum():
+    backbone, images = create_backbone("resnet18", 0.125), jnp.full((1, 32, 32, 3), jnp.nan)
+    last = jax.jit(lambda: backbone.init_with_output(jax.random.key(0), images)[0][-1])()
+    assert jnp.isnan(last).all()
