@@ -37,7 +37,7 @@ class HeadOfMSRN(msrn.MSRN):
         assignment = jnp.full((CLASSES, GROUPS), 1 / GROUPS)
         return jnp.eye(CLASSES, msrn.CHANNELS), jnp.eye(GROUPS, msrn.CHANNELS), assignment
 
-    def attend(self, maps, embeddings, train):
+    def attend(self, maps, embeddings):
         x = nn.Dense(3 * msrn.CHANNELS, name="project")(maps[-1].reshape(len(maps[-1]), -1))
         scale = self.param("scale", nn.initializers.normal(1.0), (len(embeddings), 1))
         return jnp.tanh(x[:, None] * scale)

@@ -5,11 +5,11 @@ those than on the same sums written another way, so there:
 
 * a depthwise convolution is a sum of strided slices, each times its weight;
 * a 1x1 convolution is a matrix product;
-* in training, a 3x3 convolution of many channels is nine shifted matrix products.
+* the gradient of any other kernel is a convolution along one axis.
 
-The first two carry a gradient of their own, since the derived one would be slow again. All
-formulations compute the same sums; `tests/models/test_convolution.py` holds them against the plain
-one, values and gradients.
+Each carries a gradient of its own, since the derived one would be slow again. All formulations
+compute the same sums; `tests/models/test_convolution.py` holds them against the plain one, values
+and gradients.
 """
 
 from functools import partial
@@ -18,20 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# From this many input channels on, nine matrix products beat one convolution in training.
-SHIFTED_DOTS_CHANNELS = 256
-
 # Most positions of a row that the gradient of a depthwise kernel reads at once.
 PIECE_COLUMNS = 16
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    *,
-    depthwise: bool = False,
-    train: bool = False,
+    x: jax.Array, kernel: jax.Array, stride: int = 1, *, depthwise: bool = False
 ) -> jax.Array:
     """Convolves with symmetric zero padding of (k - 1) // 2, as PyTorch's layers of these networks.
 
@@ -40,21 +32,17 @@ def convolve(
         kernel: `[k, k, F, G]`, or `[k, k, 1, F]` where depthwise; k odd.
         stride: of both axes.
         depthwise: every channel is convolved alone.
-        train: whether a gradient will be wanted; it only moves speed.
 
     Returns:
         `[B, ceil(H / stride), ceil(W / stride), G]` of the dtype of `x`.
     """
     if jax.default_backend() != "cpu":
         return plain(x, kernel, stride, depthwise)
-    size, channels = kernel.shape[0], kernel.shape[2]
     if depthwise:
         return depthwise_slices(x, kernel, stride)
-    if size == 1:
+    if kernel.shape[0] == 1:
         return pointwise_dot(x, kernel, stride)
-    if train and size == 3 and stride == 1 and channels >= SHIFTED_DOTS_CHANNELS:
-        return shifted_dots(x, kernel)
-    return plain(x, kernel, stride)
+    return dense(x, kernel, stride)
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False) -> jax.Array:
@@ -70,17 +58,49 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = Fa
     )
 
 
-def shifted_dots(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of stride 1 as one matrix product for every tap of the kernel."""
-    size = kernel.shape[0]
-    height, width = x.shape[1:3]
-    padded = _pad(x, (size - 1) // 2)
-    taps = (
-        padded[:, i : i + height, j : j + width] @ kernel[i, j]
-        for i in range(size)
-        for j in range(size)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """The plain convolution, with the gradient of its kernel as a convolution along one axis."""
+    return plain(x, kernel, stride)
+
+
+def _dense_forward(x, kernel, stride):
+    return plain(x, kernel, stride), (x, kernel)
+
+
+def _dense_backward(stride, saved, g):
+    x, kernel = saved
+    _, pull_back = jax.vjp(lambda x: plain(x, kernel, stride), x)
+    return *pull_back(g), _dense_kernel_gradient(x, g, kernel.shape[0], stride)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _dense_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
+    """`[k, k, F, G]`: at every shift of its rows, x times g summed over all positions.
+
+    Along the rows that is a convolution, whose channels are the columns of all images and whose
+    kernel is the cotangent; each shift of the columns is an image of its batch. XLA's CPU backend
+    packs so many channels several times faster than the few images which its own gradient takes
+    for them.
+    """
+    (batch, rows, columns), pad = g.shape[:3], (size - 1) // 2
+    rows_read, columns_read = (stride * (n - 1) + size for n in (rows, columns))
+    margins = [(0, 0, 0), (pad, rows_read - x.shape[1] - pad, 0)]
+    margins += [(0, 0, 0), (pad, columns_read - x.shape[2] - pad, 0)]
+    padded = lax.pad(x.transpose(3, 1, 0, 2), jnp.zeros((), x.dtype), margins)  # [F, H, B, W]
+    span = stride * (columns - 1) + 1
+    shifted = jnp.stack([padded[..., j : j + span : stride] for j in range(size)])
+    gradient = lax.conv_general_dilated(
+        shifted.reshape(-1, rows_read, batch * columns),
+        g.transpose(1, 0, 2, 3).reshape(rows, batch * columns, -1),
+        (1,),
+        "VALID",
+        rhs_dilation=(stride,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
     )
-    return sum(taps)
+    return gradient.reshape(size, -1, *gradient.shape[1:]).transpose(2, 0, 1, 3)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -68,13 +68,8 @@ class ConvBatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
-        x = convolve(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            self.stride,
-            depthwise=self.depthwise,
-            train=train,
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = convolve(x, kernel, self.stride, depthwise=self.depthwise)
         if train:
             used_mean, used_var, count = batch_statistics(x, mask, self.bn_groups)
             if not self.is_initializing():

@@ -67,7 +67,7 @@ class MSRN(nn.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} px leave MSRN no position to "
                 "attend to; data.image_size must be at least 64"
             )
-        seen = self.attend(maps, jnp.concatenate([labels, groups]), train)
+        seen = self.attend(maps, jnp.concatenate([labels, groups]))
         return {
             "logits": self.classify(seen, assignment),
             "group_loss": group_loss(labels, groups, assignment),
@@ -85,13 +85,13 @@ class MSRN(nn.Module):
         logits = GraphAttention(self.num_groups, name="group_assignment")(nodes, neighbours)
         return labels, *pool_into_groups(members, logits)
 
-    def attend(self, maps: tuple[jax.Array, ...], embeddings: jax.Array, train: bool) -> jax.Array:
+    def attend(self, maps: tuple[jax.Array, ...], embeddings: jax.Array) -> jax.Array:
         """What every embedding sees of every map, in (-1, 1): `[B, C + K, 3 * 512]`."""
         seen = []
         for stage, x in zip((2, 3, 4), maps, strict=True):
             if stage != 4:
-                x = Linear(x.shape[-1], name=f"branch{stage}")(x, train)
-            x = Linear(CHANNELS, name=f"project{stage}")(halve(x), train)
+                x = Linear(x.shape[-1], name=f"branch{stage}")(x)
+            x = Linear(CHANNELS, name=f"project{stage}")(halve(x))
             seen.append(spatial_attention(x.reshape(len(x), -1, CHANNELS), embeddings))
         return jnp.tanh(jnp.concatenate(seen, axis=-1))
 
@@ -119,14 +119,14 @@ class Linear(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps `[B, H, W, F]` or `[N, F]` to as many G = `features`; `train` only moves speed."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, F]` or `[N, F]` to as many G = `features`."""
         start = uniform(x.shape[-1])
         kernel = self.param("kernel", start, (x.shape[-1], self.features))
         bias = self.param("bias", start, (self.features,))
         if x.ndim == 4:
             kernel = kernel[None, None].astype(x.dtype)
-            return convolve(x, kernel, train=train) + bias.astype(x.dtype)
+            return convolve(x, kernel) + bias.astype(x.dtype)
         return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
 
 

@@ -46,12 +46,15 @@ def test_pointwise_dot(stride, side):
     )
 
 
-def test_shifted_dots():
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [7, 8])
+def test_dense(size, stride, side):
     assert_same(
-        convolution.shifted_dots,
-        lambda x, k: convolution.plain(x, k),
-        (2, 7, 6, 8),
-        (3, 3, 8, 5),
+        lambda x, k: convolution.dense(x, k, stride),
+        lambda x, k: convolution.plain(x, k, stride),
+        (2, side, side + 1, 6),
+        (size, size, 6, 5),
     )
 
 
@@ -60,24 +63,22 @@ def test_shifted_dots():
     [
         (True, (3, 3, 1, 256), 1, "depthwise_slices"),
         (False, (1, 1, 256, 4), 2, "pointwise_dot"),
-        (False, (3, 3, 256, 4), 1, "shifted_dots"),
-        (False, (3, 3, 256, 4), 2, "plain"),
-        (False, (3, 3, 255, 4), 1, "plain"),
-        (False, (7, 7, 3, 4), 2, "plain"),
+        (False, (3, 3, 256, 4), 1, "dense"),
+        (False, (7, 7, 3, 4), 2, "dense"),
     ],
 )
 def test_the_platform_chooses_the_formulation(
     monkeypatch, depthwise, kernel_shape, stride, expected
 ):
     called = []
-    names = ("depthwise_slices", "pointwise_dot", "shifted_dots", "plain")
+    names = ("depthwise_slices", "pointwise_dot", "dense", "plain")
     for name in names:
         monkeypatch.setattr(convolution, name, lambda *_, name=name: called.append(name))
     x = jnp.zeros((1, 4, 4, kernel_shape[2] if not depthwise else kernel_shape[3]))
     kernel = jnp.zeros(kernel_shape)
-    convolution.convolve(x, kernel, stride, depthwise=depthwise, train=True)
+    convolution.convolve(x, kernel, stride, depthwise=depthwise)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    convolution.convolve(x, kernel, stride, depthwise=depthwise, train=True)
+    convolution.convolve(x, kernel, stride, depthwise=depthwise)
     assert called == [expected, "plain"]
 
 
