@@ -3,7 +3,8 @@
 Accelerators get `lax.conv_general_dilated`. XLA's CPU backend is several times slower on some of
 those than on the same sums written another way, so there:
 
-* a depthwise convolution is a sum of strided slices, each times its weight;
+* a depthwise convolution is a sum of strided slices, each times its weight, and so is one of few
+  inputs to an output;
 * a 1x1 convolution is a matrix product;
 * the gradient of any other kernel is a convolution along one axis.
 
@@ -18,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Most positions of a row that the gradient of a depthwise kernel reads at once.
-PIECE_COLUMNS = 16
+# Up to so many inputs of an output, summing their products one after the other is fastest.
+FEW_INPUTS = 27
 
 
 def convolve(
@@ -60,12 +61,22 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = Fa
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """The plain convolution, with the gradient of its kernel as a convolution along one axis."""
-    return plain(x, kernel, stride)
+    """The plain convolution, with the gradient of its kernel as a convolution along one axis.
+
+    Of few inputs to an output, as at the first layer of MobileNetV2, it is the sum of their
+    products, which XLA's CPU backend makes one loop of.
+    """
+    size, channels = kernel.shape[0], kernel.shape[2]
+    if size * size * channels > FEW_INPUTS:
+        return plain(x, kernel, stride)
+    slices = _strided_slices(_pad(x, (size - 1) // 2), size, stride, x.shape)
+    return sum(
+        part[..., c : c + 1] * kernel[i, j, c] for (i, j), part in slices for c in range(channels)
+    )
 
 
 def _dense_forward(x, kernel, stride):
-    return plain(x, kernel, stride), (x, kernel)
+    return dense(x, kernel, stride), (x, kernel)
 
 
 def _dense_backward(stride, saved, g):
@@ -127,7 +138,9 @@ pointwise_dot.defvjp(_pointwise_forward, _pointwise_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """A depthwise convolution as a sum of strided slices of the padded input."""
-    slices = _strided_slices(_pad(x, (kernel.shape[0] - 1) // 2), kernel.shape[0], stride, x.shape)
+    # The barrier keeps the middle slice from being what was padded, to be computed anew.
+    padded = lax.optimization_barrier(_pad(x, (kernel.shape[0] - 1) // 2))
+    slices = _strided_slices(padded, kernel.shape[0], stride, x.shape)
     return sum(part * kernel[i, j, 0] for (i, j), part in slices)
 
 
@@ -145,25 +158,31 @@ depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """`[k, k, F]`, from float32 sums over pieces of rows that are few enough for the cache."""
+    """`[k, k, F]`, from float32 sums over rows, for a row and its sums stay in the cache."""
     batch, rows, columns, channels = g.shape
-    piece = max(n for n in range(1, PIECE_COLUMNS + 1) if columns % n == 0)
-    pieces, span = columns // piece, stride * (piece - 1) + 1
     padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
+    # At stride 1 a row is one long vector, for few channels alone would fill no register.
+    row_shape = (columns * channels,) if stride == 1 else (columns, channels)
 
-    def add_piece(index, sums):
-        image, row, column = index // (rows * pieces), index // pieces % rows, index % pieces
-        corner = (image, row, column * piece, 0)
-        cotangent = lax.dynamic_slice(g, corner, (1, 1, piece, channels))[0]
-        corner = (image, row * stride, column * piece * stride, 0)
-        inputs = lax.dynamic_slice(padded, corner, (1, size, span + size - 1, channels))[0]
-        shifted = (inputs[:, j : j + span : stride] for j in range(size))  # by column of the kernel
-        products = ((part * cotangent).astype(jnp.float32) for part in shifted)
-        return [total + product for total, product in zip(sums, products, strict=True)]
+    def shifted(inputs, j):
+        """`[k, *row_shape]`: what column j of the kernel is multiplied with."""
+        if stride == 1:
+            return inputs.reshape(size, -1)[:, j * channels : (j + columns) * channels]
+        return inputs[:, j : j + stride * (columns - 1) + 1 : stride]
 
-    zeros = jnp.zeros((size, piece, channels), jnp.float32)
-    sums = lax.fori_loop(0, batch * rows * pieces, add_piece, [zeros] * size)
-    return jnp.stack([jnp.sum(total, axis=1) for total in sums], axis=1).astype(g.dtype)
+    def add_row(index, sums):
+        image, row = index // rows, index % rows
+        cotangent = lax.dynamic_slice(g, (image, row, 0, 0), (1, 1, columns, channels))
+        cotangent = cotangent.reshape(row_shape)
+        corner = (image, row * stride, 0, 0)
+        inputs = lax.dynamic_slice(padded, corner, (1, size, *padded.shape[2:]))[0]
+        products = (shifted(inputs, j) * cotangent for j in range(size))
+        return [total + p.astype(jnp.float32) for total, p in zip(sums, products, strict=True)]
+
+    zeros = jnp.zeros((size, *row_shape), jnp.float32)
+    sums = lax.fori_loop(0, batch * rows, add_row, [zeros] * size)
+    by_column = (jnp.sum(total.reshape(size, columns, channels), axis=1) for total in sums)
+    return jnp.stack(list(by_column), axis=1).astype(g.dtype)
 
 
 def _pad(x: jax.Array, pad: int) -> jax.Array:

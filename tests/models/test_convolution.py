@@ -58,6 +58,16 @@ def test_dense(size, stride, side):
     )
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dense_of_few_inputs(stride):
+    assert_same(
+        lambda x, k: convolution.dense(x, k, stride),
+        lambda x, k: convolution.plain(x, k, stride),
+        (2, 7, 8, 3),
+        (3, 3, 3, 5),
+    )
+
+
 @pytest.mark.parametrize(
     ("depthwise", "kernel_shape", "stride", "expected"),
     [
