@@ -218,6 +218,31 @@ def jax_forwards(
     return lambda: {f"loss{i}": forward(given["variables"])[0] for i in range(3)}
 
 
+def jax_kept(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
+    """The forward pass of a training step alone, with what it keeps for the backward pass."""
+    config = subject.recipe(sizes)
+    model = subject.model(given, sizes)
+    images = normalise(given["batch"]["images"], config.augment)
+    labels = given["batch"]["labels"]
+
+    @jax.jit
+    def forward(variables):
+        def loss_of(params):
+            outputs, _ = model.apply(
+                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            return total_loss(outputs, labels > 0, labels != 0)[0]
+
+        return jax.vjp(loss_of, variables["params"])
+
+    def run() -> dict[str, Any]:
+        loss, backward = jax.block_until_ready(forward(given["variables"]))
+        del backward  # not before: its arrays are what a peak is about
+        return {"loss": loss}
+
+    return run
+
+
 def reference(
     subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
 ) -> tuple[Any, Any]:
