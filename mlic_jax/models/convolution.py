@@ -6,6 +6,7 @@ those than on the same sums written another way, so there:
 * a depthwise convolution is a sum of strided slices, each times its weight, and so is one of few
   inputs to an output;
 * a 1x1 convolution is a matrix product;
+* a 3x3 convolution of many channels takes fewer products (`winograd.py`);
 * the gradient of any other kernel is a convolution along one axis.
 
 Each carries a gradient of its own, since the derived one would be slow again. All formulations
@@ -19,8 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlic_jax.models.winograd import winograd
+
 # Up to so many inputs of an output, summing their products one after the other is fastest.
 FEW_INPUTS = 27
+# From so many channels on, fewer products are worth the additions around them.
+MANY_CHANNELS = 128
 
 
 def convolve(
@@ -43,6 +48,9 @@ def convolve(
         return depthwise_slices(x, kernel, stride)
     if kernel.shape[0] == 1:
         return pointwise_dot(x, kernel, stride)
+    many = min(kernel.shape[2:]) >= MANY_CHANNELS
+    if many and kernel.shape[0] == 3 and stride == 1 and x.dtype == jnp.float32:
+        return winograd(x, kernel)
     return dense(x, kernel, stride)
 
 

@@ -58,6 +58,26 @@ def test_dense(size, stride, side):
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 6), (1, 7, 7), (3, 1, 4), (2, 2, 5)])
+def test_winograd(shape):
+    assert_same(convolution.winograd, convolution.plain, (*shape, 6), (3, 3, 6, 5))
+
+
+def test_the_error_of_winograd_is_that_of_float32():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shapes = ((2, 14, 14, 256), (3, 3, 256, 256), (2, 14, 14, 256))
+        x, kernel, g = (rng.standard_normal(shape) for shape in shapes)
+        exact = values_and_gradients(convolution.plain, x, kernel, g)
+        rounded = (array.astype(np.float32) for array in (x, kernel, g))
+        for got, want in zip(
+            values_and_gradients(convolution.winograd, *rounded), exact, strict=True
+        ):
+            assert got.dtype == jnp.float32
+            got, want = np.asarray(got), np.asarray(want)
+            assert np.max(np.abs(got - want)) < 3e-6 * np.max(np.abs(want))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_dense_of_few_inputs(stride):
     assert_same(
@@ -69,23 +89,28 @@ def test_dense_of_few_inputs(stride):
 
 
 @pytest.mark.parametrize(
-    ("depthwise", "kernel_shape", "stride", "expected"),
+    ("depthwise", "kernel_shape", "stride", "dtype", "expected"),
     [
-        (True, (3, 3, 1, 256), 1, "depthwise_slices"),
-        (False, (1, 1, 256, 4), 2, "pointwise_dot"),
-        (False, (3, 3, 256, 4), 1, "dense"),
-        (False, (7, 7, 3, 4), 2, "dense"),
+        (True, (3, 3, 1, 256), 1, "float32", "depthwise_slices"),
+        (False, (1, 1, 256, 4), 2, "float32", "pointwise_dot"),
+        (False, (3, 3, 128, 128), 1, "float32", "winograd"),
+        (False, (3, 3, 128, 128), 1, "bfloat16", "dense"),  # too few bits for it
+        (False, (3, 3, 128, 128), 2, "float32", "dense"),
+        (False, (5, 5, 128, 128), 1, "float32", "dense"),
+        (False, (3, 3, 256, 127), 1, "float32", "dense"),
+        (False, (3, 3, 127, 256), 1, "float32", "dense"),
+        (False, (7, 7, 3, 4), 2, "float32", "dense"),
     ],
 )
 def test_the_platform_chooses_the_formulation(
-    monkeypatch, depthwise, kernel_shape, stride, expected
+    monkeypatch, depthwise, kernel_shape, stride, dtype, expected
 ):
     called = []
-    names = ("depthwise_slices", "pointwise_dot", "dense", "plain")
+    names = ("depthwise_slices", "pointwise_dot", "winograd", "dense", "plain")
     for name in names:
         monkeypatch.setattr(convolution, name, lambda *_, name=name: called.append(name))
-    x = jnp.zeros((1, 4, 4, kernel_shape[2] if not depthwise else kernel_shape[3]))
-    kernel = jnp.zeros(kernel_shape)
+    x = jnp.zeros((1, 4, 4, kernel_shape[2] if not depthwise else kernel_shape[3]), dtype)
+    kernel = jnp.zeros(kernel_shape, dtype)
     convolution.convolve(x, kernel, stride, depthwise=depthwise)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     convolution.convolve(x, kernel, stride, depthwise=depthwise)
