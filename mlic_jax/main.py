@@ -26,6 +26,8 @@ OUT = flags.DEFINE_string("out", None, "predict: the folder to write.")
 FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photos.")
 SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
 flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
+LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
+LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> None:
         if MODE.value == "serve":
             return serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-        return predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), FLIP.value, scales)
+        options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value
+        return predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
     (config,) = required(CONFIG)
     from mlic_jax import calibrate, compilation, evaluate, train
     from mlic_jax.config import check_config

@@ -57,12 +57,15 @@ def predict_files(
     out: str | Path,
     flip: bool | None = None,
     scales: Sequence[int] | None = None,
+    local_size: int | None = None,
+    local_bound: float | None = None,
 ) -> None:
     """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
 
     Writes into `out`, in the place of earlier predictions, once all is done: `predictions.csv`, a
     row a photo; `predictions.jsonl`, with the regions; `annotated/`, the photos with what was found
-    in them; and the page `index.html` with its files in `gallery/`.
+    in them; and the page `index.html` with its files in `gallery/`. The options are those of
+    `Predictor.from_checkpoint`.
 
     Raises:
         UsageError: no images, a wrong option, or `out` holds something else.
@@ -71,7 +74,7 @@ def predict_files(
     out = Path(out)
     _check_output(out)
     root, files = find_images(images, out)
-    config, variables, metadata = load_model(checkpoint, flip, scales)
+    config, variables, metadata = load_model(checkpoint, flip, scales, local_size, local_bound)
     batch_size = even_batch_size(len(files), config.eval.batch_size)
     predictor = Predictor(config, variables, metadata, batch_size)
     try:
@@ -345,6 +348,10 @@ def render_page(predictor: Predictor, pictures: Sequence[dict[str, Any]], checkp
         about["temperature"] = f"{predictor.temperature:.3f}"
     if views.flip:
         about["mirrored too"] = "yes"
+    if views.local_size:
+        about["crops"] = f"{views.local_size} px"
+    if views.local_bound:
+        about["regions"] = f"of probability {views.local_bound:g} and more"
     return page_template(_TEMPLATE, {"probability": lambda value: f"{value:.2f}"}).render(
         pictures=good,
         failures=[picture for picture in pictures if picture["error"]],

@@ -324,8 +324,9 @@ def test_activation_maps_are_upsampled_like_the_models_own():
 def test_the_command(checkpoint, photos, tmp_path):
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     arguments = ["--mode=predict", "--checkpoint", str(checkpoint), "--images", str(photos)]
+    options = ["--flip", "--local_size=32", "--local_bound=0.99"]
     answer = subprocess.run(
-        [sys.executable, "-m", "mlic_jax.main", *arguments, "--out", "out", "--flip"],
+        [sys.executable, "-m", "mlic_jax.main", *arguments, "--out", "out", *options],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -339,3 +340,8 @@ def test_the_command(checkpoint, photos, tmp_path):
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == ENTRIES
     plain = Predictor.from_checkpoint(checkpoint)([photos / "a.jpg"])[0]
     assert lines(tmp_path / "out")[1]["scores"] != pytest.approx(plain.scores, abs=1e-4)
+    assert plain.regions
+    assert not any(line.get("regions") for line in lines(tmp_path / "out"))
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "32 px" in page
+    assert "of probability 0.99 and more" in page
