@@ -78,6 +78,26 @@ def test_the_error_of_winograd_is_that_of_float32():
             assert np.max(np.abs(got - want)) < 3e-6 * np.max(np.abs(want))
 
 
+@pytest.mark.parametrize("formulation", ["winograd", "dense"])
+def test_every_device_convolves_its_own_images(formulation):
+    """Only the gradient of the kernel is exchanged."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    images, everywhere = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (("data",), ())
+    )
+    compute = jax.jit(
+        lambda *arrays: values_and_gradients(getattr(convolution, formulation), *arrays),
+        in_shardings=(images, everywhere, images),
+        out_shardings=(images, images, everywhere),
+    )
+    shapes = ((8, 7, 9, 8), (3, 3, 8, 8), (8, 7, 9, 8))
+    program = compute.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    text = program.compile().as_text()
+    exchanges = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
+    assert [text.count(exchange) for exchange in exchanges] == [1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_dense_of_few_inputs(stride):
     assert_same(
