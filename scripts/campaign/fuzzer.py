@@ -24,6 +24,7 @@ FOLDER = Path(__file__).with_name("fuzzers")
 # What reading a file may take beyond what the process took before.
 SECONDS = 5.0
 TIMES_ITS_SIZE, MEGABYTES = 20, 200
+ADDRESSES = 1 << 30  # of threads, which reserve far more than they use, and hang without it
 BYTES_A_PIXEL, PIXELS_A_SECOND = 16, 1e7  # several copies of an image while it is decoded
 LONGEST_LINE = 2000  # characters; a longer one hides what it says
 
@@ -141,8 +142,8 @@ def last_lines(text: str) -> str:
 def bounded(size: int, pixels: int = 0) -> Iterator[None]:
     """Inside, no more time and memory may be taken than an honest file needs.
 
-    Memory beyond the bound is refused to the process, where it is asked for at once; that which
-    comes in small parts is seen at the end.
+    What the process held at its peak is seen at the end. Far more is refused to it: what is claimed
+    is not to be got, even if it is never used.
 
     Args:
         size: bytes of the file.
@@ -156,7 +157,7 @@ def bounded(size: int, pixels: int = 0) -> Iterator[None]:
     before = _memory()
     Path("/proc/self/clear_refs").write_text("5")  # from now on the peak is that of the block
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (before["VmSize"] + limit, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (before["VmSize"] + limit + ADDRESSES, hard))
     start = time.process_time()
     try:
         yield

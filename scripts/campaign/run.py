@@ -14,6 +14,7 @@ others go on, and the exit code is 1.
 import argparse
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -82,6 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         _say(f"{name} is left out: {lacking}")
         del fuzzers[name]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers, as Ctrl-C does
     tallies = []
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         shared = Path(scratch, "shared")
