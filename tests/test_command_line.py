@@ -2,10 +2,13 @@
 
 import errno
 import os
+import sys
+import threading
+import time
 
 import pytest
 
-from mlic_jax.command_line import exit_code
+from mlic_jax.command_line import exit_code, hush_strays
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -53,3 +56,38 @@ def test_an_exit_of_a_library_is_passed_on(code, expected):
 def test_success_is_0_whatever_the_command_returns(capsys):
     assert exit_code(lambda: {"a": "value"}) == 0
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def hushed(monkeypatch):
+    """`hush_strays`, undone after the test."""
+    for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))
+    hush_strays()
+
+
+class Stray:
+    """Raises where Python can only say so: while it is deleted."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_what_is_raised_where_nobody_waits_prints_nothing(hushed, capsys):
+    Stray(RuntimeError("Event loop is closed"))
+    thread = threading.Thread(target=ending(OSError("no space")))
+    thread.start()
+    thread.join()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interruption_is_never_lost(hushed):
+    def run():
+        Stray(KeyboardInterrupt())
+        time.sleep(10)
+        raise AssertionError("the interruption was lost")
+
+    assert exit_code(run) == 130
