@@ -124,6 +124,8 @@ def refusal(command: Callable[[], int]) -> str | None:
         raise Broken(f"it ends in {last_lines(traceback.format_exc())}") from None
     if code == 0:
         return None
+    if "Traceback" in printed.getvalue():
+        raise Broken(f"it ends in {last_lines(printed.getvalue())}")
     _, found, line = printed.getvalue().rstrip("\n").partition("error: ")
     if not found or "\n" in line:
         raise Broken(f"its refusal is not one line: {last_lines(printed.getvalue())}")

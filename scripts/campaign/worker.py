@@ -18,6 +18,8 @@ from mlic_jax.errors import Failure
 
 SECONDS_TO_START = 600  # what all cases share, such as a run left alone that is to be compiled
 
+SECONDS_TO_END = 10
+
 
 @dataclass
 class Outcome:
@@ -39,7 +41,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._end(SECONDS_TO_END)
 
     def run(self, seed: int, case: int, folder: Path) -> Outcome:
         """Runs a case in an empty folder, within the time that its fuzzer allows."""
@@ -72,15 +74,16 @@ class Worker:
             self._end()
             raise Failure(f"{self._name} cannot be started: {self._last_words()}")
 
-    def _end(self) -> None:
-        """Ends the process, with all that it started."""
+    def _end(self, patience: float = 0) -> None:
+        """Ends the process after so many seconds, with all that it started."""
         if self._process is not None:
+            self._connection.close()
+            self._process.join(patience)  # it ends by itself where nothing more can be asked
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
             except ProcessLookupError:  # it has not come to be the first of its group, or is gone
                 self._process.kill()
             self._process.join()
-            self._connection.close()
             self._process = None
 
     def _last_words(self) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from fuzzer import Broken, Fuzzer, answer
-from tiny_run import Process, TinyRuns, check_nothing_half_written, is_unfinished
+from tiny_run import Process, TinyRuns, check_nothing_half_written, is_unfinished, metric_lines
 
 from mlic_jax.checkpoint import (
     RunCheckpoints,
@@ -27,6 +27,7 @@ from mlic_jax.checkpoint import (
     latest_checkpoint,
     load_weights,
     read_metadata,
+    run_checkpoints,
 )
 
 MOST_COPIES = 24  # of a run
@@ -37,10 +38,9 @@ class CrashState(Fuzzer):
     title = "What a crash leaves"
     units = "states"
     holds = (
-        "the latest and the best checkpoint are complete and verified, of the run's own numbers "
-        "at that step; no metadata name a best that is not there; opening the run clears away all "
-        "that is half-written and nothing else; a hundredth of them is really resumed, to the same "
-        "end"
+        "every checkpoint is complete and verified, with the run's own weights at that step; the "
+        "best is there, of all validations until then; opening the run clears away all that is "
+        "half-written and nothing else; a hundredth of them is really resumed, to the same end"
     )
     share = 12
     seconds = 600
@@ -48,6 +48,8 @@ class CrashState(Fuzzer):
     def __init__(self, shared: Path):
         self._runs = TinyRuns(shared)
         self._weights: dict[str, list[bytes]] = {}  # of every step, once it is known
+        lines = metric_lines(self._runs.alone)
+        self._validations = {line["step"]: line["val/mAP"] for line in lines if "val/mAP" in line}
 
     def run(self, rng: np.random.Generator, folder: Path) -> Iterator[str]:
         run = folder / "run"
@@ -91,16 +93,22 @@ class CrashState(Fuzzer):
         return latest and latest.name
 
     def _check_checkpoints(self, state: Path) -> Path | None:
+        """The latest, once all are checked."""
         latest = latest_checkpoint(state)
         if latest is None:
             return None
-        self._check_weights(latest)
-        best = read_metadata(latest)["best"]["step"]
-        if best is not None:
-            found = find_checkpoint(state)
-            if found.name != str(best):
-                raise Broken(f"{latest.name} names {best} as the best, and there is {found.name}")
-            self._check_weights(found)
+        validated = {}
+        for checkpoint in run_checkpoints(state):
+            self._check_weights(checkpoint)
+            if validation := read_metadata(checkpoint).get("validation"):
+                validated[int(checkpoint.name)] = validation["mAP"]
+        # All that were validated until now, however many of them were deleted since.
+        until = int(latest.name) - (int(latest.name) not in validated)
+        expected = {step: value for step, value in self._validations.items() if step <= until}
+        best = max(expected, key=expected.get, default=int(latest.name))
+        found = find_checkpoint(state)
+        if found.name != str(best) or validated.get(best) != expected.get(best):
+            raise Broken(f"the best until {latest.name} is {best}, and there is {found.name}")
         return latest
 
     def _check_weights(self, checkpoint: Path) -> None:

@@ -49,29 +49,32 @@ class Tables(Fuzzer):
                 colour = tuple(int(c) for c in np.random.default_rng(k).integers(0, 256, 3))
                 Image.new("RGB", (12, 10), colour).save(self._images / f"{k}.png")
         # A first one pays for what is loaded once.
-        self._prepare(np.random.default_rng(0), shared / "first", "csv", lambda rng, text: text)
+        first = shared / "first"
+        plant_csv(np.random.default_rng(0), first / "data", self._images, lambda rng, text: text)
+        if line := self._prepare(first, "csv"):
+            raise Broken(f"a sound set is refused: {line}")
 
     def run(self, rng: np.random.Generator, folder: Path) -> Iterator[str]:
         kind = KINDS[rng.integers(len(KINDS))]
-        yield f"{kind}: {self._prepare(rng, folder, kind, HARM[kind])}"
-
-    def _prepare(self, rng: np.random.Generator, folder: Path, kind: str, harm: Callable) -> str:
         data = folder / "data"
-        data.mkdir(parents=True)
-        PLANT[kind](rng, data, self._images, harm)
-        arguments = [
-            *("--images", data, "--format", kind, "--name", "hostile", "--word-vectors", "none"),
-            *("--prepared-dir", folder / "prepared", "--output", folder / "own"),
-        ]
-        if rng.random() < 0.3:
-            arguments += ["--on-corrupt", "skip"]
+        data.mkdir()
+        PLANT[kind](rng, data, self._images, HARM[kind])
+        on_corrupt = ("fail", "skip")[rng.integers(2)]
         size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
         with bounded(size):
-            line = refusal(lambda: self._script.main(list(map(str, arguments))))
-        if line is not None:
-            return "refused"
-        self._check_set(folder, READ[kind](data))
-        return "prepared"
+            line = self._prepare(folder, kind, on_corrupt)
+        if line is None:
+            self._check_set(folder, READ[kind](data))
+        yield f"{kind}: {'prepared' if line is None else 'refused'}"
+
+    def _prepare(self, folder: Path, kind: str, on_corrupt: str = "fail") -> str | None:
+        """Runs the script on the set in `<folder>/data`; gives the line with which it refuses."""
+        arguments = (
+            *("--images", folder / "data", "--format", kind, "--name", "hostile"),
+            *("--prepared-dir", folder / "prepared", "--output", folder / "own"),
+            *("--word-vectors", "none", "--on-corrupt", on_corrupt),
+        )
+        return refusal(lambda: self._script.main(list(map(str, arguments))))
 
     def _check_set(self, folder: Path, expected: Labels | None) -> None:
         roles = json.loads((folder / "own" / "data_card.json").read_text())["roles"]
