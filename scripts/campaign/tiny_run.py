@@ -1,10 +1,12 @@
 """A training run of seconds on generated scenes, and what must be equal of two that ended."""
 
+import contextlib
 import functools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -157,6 +159,20 @@ class Process:
         """Sends a signal."""
         self._popen.send_signal(number)
 
+    def stop(self) -> bool:
+        """Stops it (SIGSTOP), all of its threads; whether it is stopped and has not ended."""
+        self.send(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._popen.pid}/task")
+        while self.runs:
+            with contextlib.suppress(OSError):  # a thread that ends meanwhile
+                states = {
+                    (task / "stat").read_text().rpartition(")")[2][1] for task in tasks.iterdir()
+                }
+                if states <= {"T"}:
+                    return True
+            time.sleep(_POLL)
+        return False
+
     def printed(self, name: str) -> str:
         """What it printed so far to `out` or `err`."""
         return b"".join(self._printed[name]).decode(errors="replace")
@@ -196,9 +212,9 @@ def changes(folder: Path, goes_on: Any) -> Iterator[None]:
     """Once for every change that is seen of the names two levels below a folder."""
     seen = None
     while goes_on():
-        found = {*folder.glob("*"), *folder.glob("*/*")}
-        if found != seen:
-            if seen is not None:
+        with contextlib.suppress(OSError):  # a folder that goes meanwhile
+            found = {*folder.glob("*"), *folder.glob("*/*")}
+            if found != seen and seen is not None:
                 yield
             seen = found
         time.sleep(_POLL)

@@ -13,13 +13,21 @@ import io
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from fuzzer import Broken, Fuzzer, answer
-from tiny_run import Process, TinyRuns, check_nothing_half_written, is_unfinished, metric_lines
+from tiny_run import (
+    Process,
+    TinyRuns,
+    check_nothing_half_written,
+    half_written,
+    is_unfinished,
+    metric_lines,
+)
 
 from mlic_jax.checkpoint import (
     RunCheckpoints,
@@ -31,6 +39,7 @@ from mlic_jax.checkpoint import (
 )
 
 MOST_COPIES = 24  # of a run
+SECONDS_TO_CLEAR = 10
 RESUMED = 0.01  # the share of states from which a run is really resumed
 
 
@@ -60,7 +69,8 @@ class CrashState(Fuzzer):
                 if not process.sleep_until_changed(run / "checkpoints", times):
                     break
                 process.sleep(pause)
-                process.send(signal.SIGSTOP)
+                if not process.stop():
+                    break
                 states.append(shutil.copytree(run, folder / f"{k}-killed"))
                 process.send(signal.SIGCONT)
         for state in states:
@@ -85,6 +95,7 @@ class CrashState(Fuzzer):
                 contextlib.redirect_stderr(io.StringIO()),
             ):
                 pass
+            _wait_until_cleared(state)
             check_nothing_half_written(state / "checkpoints")
             if latest_checkpoint(state) != latest:
                 raise Broken("opening it has changed which checkpoint is the latest")
@@ -118,6 +129,13 @@ class CrashState(Fuzzer):
         leaves = [leaf.tobytes() for leaf in jax.tree.leaves(loaded[0])]
         if self._weights.setdefault(checkpoint.name, leaves) != leaves:
             raise Broken(f"{checkpoint.name} has other weights than the same step of another run")
+
+
+def _wait_until_cleared(state: Path) -> None:
+    """Orbax deletes what is half-written in a thread of its own."""
+    end = time.monotonic() + SECONDS_TO_CLEAR
+    while half_written(state / "checkpoints") and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def lose_power(rng: np.random.Generator, state: Path) -> None:
