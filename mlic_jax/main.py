@@ -28,6 +28,7 @@ SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as
 flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
+RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
     absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
+    if RESUME.value and MODE.value != "predict":
+        raise UsageError(f"--resume is for --mode=predict; {MODE.value} goes on by itself")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         from mlic_jax import compilation, predict_files, serve
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
         if MODE.value == "serve":
             return serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-        options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value
+        options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value, RESUME.value
         return predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
     (config,) = required(CONFIG)
     from mlic_jax import calibrate, compilation, evaluate, train

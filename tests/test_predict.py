@@ -17,7 +17,7 @@ from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.operating_point import OperatingPoint
-from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model, printable
+from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model
 from weight_conversion import convert
 
 SIZE = 64
@@ -377,11 +377,6 @@ def test_boxes_in_a_photo_touch_all_that_the_model_saw():
     assert box_in_photo(np.array([10, 20, 30, 40]), 64, 640, 128) == (100, 40, 300, 80)
     assert box_in_photo(np.array([63, 31, 64, 33]), 64, 1, 1) == (0, 0, 1, 1)  # never empty
     assert box_in_photo(np.array([1, 1, 2, 2]), 64, 100, 100) == (1, 1, 4, 4)
-
-
-def test_names_that_no_encoding_has():
-    assert printable(b"caf\xe9.jpg".decode("utf-8", "surrogateescape")) == "caf?.jpg"
-    assert printable("über.jpg") == "über.jpg"
 
 
 @pytest.mark.parametrize(
