@@ -1,6 +1,7 @@
 """The demo page: what it shows is what `Predictor` says; server and browser are real ones."""
 
 import base64
+import http.client
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from html.parser import HTMLParser
@@ -452,6 +454,54 @@ def test_files_of_the_machine_are_not_read(server, photo, tmp_path):
     done = server.predict(path, "thief")
     assert not done["success"]
     assert "data:image" not in json.dumps(done)
+
+
+# Gradio's own routes, as `[path, methods]`.
+ROUTES = """
+import json, gradio
+from gradio.routes import App
+with gradio.Blocks() as page:
+    pass
+print(json.dumps([[r.path, sorted(r.methods)] for r in App.create_app(page).routes
+                  if hasattr(r, "methods")]))
+"""
+ELSEWHERE = "http://host.invalid/a.jpg"
+
+
+def hand_written(path):
+    """A request's body that names a file elsewhere wherever Gradio might look for one."""
+    file = {"path": path, "url": path, "orig_name": "a.jpg", "meta": {"_type": "gradio.FileData"}}
+    job = {"data": [file], "fn_index": 0, "session_hash": "hand", "event_data": file}
+    more = {"component_id": 1, "fn_name": "preprocess", "upload": file, "value": file}
+    return json.dumps(job | more).encode()
+
+
+def test_no_request_has_the_server_look_for_another_machine(server, photo):
+    """Every route of Gradio's is asked for a file elsewhere; what contacts it makes is noted."""
+    routes = subprocess.run(**command(ROUTES), capture_output=True, text=True, timeout=60).stdout
+    routes = json.loads(routes.splitlines()[-1])
+    assert {"/gradio_api/file={path_or_url:path}", "/gradio_api/queue/join"} <= {*dict(routes)}
+    url = urllib.parse.urlsplit(server.url)
+    for path, methods in routes:
+        path = re.sub(r"{[^}]*:path}", ELSEWHERE, path)
+        path = path.replace("{api_name}", "answer_upload")
+        path = re.sub(r"{[^}]*}", "hand", path)
+        for method in methods:
+            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
+            body = hand_written(ELSEWHERE) if method == "POST" else None
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            status = connection.getresponse().status  # some never end
+            connection.close()
+            if "=http" in path or "/http" in path:
+                assert status in (403, 404), path
+    for path in (ELSEWHERE, "HTTPS://host.invalid", "//host.invalid/a", "ftp://host.invalid", "a"):
+        status = server.request("gradio_api/queue/join", hand_written(path))[0]
+        assert status == (200 if path.startswith("/") else 403)
+    for body in (b"", b"[]", b"{", b'{"data": [1]}', b"[" * 10_000, b" " * 2**17):
+        assert server.request("gradio_api/queue/join", body)[0] == 403
+    assert photo.name in server.ask(photo.name, photo.read_bytes(), "afterwards").text
+    contacts = server.contacts.read_text().splitlines()
+    assert [line for line in contacts if "127.0.0.1" not in line] == []
 
 
 # --- the page in a browser
