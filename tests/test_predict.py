@@ -237,6 +237,15 @@ def test_a_damaged_exif_tag_costs_no_photo(predictor, photos, tmp_path):
     assert (prediction.width, prediction.height) == image.size
 
 
+def test_whatever_an_image_raises_concerns_it_alone(predictor, photos):
+    closed = Image.open(photos[0])
+    closed.close()
+    bad, good = predictor([closed, photos[1]])
+    assert bad.error == "Operation on closed image"
+    assert (bad.labels, bad.scores) == ((), {})
+    assert good == predictor([photos[1]])[0]
+
+
 def test_labels_are_those_of_the_operating_point(run, reference, photos, tmp_path):
     names = run[2]["class_names"]
     logits = reference(model_input(Image.open(photos[0])))["logits"]
