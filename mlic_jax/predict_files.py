@@ -2,6 +2,9 @@
 
 The page loads photos and activation maps from files beside it, when they come into view: one of a
 thousand photos opens at once.
+
+Whatever is wrong with a photo concerns its row alone, and whatever ends the process none that was
+written: outputs grow in `.partial`, with a journal from which `resume` goes on.
 """
 
 import collections
@@ -105,11 +108,10 @@ def predict_files(
         predictor = Predictor(config, variables, metadata, batch_size)
         failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
     except OSError as error:
-        kept = (
-            "; what was done is kept, and --resume goes on with it"
-            if has_rows(out / PARTIAL)
-            else ""
-        )
+        kept = ""
+        with contextlib.suppress(OSError):  # perhaps it cannot even be read
+            if has_rows(out / PARTIAL):
+                kept = "; what was done is kept, and --resume goes on with it"
         why = error.strerror or error
         raise Failure(f"{printable(out)}: cannot be written ({why}){kept}") from error
     table, annotated, page = (printable(out / name) for name in (TABLE, ANNOTATED, PAGE))
@@ -207,10 +209,13 @@ def describe_run(
 
 
 def _check_same_run(out: Path, run: dict[str, Any]) -> None:
-    before = begun(out / PARTIAL if has_rows(out / PARTIAL) else out) or run
-    names = {"weights": "another checkpoint", "metadata": "another state of the checkpoint"}
+    before = begun(out / PARTIAL) or begun(out) or run
+    words = {
+        "weights": "another checkpoint",
+        "metadata": "another configuration or operating point of the checkpoint",
+    }
     differ = [
-        names.get(name) or f"{name}={before.get(name)} (now {value})"
+        words.get(name) or f"{name}={before.get(name)} (now {value})"
         for name, value in run.items()
         if before.get(name) != value
     ]
@@ -274,12 +279,10 @@ def _unfinished(out: Path, resume: bool) -> Iterator[Path]:
 def _open_partial(out: Path, resume: bool) -> None:
     """Leaves in `out/.partial` what is to be gone on with, if anything is."""
     partial = out / PARTIAL
-    unfinished = has_rows(partial)
-    if unfinished and not resume:
-        print(
-            f"what an unfinished run did in {printable(out)} is dropped (--resume goes on with it)"
-        )
-    if partial.exists() and not (unfinished and resume):
+    unfinished = resume and begun(partial) is not None
+    if has_rows(partial) and not resume:
+        print(f"{printable(partial)}: what an unfinished run did is dropped, for want of --resume")
+    if partial.exists() and not unfinished:
         shutil.rmtree(partial)
     for name in (ANNOTATED, GALLERY):
         (partial / name).mkdir(parents=True, exist_ok=True)

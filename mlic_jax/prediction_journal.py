@@ -129,9 +129,11 @@ def table_row(row: dict[str, Any], class_names: Sequence[str]) -> list[str]:
 
 def _entries(journal: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Where the lines begin and what they say, up to one that is not whole."""
-    if not journal.exists():
+    try:
+        file = journal.open("rb")
+    except FileNotFoundError:
         return
-    with journal.open("rb") as file:
+    with file:
         offset = 0
         for line in file:
             try:

@@ -285,6 +285,8 @@ def test_where_predictions_cannot_go(checkpoint, photos, tmp_path):
         predict_files(checkpoint, str(photos), tmp_path)
     with pytest.raises(UsageError, match="is a file"):
         predict_files(checkpoint, str(photos), tmp_path / "mine.txt")
+    with pytest.raises(Failure, match=r"cannot be written \(Not a directory\)$"):
+        predict_files(checkpoint, str(photos / "a.jpg"), tmp_path / "mine.txt" / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
