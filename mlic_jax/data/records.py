@@ -36,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mlic_jax.data import transforms
+from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError
 
 _EXAMPLES_PER_SHARD = 1000
@@ -319,8 +320,10 @@ def _scan(source: Source, split: str, journal: _Journal, workers: int) -> _Scan:
             )
             for position, (example, size) in enumerate(bar):
                 if isinstance(size, str):
-                    file = f" ({example.image})" if isinstance(example.image, Path) else ""
-                    scan.unreadable[example.image_id + file] = size
+                    name = example.image_id
+                    if isinstance(example.image, Path):
+                        name += f" ({printable(example.image)})"
+                    scan.unreadable[name] = size
                     continue
                 scan.positions.append(position)
                 scan.image_ids.append(example.image_id)
@@ -539,7 +542,7 @@ def _what_exists(directory: Path) -> str:
 
 
 def _encoded(image: bytes | Path) -> bytes:
-    return image if isinstance(image, bytes) else image.read_bytes()
+    return image if isinstance(image, bytes) else read_image_file(image)
 
 
 def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:

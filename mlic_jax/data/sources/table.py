@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
@@ -25,7 +26,7 @@ class Row(NamedTuple):
     """What a table says of one image."""
 
     where: str  # how an error message names the row
-    image: str  # its path below the folder of images, which is also its id
+    image: str  # its path below the folder of images, which is also its id, `printable`
     present: Sequence[str]
     unknown: Sequence[str] = ()
     split: str = ""  # "": the table does not say
@@ -85,7 +86,7 @@ class RowSet:
             raise UsageError(f"no image folder {self._images}: check `root` and `image_dir`")
         return [
             Example(
-                image_id=rows[i].image,
+                image_id=printable(rows[i].image),
                 image=self._images / rows[i].image,
                 labels=labels[i],
                 boxes=np.zeros((0, 4), np.int32),
@@ -125,7 +126,7 @@ class RowSet:
     def _division(self) -> dict[str, np.ndarray]:
         """How rows that name no splits are divided: split -> bool [N]."""
         _, rows, labels = self._contents
-        image_ids = [row.image for row in rows]
+        image_ids = [printable(row.image) for row in rows]
         share, seed = self._train_share, self._split_seed
         return divide(self.name, self.splits, image_ids, labels, share, seed)
 

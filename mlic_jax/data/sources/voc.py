@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlic_jax.data.class_names import VOC as CLASS_NAMES
-from mlic_jax.data.image_files import is_image
+from mlic_jax.data.image_files import is_image, printable
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
 from mlic_jax.data.splitting import divide_examples
@@ -245,7 +245,7 @@ def _example(
     difficult = np.array([obj.difficult for obj in known], bool)
     labels = ternary_labels(classes, difficult, len(class_names))
     return Example(
-        image_id=image_id,
+        image_id=printable(image_id),
         image=image,
         labels=np.zeros_like(labels) if objects is None else labels,
         boxes=pixel_boxes([obj.corners for obj in known]),
