@@ -3,7 +3,6 @@
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,9 @@ def _check_text(array: np.ndarray, name: str) -> None:
         raise ValueError(f"{name!r} holds what is no text")
 
 
-def check(arrays: Mapping[str, np.ndarray], axes: Mapping[str, tuple[str, str]], where: str) -> None:
+def check(
+    arrays: Mapping[str, np.ndarray], axes: Mapping[str, tuple[str, str]], where: str
+) -> None:
     """Refuses arrays that are not of the types and shapes wanted.
 
     Args:

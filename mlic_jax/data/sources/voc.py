@@ -11,12 +11,18 @@ import numpy as np
 from mlic_jax.data.class_names import VOC as CLASS_NAMES
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
+from mlic_jax.data.sources.labels import (
+    LARGEST_COORDINATE,
+    check_path,
+    pixel_boxes,
+    ternary_labels,
+)
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
 OWN = "own"  # in the place of the year of VOC
 _SETS = Path("ImageSets", "Main")
+_LARGEST_FILE = 16 * 2**20  # of the annotations of an image, in bytes
 
 
 class VocFolder:
@@ -198,18 +204,26 @@ def _listed(folder: Path, split: str) -> list[str]:
     file = folder / _SETS / f"{split}.txt"
     if not file.is_file():
         raise UsageError(f"no split {split!r}: {file} does not exist")
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-    return [words[0] for words in lines if words]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Failure(f"{file} is not text in UTF-8: {error}") from None
+    image_ids = [words[0] for line in lines if (words := line.split())]
+    for image_id in image_ids:
+        check_path(f"{image_id}.xml", f"{file}: an annotation file")
+    return image_ids
 
 
 def _read_objects(file: Path) -> list[_Object]:
     objects = []
     try:
-        for obj in ElementTree.parse(file).getroot().findall("object"):
+        for obj in _parse(file).findall("object"):
             box = obj.find("bndbox")
             xmin, ymin, xmax, ymax = (
                 float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not max(map(abs, (xmin, ymin, xmax, ymax))) <= LARGEST_COORDINATE:  # nor NaN
+                raise ValueError("a side of a bndbox is no number of pixels")
             name = obj.findtext("name", "").strip()
             if not name:
                 raise ValueError("an object has no name")
@@ -218,9 +232,19 @@ def _read_objects(file: Path) -> list[_Object]:
             objects.append(_Object(name, difficult, (ymin - 1, xmin - 1, ymax, xmax)))
     except FileNotFoundError:
         raise _no_annotation(file) from None
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise Failure(f"{file} is malformed: {error}") from None
     return objects
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    """The root of an XML file; entities of its own, which could be of any length, are refused."""
+    if file.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"the annotations of an image, and larger than {_LARGEST_FILE:,} bytes")
+    content = file.read_bytes()
+    if b"<!ENTITY" in content.replace(b"\0", b""):  # of UTF-16, too
+        raise ValueError("it declares entities, which no annotation needs")
+    return ElementTree.fromstring(content)
 
 
 def _read_known(file: Path) -> list[_Object]:

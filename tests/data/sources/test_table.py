@@ -178,7 +178,7 @@ def test_missing_images_fail_or_are_left_out(root):
         ("image,dog\na.jpg,\n", "line 2, column 'dog': '' is neither 1 .* nor 0 .* nor ?"),
         ("image,dog\na.jpg,1\nc.jpg,-1\n", "line 3, column 'dog': '-1' is neither"),
         ("image,dog,cat\na.jpg,1,yes\n", "line 2, column 'cat': 'yes' is neither"),
-        ("image,dog\n,1\n", "line 2, column 'image': it is empty"),
+        ("image,dog\n,1\n", "line 2, column 'image' is empty"),
         ("image,dog\na.jpg,1\n./a.jpg,0\n", "line 3: a.jpg is listed already, in .*line 2"),
         ("image,dog,split\na.jpg,1,train\nc.jpg,1,\n", "line 3: it names no split, and other"),
         ("image,dog,split\na.jpg,1,\nc.jpg,1,val\n", "line 2: it names no split, and other"),
