@@ -17,7 +17,7 @@ import os
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +71,17 @@ class _Name:
         self.construct = construct
 
 
-Allowed = Mapping[tuple[str, str], Callable | None]
+Find = Callable[[str, str], Callable | None]
 
 
-def interpret(file: Any, allowed: Allowed, stored: Callable[[Any], Any] | None = None) -> Any:
+def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None) -> Any:
     """What the next pickle of a file holds; the file is left behind it.
 
     Args:
         file: bytes to `read`, `readline` and `tell`, of which no `read` makes room for more than
             there is: a map of a file, or bytes in memory.
-        allowed: (module, name) -> what stands for it, or None where it is only an argument. Such a
-            function must not take more than its arguments have.
+        find: module, name -> what stands for it, or None where it is only an argument; raises
+            Refused for whatever else. What stands for it must not take more than its arguments.
         stored: persistent id -> object; None where there are none.
 
     Raises:
@@ -89,7 +89,7 @@ def interpret(file: Any, allowed: Allowed, stored: Callable[[Any], Any] | None =
         ValueError: it is damaged, cut short, larger than its bytes, or no pickle.
     """
     start, position = file.tell(), 0
-    machine = _Machine(allowed, stored)
+    machine = _Machine(find, stored)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd text
@@ -111,8 +111,8 @@ def interpret(file: Any, allowed: Allowed, stored: Callable[[Any], Any] | None =
 class _Machine:
     """The stack and the memo of one pickle."""
 
-    def __init__(self, allowed: Allowed, stored: Callable[[Any], Any] | None):
-        self._allowed, self._stored = allowed, stored
+    def __init__(self, find: Find, stored: Callable[[Any], Any] | None):
+        self._find, self._stored = find, stored
         self._stack: list[Any] = []
         self._marks: list[int] = []  # how much of the stack lies below each
         self._memo: dict[int, Any] = {}
@@ -168,9 +168,9 @@ class _Machine:
             case "ADDITEMS":
                 self._fill(set, self._above_mark())
             case "GLOBAL":
-                push(self._find(*argument.split(" ", 1)))
+                push(_Name(self._find(*argument.split(" ", 1))))
             case "STACK_GLOBAL":
-                push(self._find(*self.take(2)))
+                push(_Name(self._find(*self.take(2))))
             case "REDUCE":
                 push(self._construct(*self.take(2), most=2 * read))
             case "BUILD":
@@ -211,11 +211,6 @@ class _Machine:
         if self._handed > most:
             raise ValueError(_TOO_OFTEN)
         return function.construct(*arguments)
-
-    def _find(self, module: str, name: str) -> _Name:
-        if (module, name) not in self._allowed:
-            raise Refused(f"{module}.{name}")
-        return _Name(self._allowed[module, name])
 
 
 def _as_dict(pairs: Sequence[Any]) -> dict[Any, Any]:
@@ -323,19 +318,26 @@ def _frozenset(values: list[Any]) -> frozenset[Any]:
     return frozenset(_as_keys(values))
 
 
-ARRAYS: dict[tuple[str, str], Callable | None] = {
+_ARRAYS: dict[tuple[str, str], Callable | None] = {
     ("numpy", "ndarray"): None,  # an argument, and called by no file that NumPy wrote
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
 }
 for _core in ("core", "_core"):  # before and since NumPy 2
-    ARRAYS[f"numpy.{_core}.multiarray", "_reconstruct"] = _Array
-    ARRAYS[f"numpy.{_core}.multiarray", "scalar"] = _scalar
-    ARRAYS[f"numpy.{_core}.numeric", "_frombuffer"] = _from_buffer
+    _ARRAYS[f"numpy.{_core}.multiarray", "_reconstruct"] = _Array
+    _ARRAYS[f"numpy.{_core}.multiarray", "scalar"] = _scalar
+    _ARRAYS[f"numpy.{_core}.numeric", "_frombuffer"] = _from_buffer
 for _module in ("builtins", "__builtin__"):  # by their names only in protocols below 5
-    ARRAYS[_module, "set"] = _set
-    ARRAYS[_module, "frozenset"] = _frozenset
-    ARRAYS[_module, "bytearray"] = _bytearray
+    _ARRAYS[_module, "set"] = _set
+    _ARRAYS[_module, "frozenset"] = _frozenset
+    _ARRAYS[_module, "bytearray"] = _bytearray
+
+
+def find_array(module: str, name: str) -> Callable | None:
+    """Stands for what arrays of numbers and plain containers are made by; see `interpret`."""
+    if (module, name) not in _ARRAYS:
+        raise Refused(f"{module}.{name}")
+    return _ARRAYS[module, name]
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -352,7 +354,7 @@ def load(path: str | os.PathLike) -> Any:
         raise UsageError(f"no file {path}")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return interpret(data, ARRAYS)
+            return interpret(data, find_array)
     except Refused as error:
         raise Failure(
             f"{path} names {error}, which is neither a NumPy array nor a plain container: refused, "
