@@ -222,7 +222,7 @@ def _read_objects(file: Path) -> list[_Object]:
             xmin, ymin, xmax, ymax = (
                 float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            if not max(map(abs, (xmin, ymin, xmax, ymax))) <= LARGEST_COORDINATE:  # nor NaN
+            if not all(abs(side) <= LARGEST_COORDINATE for side in (xmin, ymin, xmax, ymax)):
                 raise ValueError("a side of a bndbox is no number of pixels")
             name = obj.findtext("name", "").strip()
             if not name:
