@@ -13,6 +13,7 @@ from mlic_jax import json_text
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import (
     LARGEST_COORDINATE,
+    check_extent,
     check_path,
     order_classes,
     pixel_boxes,
@@ -109,6 +110,8 @@ class CocoFolder:
         folder = self._root / self.description["image_dir"].replace(_SPLIT, split)
         if not folder.is_dir():
             raise UsageError(f"no image folder {folder}: check `root` and `image_dir`")
+        size = self._annotation_file(split).stat().st_size
+        check_extent(self.name, len(annotations.file_names), len(self.class_names), size)
         position = {name: i for i, name in enumerate(self.class_names)}
         positions = {c: position[name] for c, name in annotations.class_names.items()}
         return [

@@ -30,6 +30,22 @@ def check_path(value: Any, where: str) -> str:
     return value
 
 
+def check_extent(set_name: str, images: int, classes: int, size: int) -> None:
+    """Refuses a set with far more labels than its annotations, of so many bytes, can be about.
+
+    Labels are arrays of all classes for every image: a small table in which each image has a label
+    of its own would take any memory.
+
+    Raises:
+        Failure: they would take 20 times the annotations, and 200 MB.
+    """
+    if images * classes > 20 * size + 200_000_000:
+        raise Failure(
+            f"set {set_name}: {images:,} images have {classes:,} different labels: are texts or "
+            "numbers taken for labels? Name fewer classes"
+        )
+
+
 def ternary_labels(classes: np.ndarray, unsure: np.ndarray, num_classes: int) -> np.ndarray:
     """The labels of an image from its objects.
 

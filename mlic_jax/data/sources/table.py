@@ -12,7 +12,7 @@ import numpy as np
 
 from mlic_jax import json_text
 from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import check_path
+from mlic_jax.data.sources.labels import check_extent, check_path
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
 
@@ -102,6 +102,8 @@ class RowSet:
         _check_rows(self.name, rows)
         if not names:
             names = sorted({name for row in rows for name in (*row.present, *row.unknown)})
+        size = sum(len(row.image) + sum(map(len, row.present)) + 8 for row in rows)
+        check_extent(self.name, len(rows), len(names), size)
         position = {name: i for i, name in enumerate(names)}
         labels = np.full((len(rows), len(names)), -1, np.int8)
         for row, row_labels in zip(rows, labels, strict=True):

@@ -1,7 +1,7 @@
 """PASCAL VOC's layout, images with an XML file each: VOC itself (`VocFolder`), own data too."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import (
     LARGEST_COORDINATE,
+    check_extent,
     check_path,
     pixel_boxes,
     ternary_labels,
@@ -22,6 +23,7 @@ from mlic_jax.errors import Failure, UsageError
 
 OWN = "own"  # in the place of the year of VOC
 _SETS = Path("ImageSets", "Main")
+_BYTES = 150  # of an object in an annotation, about
 _LARGEST_FILE = 16 * 2**20  # of the annotations of an image, in bytes
 
 
@@ -59,12 +61,13 @@ class VocFolder:
         image_ids = _listed(folder, split)
         annotations = {i: folder / "Annotations" / f"{i}.xml" for i in image_ids}
         annotated = any(file.is_file() for file in annotations.values())
+        position = {name: i for i, name in enumerate(CLASS_NAMES)}
         return [
             _example(
                 image_id,
                 folder / "JPEGImages" / f"{image_id}.jpg",
                 _read_known(file) if annotated else None,
-                CLASS_NAMES,
+                position,
             )
             for image_id, file in annotations.items()
         ]
@@ -153,8 +156,11 @@ class VocLayout:
             for image_id in image_ids:
                 if image_id not in self._objects:
                     raise _no_annotation(self._annotations / f"{image_id}.xml")
+        position = {name: i for i, name in enumerate(self.class_names)}
+        size = sum(_BYTES * (1 + len(objects)) for objects in self._objects.values())
+        check_extent(self.name, len(image_ids), len(position), size)
         return [
-            _example(i, self._image(i), self._objects[i] if annotated else None, self.class_names)
+            _example(i, self._image(i), self._objects[i] if annotated else None, position)
             for i in image_ids
         ]
 
@@ -261,13 +267,13 @@ def _no_annotation(file: Path) -> Failure:
 
 
 def _example(
-    image_id: str, image: Path, objects: Sequence[_Object] | None, class_names: Sequence[str]
+    image_id: str, image: Path, objects: Sequence[_Object] | None, position: Mapping[str, int]
 ) -> Example:
     """An example from its objects; None: nothing is known of the image."""
     known = objects or ()
-    classes = np.array([class_names.index(obj.name) for obj in known], np.int32)
+    classes = np.array([position[obj.name] for obj in known], np.int32)
     difficult = np.array([obj.difficult for obj in known], bool)
-    labels = ternary_labels(classes, difficult, len(class_names))
+    labels = ternary_labels(classes, difficult, len(position))
     return Example(
         image_id=image_id,
         image=image,

@@ -279,3 +279,12 @@ def test_real_photographs(shared, tmp_path):
 )
 def test_hostile_tables_fail_in_one_line(root, kind, content, message):
     _check_fails(_table(root, content, kind), message)
+
+
+def test_a_label_for_each_image_is_no_class(root):
+    """Less than half a megabyte, of which labels of 400 MB would be made."""
+    rows = "".join(f"{i}.jpg,{i}\n" for i in range(20_000))
+    _check_fails(
+        _table(root, "image,labels\n" + rows),
+        "20,000 images have 20,000 different labels: are texts",
+    )
