@@ -22,17 +22,17 @@ stale.
 import dataclasses
 import json
 import os
-import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,9 +100,9 @@ def _faults_of(file: Path) -> list[Fault]:
     return [dataclasses.replace(fault, tests=tuple(fault.tests)) for fault in faults]
 
 
-def is_stale(fault: Fault, root: Path) -> bool:
+def is_stale(fault: Fault, tree: Path) -> bool:
     """Whether the module in a tree does not hold the fault's text exactly once."""
-    path = root / fault.path
+    path = tree / fault.path
     return not path.is_file() or path.read_text(encoding="utf-8").count(fault.before) != 1
 
 
@@ -174,6 +174,8 @@ def time_without_fault(tests: Sequence[str], copy: Path) -> float:
 
 def try_out(fault: Fault, copy: Path, usual: float) -> Outcome:
     """Runs the tests of a fault that take `usual` seconds without it; hanging is noticed too."""
+    if is_stale(fault, copy):
+        return Outcome(fault.module, fault.what, "stale")
     started = time.monotonic()
     with put_in(fault, copy):
         code, output = run_tests(fault.tests, copy, limit=60 + 5 * usual)
@@ -185,50 +187,30 @@ def try_out(fault: Fault, copy: Path, usual: float) -> Outcome:
 
 
 def try_all(faults: Sequence[Fault], jobs: int) -> list[Outcome]:
-    """Tries every fault, `jobs` at a time, each in a copy of its own of the tree."""
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        copies: queue.Queue[Path] = queue.Queue()
-        for number in range(jobs):
-            copy = Path(folder, str(number))
-            copy.mkdir()
-            copy_tree(ROOT, copy)
-            copies.put(copy)
+    """Tries every fault, `jobs` at a time, each of these in a copy of its own of the tree."""
+    selections = list(dict.fromkeys(fault.tests for fault in faults))
+    outcomes = []
+    here = threading.local()
 
-        def in_a_copy(function, *arguments):
-            copy = copies.get()
-            try:
-                return function(arguments[0], copy, *arguments[1:])
-            finally:
-                copies.put(copy)
+    def copy_here() -> None:
+        here.copy = Path(tempfile.mkdtemp(dir=folder))
+        copy_tree(ROOT, here.copy)
 
-        outcomes = {f: Outcome(f.module, f.what, "stale") for f in faults if is_stale(f, ROOT)}
-        sound = [fault for fault in faults if fault not in outcomes]
-        selections = list(dict.fromkeys(fault.tests for fault in sound))
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                usual = dict(
-                    zip(
-                        selections,
-                        _shown(pool, "without faults", in_a_copy, time_without_fault, selections),
-                        strict=True,
-                    )
-                )
-                tried = _shown(
-                    pool, "faults", in_a_copy, try_out, sound, [usual[f.tests] for f in sound]
-                )
-                outcomes |= zip(sound, tried, strict=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
-    return [outcomes[fault] for fault in faults]
-
-
-def _shown(pool, title, run, function, *arguments) -> list:
-    """`function` of all arguments in the pool, in their order, with a bar of what is done."""
-    futures = [pool.submit(run, function, *row) for row in zip(*arguments, strict=True)]
-    for future in tqdm(as_completed(futures), title, len(futures)):
-        if isinstance(outcome := future.result(), Outcome):
-            tqdm.write(line_of(outcome))
-    return [future.result() for future in futures]
+    with (
+        tempfile.TemporaryDirectory(prefix="mutation-") as folder,
+        ThreadPoolExecutor(jobs, initializer=copy_here) as pool,
+    ):
+        try:
+            times = pool.map(lambda tests: time_without_fault(tests, here.copy), selections)
+            times = tqdm(times, "without faults", len(selections))
+            usual = dict(zip(selections, times, strict=True))
+            tried = pool.map(lambda fault: try_out(fault, here.copy, usual[fault.tests]), faults)
+            for outcome in tqdm(tried, "faults", len(faults)):
+                tqdm.write(line_of(outcome))
+                outcomes.append(outcome)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return outcomes
 
 
 def line_of(outcome: Outcome) -> str:
