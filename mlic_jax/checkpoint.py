@@ -3,12 +3,20 @@
 A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration,
 class names, preprocessing, position in the data, ...), and within a run also `training` (step,
 optimiser state). Converted weights are the same without `training`. Orbax writes beside and renames
-at the end, so a checkpoint either is complete or is not there.
+at the end, so a checkpoint either is complete or is not there; and every file of it is compared
+with its digest before it is read.
+
+The checkpoints of a run are `<workdir>/checkpoints/<step>`. Which is the best is written nowhere:
+it follows from the validation that each of them has in its own metadata.
 """
 
+import contextlib
+import itertools
 import json
+import os
+import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +24,165 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from mlic_jax import processes, profiling
+from mlic_jax import digests, processes, profiling
 from mlic_jax.atomic import write_text
 from mlic_jax.errors import Failure, UsageError
 
 Tree = dict[str, Any]
 
-# A checkpoint that is being written carries this mark in its name until it is complete.
-_UNFINISHED = "orbax-checkpoint-tmp"
+RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
+DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
+_DELETED = "deleted"  # where checkpoints lie that are about to go, so that none is half there
+
+
+class _DigestedHandler(ocp.StandardCheckpointHandler):
+    """Orbax's, which also writes the digests of all files before the checkpoint is complete."""
+
+    def finalize(self, directory: Path) -> None:
+        super().finalize(directory)
+        digests.write(Path(directory))
+
+
+@ocp.args.register_with_handler(_DigestedHandler, for_save=True)
+class _DigestedSave(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_DigestedHandler, for_restore=True)
+class _DigestedRestore(ocp.args.StandardRestore):
+    pass
 
 
 class RunCheckpoints:
-    """The checkpoints of a run: `<workdir>/checkpoints/latest` and `.../best`, a step a folder.
+    """The checkpoints of a run: the latest few, and the best in validation.
 
     Saving returns as soon as the arrays are copied and writes in the background. With many
     processes every method is called by all of them, each writes what its devices hold, and the
     folder is one that they share.
     """
 
-    def __init__(self, workdir: Path):
-        """Opens (and creates) the two folders; half-written checkpoints of a killed run go."""
+    def __init__(self, workdir: Path, keep: int = 2):
+        """Opens (and creates) the folder; what a killed run was writing or deleting goes.
+
+        Args:
+            keep: how many of the latest are kept.
+
+        Raises:
+            Failure: the folder cannot be written, or a checkpoint in it is damaged.
+        """
         if jax.process_count() == 1:
             _write_arrays_whole()
-        self._folders = {}
-        for kind in ("latest", "best"):
-            folder = Path(workdir).absolute() / "checkpoints" / kind
-            if processes.is_first():
-                for leftover in folder.glob(f"*{_UNFINISHED}*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            options = ocp.CheckpointManagerOptions(max_to_keep=1)
-            self._folders[kind] = ocp.CheckpointManager(folder, options=options)
+        self._folder = Path(workdir).absolute() / "checkpoints"
+        self._validations = {
+            int(path.name): metadata["validation"]["mAP"]
+            for path in _steps(self._folder)
+            if "validation" in (metadata := read_metadata(path))
+        }
+        with self._writing("a checkpoint"):
+            self._remove_deleted()
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                item_handlers={
+                    "variables": _DigestedHandler(),
+                    "training": _DigestedHandler(),
+                    "metadata": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=AnyPreservationPolicy([LatestN(keep), self]),
+                    cleanup_tmp_directories=True,
+                    todelete_subdir=_DELETED,
+                    lightweight_initialize=True,  # of its own metadata nothing is used
+                ),
+            )
 
     @profiling.annotated(profiling.SAVE)
-    def save(
-        self, kind: str, step: int, variables: Tree, training: Tree | None, metadata: Tree
-    ) -> None:
-        """Saves as `latest` or `best`; a step that is already there is left as it is."""
-        manager = self._folders[kind]
-        if step in manager.all_steps():
+    def save(self, step: int, variables: Tree, training: Tree, metadata: Tree) -> None:
+        """Saves a step; one that is already there is left as it is.
+
+        Raises:
+            Failure: this one cannot be written, or the one before could not. Others stay.
+        """
+        if step in self._manager.all_steps():
             return
-        items = {
-            "variables": ocp.args.StandardSave(variables),
-            "metadata": ocp.args.JsonSave(metadata),
-        }
-        if training is not None:
-            items["training"] = ocp.args.StandardSave(training)
-        manager.save(step, args=ocp.args.Composite(**items))
+        content = json.loads(json.dumps(metadata | {"step": step}))  # as it will be read
+        items = ocp.args.Composite(
+            variables=_DigestedSave(variables),
+            training=_DigestedSave(training),
+            metadata=ocp.args.JsonSave(digests.sealed(content)),
+        )
+        with self._writing(f"the checkpoint of step {step}"):
+            self._manager.wait_until_finished()
+            self._remove_deleted()
+            self._manager.save(step, args=items)
+
+    def add_validation(self, step: int, mean_average_precision: float) -> None:
+        """Notes in the checkpoint of a step, once it is complete, how good it is.
+
+        Raises:
+            Failure: it cannot be written.
+        """
+        self.wait()
+        if processes.is_first():
+            path = self._folder / str(step)
+            update_metadata(path, {"validation": {"mAP": mean_average_precision}})
+        self._validations[step] = mean_average_precision
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's question which checkpoints must stay: the best."""
+        best = _best({c.step: self._validations.get(c.step) for c in checkpoints})
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
     def latest_path(self) -> Path | None:
         """The folder of the latest checkpoint, once it is complete; None where there is none."""
-        manager = self._folders["latest"]
-        manager.wait_until_finished()
-        step = manager.latest_step()
-        return None if step is None else Path(manager.directory) / str(step)
+        self.wait()
+        step = self._manager.latest_step()
+        return None if step is None else self._folder / str(step)
 
-    def restore_latest(self, variables: Tree, training: Tree) -> tuple[Tree, Tree]:
-        """Restores the latest checkpoint into the shapes and shardings of the given trees."""
-        args = ocp.args.Composite(
-            variables=ocp.args.StandardRestore(variables),
-            training=ocp.args.StandardRestore(training),
-        )
-        restored = self._folders["latest"].restore(None, args=args)
-        return restored["variables"], restored["training"]
+    def wait(self) -> None:
+        """Returns once what was saved is complete.
+
+        Raises:
+            Failure: it cannot be written.
+        """
+        with self._writing("the last checkpoint"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        for manager in self._folders.values():
-            manager.wait_until_finished()
-            manager.close()
+        """Waits for what is being written; raises as `wait` does."""
+        with self._writing("the last checkpoint"):
+            self._manager.close()
+            self._remove_deleted()
         processes.wait_for_all("checkpoints are complete")
+
+    def _remove_deleted(self) -> None:
+        if processes.is_first():
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Has whatever Orbax raises where it cannot write end in a line."""
+        try:
+            yield
+        except Failure:
+            raise
+        except Exception as error:  # of tensorstore, of the operating system, of other threads
+            raise Failure(
+                f"{what} cannot be written to {self._folder} ({reason(error)}); those that are "
+                "there stay, and once it can be written the same command continues from the latest"
+            ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a few words: of the many lines that an error may have the telling one."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", text):  # as tensorstore says it
+        return os.strerror(int(found[1]))
+    line = text.splitlines()[0]
+    return line if len(line) <= 200 else line[:200] + " ..."
 
 
 def _write_arrays_whole() -> None:
@@ -101,14 +198,191 @@ def _write_arrays_whole() -> None:
     logging.set_verbosity(verbosity)
 
 
+# --- which checkpoint
+
+
 def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
-    return _last_step(Path(workdir).absolute() / "checkpoints" / "latest")
+    return max(run_checkpoints(workdir), key=lambda path: int(path.name), default=None)
+
+
+def run_checkpoints(workdir: Path) -> list[Path]:
+    """The folders of all complete checkpoints of a run; those of earlier versions lay deeper."""
+    folder = Path(workdir).absolute() / "checkpoints"
+    return [*_steps(folder), *_steps(folder / "latest"), *_steps(folder / "best")]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of the checkpoint that `path` means; see `load_weights`.
+
+    Raises:
+        UsageError: there is none.
+        Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UsageError(f"no checkpoint at {path}: there is no such folder")
+    if (path / "variables").is_dir():
+        return path
+    if steps := _steps(path):
+        return steps[-1]
+    if not (checkpoints := run_checkpoints(path)):
+        raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
+    return _best({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
+
+
+def _steps(folder: Path) -> list[Path]:
+    steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
+    return sorted(steps, key=lambda entry: int(entry.name))
+
+
+def _validation(checkpoint: Path) -> float | None:
+    """The mAP of a checkpoint in validation, if there was one."""
+    metadata = read_metadata(checkpoint)
+    if checkpoint.parent.name == "best":  # of an earlier version
+        return metadata["best"]["mAP"]
+    return metadata.get("validation", {}).get("mAP")
+
+
+def lacks_validation(checkpoint: Path) -> bool:
+    """Whether a run was killed after it saved this one and before it was validated."""
+    return checkpoint.parent.name == "checkpoints" and _validation(checkpoint) is None
+
+
+def _best(validations: dict[Any, float | None]) -> Any:
+    """The first of the highest; None where nothing was validated."""
+    known = {key: value for key, value in validations.items() if value is not None}
+    return max(known, key=known.get, default=None)
+
+
+# --- reading
 
 
 def read_metadata(checkpoint: Path) -> Tree:
-    """The metadata of the checkpoint in a folder."""
-    return json.loads(_metadata_file(checkpoint).read_text(encoding="utf-8"))
+    """The metadata of the checkpoint in a folder.
+
+    Raises:
+        Failure: they are damaged or missing.
+    """
+    return _read_metadata(checkpoint)[0]
+
+
+def _read_metadata(checkpoint: Path) -> tuple[Tree, bool]:
+    """Metadata, and whether the checkpoint has digests."""
+    path = _metadata_file(checkpoint)
+    try:
+        return digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        what = "is missing"
+    except (OSError, ValueError, TypeError, RecursionError, Failure) as error:
+        what = f"is damaged ({reason(error)})"
+    raise Failure(f"{path} {what}. {_advice(checkpoint)}")
+
+
+def check_digests(checkpoint: Path, items: Collection[str] = ("variables", "training")) -> None:
+    """Compares all files of a checkpoint with their digests; earlier versions wrote none.
+
+    Raises:
+        Failure: names the file that is missing or not as it was written, and says what to do.
+    """
+    if not _read_metadata(checkpoint)[1]:
+        return
+    for item in items:
+        try:
+            digests.check(checkpoint / item)
+        except Failure as error:
+            raise Failure(f"{error}: the checkpoint is damaged. {_advice(checkpoint)}") from None
+
+
+def _advice(checkpoint: Path) -> str:
+    if checkpoint.name.isdigit():
+        return f"Of a run, {RECOVER}"
+    return "Delete it, and convert it again"
+
+
+def restore(checkpoint: Path, variables: Tree, training: Tree) -> tuple[Tree, Tree]:
+    """Reads a run's checkpoint into the shapes and shardings of the given trees.
+
+    Raises:
+        Failure: it is damaged, or of other shapes.
+    """
+    check_digests(checkpoint)
+    args = ocp.args.Composite(
+        variables=ocp.args.StandardRestore(variables),
+        training=ocp.args.StandardRestore(training),
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        variables=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler()
+    )
+    with _reading(checkpoint), ocp.Checkpointer(handler) as checkpointer:
+        restored = checkpointer.restore(checkpoint, args=args)
+    return restored["variables"], restored["training"]
+
+
+def load_weights(path: Path) -> tuple[Tree, Tree]:
+    """Reads variables and metadata of a converted checkpoint, or of a run's best (else latest) one.
+
+    Args:
+        path: what `save_weights` wrote, one step's folder, or a run's workdir.
+
+    Returns:
+        (variables, metadata); the arrays are NumPy's, whatever devices wrote them.
+
+    Raises:
+        UsageError: there is no checkpoint at `path`.
+        Failure: it is damaged.
+    """
+    directory = find_checkpoint(path)
+    metadata = read_metadata(directory)
+    check_digests(directory, ("variables",))
+    handler = ocp.CompositeCheckpointHandler(variables=ocp.PyTreeCheckpointHandler())
+    with _reading(directory), ocp.Checkpointer(handler) as checkpointer:
+        saved = checkpointer.handler.metadata(directory).item_metadata["variables"].tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        wanted = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=restore_args))
+        variables = checkpointer.restore(directory, args=wanted)["variables"]
+    return variables, metadata
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    """Has whatever Orbax raises of a damaged checkpoint end in a line, and it say nothing else."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # of items that are not read, and of what is raised anyway
+    try:
+        yield
+    except Exception as error:  # damaged files end in almost any exception
+        raise Failure(
+            f"the checkpoint {checkpoint} cannot be read ({reason(error)}). {_advice(checkpoint)}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def set_damaged_aside(workdir: Path) -> list[str]:
+    """Moves the damaged checkpoints of a run to `<workdir>/damaged`; gives what is wrong with each.
+
+    Raises:
+        Failure: they cannot be moved.
+    """
+    findings = []
+    for path in run_checkpoints(workdir):
+        try:
+            check_digests(path)
+        except Failure as failure:
+            folder = Path(workdir).absolute() / DAMAGED
+            names = (f"{path.name}-{k}" if k else path.name for k in itertools.count())
+            target = next(folder / name for name in names if not (folder / name).exists())
+            try:
+                folder.mkdir(exist_ok=True)
+                path.rename(target)
+            except OSError as error:
+                raise Failure(f"{path} cannot be moved to {target} ({error.strerror})") from error
+            findings.append(str(failure).removesuffix(f". {_advice(path)}"))
+    return findings
+
+
+# --- writing
 
 
 def update_metadata(checkpoint: Path, changes: Tree) -> Tree:
@@ -126,9 +400,13 @@ def update_metadata(checkpoint: Path, changes: Tree) -> Tree:
     Raises:
         Failure: they cannot be read or written; they are as before.
     """
+    metadata, has_digests = _read_metadata(checkpoint)
     try:
-        metadata = read_metadata(checkpoint) | changes
-        write_text(_metadata_file(checkpoint), json.dumps(metadata, allow_nan=False))
+        text = json.dumps(metadata | changes, allow_nan=False)
+        metadata = json.loads(text)
+        if has_digests:
+            text = json.dumps(digests.sealed(metadata))
+        write_text(_metadata_file(checkpoint), text)
     except (OSError, ValueError) as error:
         raise Failure(f"the metadata of {checkpoint} cannot be changed: {error}") from error
     return metadata
@@ -138,75 +416,32 @@ def _metadata_file(checkpoint: Path) -> Path:
     return checkpoint / "metadata" / "metadata"
 
 
-def _last_step(folder: Path) -> Path | None:
-    steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
-    return max(steps, key=lambda entry: int(entry.name), default=None)
-
-
 def save_weights(directory: Path, variables: Tree, info: Tree) -> None:
     """Writes variables of NumPy arrays and their metadata as one checkpoint.
 
     Raises:
         UsageError: the directory exists and is not empty.
+        Failure: it cannot be written; nothing is left.
     """
     directory = Path(directory).absolute()
     if directory.exists():
         if not directory.is_dir() or any(directory.iterdir()):
             raise UsageError(f"{directory} exists already; choose another output or delete it")
         directory.rmdir()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables), metadata=ocp.args.JsonSave(info)
-        )
-        checkpointer.save(directory, args=args)
-
-
-def load_weights(path: Path) -> tuple[Tree, Tree]:
-    """Reads variables and metadata of a converted checkpoint, or of a run's best (else latest) one.
-
-    Args:
-        path: what `save_weights` wrote, one step's folder, or a run's workdir.
-
-    Returns:
-        (variables, metadata); the arrays are NumPy's, whatever devices wrote them.
-
-    Raises:
-        UsageError: there is no checkpoint at `path`.
-        Failure: it cannot be read.
-    """
-    directory = find_checkpoint(path)
-    try:
-        metadata = read_metadata(directory)
-        with ocp.Checkpointer(_items()) as checkpointer:
-            saved = checkpointer.metadata(directory).item_metadata["variables"].tree
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-            wanted = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=restore_args))
-            variables = checkpointer.restore(directory, args=wanted)["variables"]
-    except (OSError, ValueError, KeyError) as error:
-        raise Failure(f"the checkpoint {directory} cannot be read: {error}") from error
-    return variables, metadata
-
-
-def _items() -> ocp.CompositeCheckpointHandler:
-    """How each item of a checkpoint is stored."""
-    return ocp.CompositeCheckpointHandler(
-        variables=ocp.PyTreeCheckpointHandler(),
-        training=ocp.PyTreeCheckpointHandler(),
-        metadata=ocp.JsonCheckpointHandler(),
+    handler = ocp.CompositeCheckpointHandler(
+        variables=_DigestedHandler(), metadata=ocp.JsonCheckpointHandler()
     )
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The folder of the checkpoint that `path` means; see `load_weights`."""
-    path = Path(path).absolute()
-    if not path.is_dir():
-        raise UsageError(f"no checkpoint at {path}: there is no such folder")
-    for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "latest"):
-        if (folder / "variables").is_dir():
-            return folder
-        if step := _last_step(folder):
-            return step
-    raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
+    args = ocp.args.Composite(
+        variables=_DigestedSave(variables),
+        metadata=ocp.args.JsonSave(digests.sealed(json.loads(json.dumps(info)))),
+    )
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory, args=args)
+    except Exception as error:  # of tensorstore or of the operating system
+        for leftover in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        raise Failure(f"{directory} cannot be written ({reason(error)})") from error
 
 
 def merge_weights(fresh: Tree, loaded: Tree, modules: Collection[str], source: str) -> Tree:

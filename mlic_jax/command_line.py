@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
@@ -20,13 +21,32 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Runs a command: 0 where it succeeds, 2 for a wrong request, 1 for a failure."""
+    """Runs a command, and says in one line how it ended if not well.
+
+    Returns:
+        0 where it succeeds, 2 for a wrong request, 1 for a failure, 130 for Ctrl-C. What nobody
+        expected is a failure too, with its traceback for whoever is to mend it.
+    """
     try:
         run()
+    except SystemExit as end:  # of absl and argparse, which have said what there is to say
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return _say("interrupted; what was saved stays, and the same command goes on from it", 130)
     except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UsageError) else 1
+        return _say(str(error), 2 if isinstance(error, UsageError) else 1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}; what was saved stays", 1)
+    except Exception as error:
+        traceback.print_exc()
+        return _say(f"{type(error).__name__}, which should not be: {error}", 1)
     return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 def show_log() -> None:
@@ -41,6 +61,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
     try:
         return values(argv)
+    except SystemExit:  # of --help, which absl takes for an error
+        raise SystemExit(0) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         cause = error.args[0] if error.args else error
         text = str(cause)

@@ -23,6 +23,7 @@ def default_config() -> ConfigDict:
     config.accumulation = 1  # parts that a batch goes through the model in, one after the other
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000  # steps; every evaluation saves too
+    config.keep_checkpoints = 2  # the latest so many; the best in validation is kept beside them
     config.init_from = ""  # a converted checkpoint whose backbone training starts from
     config.init_prior = 0.0  # probability every label starts with (Lin et al. 2017); 0: no prior
     # Batch normalisation keeps the statistics that it started with, for sets of few batches.
@@ -196,6 +197,7 @@ def check_config(config: ConfigDict) -> None:
         "accumulation": config.accumulation,
         "log_every": config.log_every,
         "checkpoint_every": config.checkpoint_every,
+        "keep_checkpoints": config.keep_checkpoints,
         "eval.every": config.eval.every,
         "eval.batch_size": config.eval.batch_size,
         "data.threads": config.data.threads,

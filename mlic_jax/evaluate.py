@@ -382,10 +382,10 @@ def write_results(
     if scores.looked_at is not None:
         mean = scores.looked_at.sum(axis=1).mean()
         about["regions looked at"] = f"{mean:.1f}, those of probability {config.eval.local_bound:g}"
-    best = metadata.get("best")
-    about["checkpoint"] = (
-        f"step {best['step']}, the best in validation" if best else metadata["source"]
-    )
+    step = metadata.get("step", "unknown")  # to earlier versions
+    about["checkpoint"] = metadata.get("source") or f"step {step}"
+    if "validation" in metadata:
+        about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
     page = report.write_report(
         workdir,
         scores,

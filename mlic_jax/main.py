@@ -4,6 +4,7 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 `--config.batch_size=32`; `mlic_jax/config.py` lists them all.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,10 @@ flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
+RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
+ALLOW_CHANGES = flags.DEFINE_bool(
+    "allow_changes", False, "train: resume with options that change what has been."
+)
 PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
 flags.adopt_module_key_flags(processes)
@@ -39,17 +44,30 @@ def main(argv: list[str]) -> None:
     """Runs the mode; raises UsageError or Failure."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
-    absl_logging.set_verbosity(absl_logging.WARNING)  # what libraries say of every step of theirs
+    # What libraries say of every step of theirs; what fails is said once, at the end.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
-        from mlic_jax import compilation, predict_files, serve
+        look_at_photos()
+    else:
+        work_on_a_set()
 
-        compilation.keep_programs()
-        if MODE.value == "serve":
-            return serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
-        scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-        options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value
-        return predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
+
+def look_at_photos() -> None:
+    """The modes that need a checkpoint alone."""
+    from mlic_jax import compilation, predict_files, serve
+
+    compilation.keep_programs()
+    if MODE.value == "serve":
+        serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
+        return
+    scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
+    options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value
+    predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
+
+
+def work_on_a_set() -> None:
+    """The modes that need a recipe."""
     (config,) = required(CONFIG)
     from mlic_jax import calibrate, compilation, evaluate, train
     from mlic_jax.config import check_config
@@ -61,20 +79,23 @@ def main(argv: list[str]) -> None:
     except OSError as error:  # ml_collections says of a missing recipe only now
         raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
     if MODE.value == "prepare":
-        return sources.open_splits(config.data)
+        sources.open_splits(config.data)
+        return
     workdir = Path(*required(WORKDIR))
     if MODE.value == "train":
-        return train.train(config, workdir, PROFILE.value)
-    if MODE.value == "calibrate":
-        return calibrate.calibrate_run(config, workdir, CHECKPOINT.value)
-    evaluate.evaluate_run(config, workdir, CHECKPOINT.value, PROFILE.value)
+        train.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
+    elif MODE.value == "calibrate":
+        calibrate.calibrate_run(config, workdir, CHECKPOINT.value)
+    else:
+        evaluate.evaluate_run(config, workdir, CHECKPOINT.value, PROFILE.value)
 
 
 def run() -> None:
-    """`main`, its errors as one line and an exit code: 2 for a wrong request, 1 for a failure."""
+    """`main`, its errors as one line and an exit code; see `exit_code`."""
     show_log()
     code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
     os._exit(code)  # threads of a half-run pipeline must not keep the process alive
 
 

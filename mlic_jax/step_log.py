@@ -30,18 +30,27 @@ class StepLog:
         workdir: Path,
         checkpoints: RunCheckpoints,
         first_step: int,
+        validated: bool,
         epoch_steps: int,
         split: Split,
         schedule: Callable,
         config: ConfigDict,
     ):
+        """Opens the files.
+
+        Args:
+            first_step: the step that the run goes on from.
+            validated: whether the validation of that step, if it ends an epoch, was done.
+        """
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
         self._split = split
         self._schedule = schedule
         self._every = config.log_every
         self._batch_size = config.batch_size
-        self._writer = MetricWriter(workdir, first_step) if processes.is_first() else None
+        self._writer = None
+        if processes.is_first():
+            self._writer = MetricWriter(workdir, first_step, validated)
         self._in_flight: collections.deque = collections.deque()
         total = config.epochs * epoch_steps
         self._bar = tqdm(

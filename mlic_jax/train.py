@@ -1,7 +1,6 @@
 """Training: the state, one step, and the loop around it, to be read from top to bottom."""
 
 import contextlib
-import json
 import logging
 import math
 import signal
@@ -21,15 +20,9 @@ from clu import parameter_overview
 from jax import lax
 from ml_collections import ConfigDict
 
-from mlic_jax import compilation, distributed, evaluate, processes, profiling
+from mlic_jax import checkpoint, compilation, distributed, evaluate, processes, profiling, resume
 from mlic_jax.augment import augment
-from mlic_jax.checkpoint import (
-    RunCheckpoints,
-    latest_checkpoint,
-    load_weights,
-    merge_weights,
-    read_metadata,
-)
+from mlic_jax.checkpoint import RunCheckpoints, load_weights, merge_weights
 from mlic_jax.data import co_occurrence, label_inputs, pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
@@ -146,16 +139,27 @@ def accumulate(
     return (metrics, batch_stats), gradient
 
 
-def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    profile: bool = False,
+    recover: bool = False,
+    allow_changes: bool = False,
+) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
-    Validates and saves as it goes; at the end the best checkpoint is evaluated on the test split.
+    Saves and validates as it goes; at the end the best checkpoint is evaluated on the test split.
     On SIGTERM or Ctrl-C it saves where it is and returns; the same call later continues from there.
-    With `profile` a few steps are traced into `<workdir>/profile`, see `profiling.profiled`.
+
+    Args:
+        profile: trace a few steps into `<workdir>/profile`, see `profiling.profiled`.
+        recover: set damaged checkpoints aside before, and go on from the last good one.
+        allow_changes: resume with options that change what has been.
 
     Raises:
         UsageError: the configuration does not fit the data, the devices or the run in `workdir`.
-        Failure: an image cannot be read, or the loss is no longer finite.
+        Failure: an image cannot be read, the loss is no longer finite, a checkpoint is damaged or
+            cannot be written.
     """
     if config.eval.global_scores:
         raise UsageError("eval.global_scores is of weights that exist: leave it empty in training")
@@ -166,18 +170,29 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
 
+    def ends_epoch(step: int) -> bool:
+        return step == last_step or (step > 0 and step % (epoch_steps * config.eval.every) == 0)
+
     num_classes = len(splits["train"].class_names)
     constants = label_constants(config, splits["train"])
     model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = evaluate.create_eval_model(config, num_classes, constants)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs)
-    metadata = run_metadata(config, splits["train"])
-    resumed = latest_checkpoint(workdir)
+    metadata = resume.run_metadata(config, splits["train"])
+    if recover:
+        for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
+            print(f"set aside in {workdir / checkpoint.DAMAGED}: {finding}")
+    resumed = checkpoint.latest_checkpoint(workdir)
     last_saved = resumed.name if resumed else "nothing"
     if processes.of_first("last saved", last_saved) != last_saved:
         raise UsageError(f"--workdir {workdir} must be a folder that all processes share")
     if resumed:
-        metadata["best"] = check_resumable(read_metadata(resumed), metadata, resumed)
+        saved = checkpoint.read_metadata(resumed)
+        changes = resume.check_resumable(saved, metadata, resumed, last_step, allow_changes)
+        metadata["changes"] = saved.get("changes", [])
+        if changes:
+            print(f"changed in resuming: {resume.describe(changes)}")
+            metadata["changes"].append({"step": int(resumed.name), "options": changes})
     variables = initial_variables(model, config)
     if not resumed:
         variables = start_weights(variables, config, metadata["class_names"])
@@ -189,12 +204,14 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
         model, eval_model = model.clone(mesh=mesh), eval_model.clone(mesh=mesh)
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(RunCheckpoints(workdir)))
+        checkpoints = RunCheckpoints(workdir, config.keep_checkpoints)
+        stack.enter_context(contextlib.closing(checkpoints))
         if resumed:
-            state = restore(checkpoints, state, constants)
+            state = restore(resumed, state, constants)
             print(f"resuming {resumed}, of {last_step} steps")
 
         step = int(state.step)
+        validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=distributed.replicated(mesh))(config.seed)
         train_step = compilation.compile_ahead(
             "the training step",
@@ -221,78 +238,51 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> None:
             workdir / "profile" if profile else None,
         )
         stack.enter_context(contextlib.closing(batches))
-        log = stack.enter_context(
-            contextlib.closing(
-                StepLog(workdir, checkpoints, step, epoch_steps, splits["train"], schedule, config)
-            )
+        log = StepLog(
+            workdir, checkpoints, step, validated, epoch_steps, splits["train"], schedule, config
         )
+        stack.enter_context(contextlib.closing(log))
+        validate = partial(validate_step, eval_step, splits["val"], config, mesh, log, checkpoints)
         stop = stack.enter_context(stop_requests())
+        if not validated:  # it was killed in validation
+            validate(step, state)
         for batch in batches:
             state, step_metrics = train_step(state, distributed.to_devices(batch, mesh), key)
             step += 1
             log.add(step, batch["index"], step_metrics)
 
             stopping = agreement.any(stop.requested)
-            ends_epoch = step % (epoch_steps * config.eval.every) == 0 or step == last_step
-            if not (ends_epoch or stopping or step % config.checkpoint_every == 0):
+            if not (ends_epoch(step) or stopping or step % config.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            if ends_epoch:
-                with jax.profiler.TraceAnnotation(profiling.VALIDATE):
-                    scores = evaluate.score_split(eval_step, variables, splits["val"], config, mesh)
-                    values = evaluate.compute_metrics(scores, config)
-                log.add_validation(step, values)
-                if values["mAP"] > metadata["best"]["mAP"]:
-                    metadata["best"] = {"mAP": values["mAP"], "step": step}
-                    checkpoints.save("best", step, variables | constants, None, metadata)
+            variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
             training = {"step": state.step, "opt_state": state.opt_state}
-            checkpoints.save("latest", step, variables | constants, training, metadata)
+            checkpoints.save(step, variables, training, metadata)
+            if ends_epoch(step):  # after saving, so that a kill here loses no step
+                validate(step, state)
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
     evaluate.evaluate_run(config, workdir)
 
 
-def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its arrays."""
-    return {
-        "config": json.loads(config.to_json()),
-        "class_names": list(split.class_names),
-        "preprocessing": {
-            "image_size": config.data.image_size,
-            "mean": list(config.augment.mean),
-            "std": list(config.augment.std),
-        },
-        # Of the stream of batches, whose position is the step.
-        "stream": {
-            "set": split.name,
-            "split": split.split,
-            "examples": len(split),
-            "batch_size": config.batch_size,
-            "seed": config.seed,
-        },
-        "best": {"mAP": -1.0, "step": None},
-    }
-
-
-def check_resumable(saved: dict[str, Any], current: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Compares the metadata of a run's checkpoint in `path` with those of the run now wanted.
-
-    Returns:
-        The best validation so far.
-
-    Raises:
-        UsageError: the model, the classes or the stream of batches differ.
-    """
-    evaluate.check_same_model(saved, current, path)
-    for name, value in current["stream"].items():
-        if saved["stream"][name] != value:
-            raise UsageError(
-                f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
-                f"{value!r}: resuming would not be exact; use the same or another --workdir"
-            )
-    return saved["best"]
+def validate_step(
+    eval_step: Callable,
+    split: Split,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    log: StepLog,
+    checkpoints: RunCheckpoints,
+    step: int,
+    state: TrainState,
+) -> None:
+    """Scores the validation split, and notes what it is worth in the log and the checkpoint."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with jax.profiler.TraceAnnotation(profiling.VALIDATE):
+        scores = evaluate.score_split(eval_step, variables, split, config, mesh)
+        values = evaluate.compute_metrics(scores, config)
+    log.add_validation(step, values)
+    checkpoints.add_validation(step, values["mAP"])
 
 
 def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
@@ -356,13 +346,11 @@ def shared_modules(variables: dict[str, Any], loaded: dict[str, Any]) -> set[str
     return {"features"} | same - CLASSIFIERS - {"fc1"}  # its inputs are those of each label
 
 
-def restore(
-    checkpoints: RunCheckpoints, state: TrainState, constants: dict[str, Any]
-) -> TrainState:
-    """The latest checkpoint, laid out as `state` is; the constants in it are not read again."""
+def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
+    """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
     variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
     training = {"step": state.step, "opt_state": state.opt_state}
-    variables, training = checkpoints.restore_latest(variables, training)
+    variables, training = checkpoint.restore(path, variables, training)
     return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
 
 

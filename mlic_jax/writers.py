@@ -14,20 +14,24 @@ class MetricWriter:
     What a killed run wrote beyond the step it resumes from is dropped: it will be written again.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, first_step: int, validated: bool = True):
+        """Opens both files; `validated`: what was written of a validation at that step stays."""
         workdir = Path(workdir)
         self._path = workdir / "metrics.jsonl"
-        self._drop_after(first_step)
+        self._drop_after(first_step, validated)
         self._lines = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
-    def _drop_after(self, last_step: int) -> None:
+    def _drop_after(self, last_step: int, validated: bool) -> None:
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                keep = json.loads(line)["step"] <= last_step
+                entry = json.loads(line)
+                keep = entry["step"] <= last_step
+                if entry["step"] == last_step and not validated:
+                    keep = "val/mAP" not in entry
             except (ValueError, KeyError, TypeError):
                 keep = False  # cut off by the kill
             if keep:

@@ -1,6 +1,9 @@
 """Saving and restoring: exact, atomic, refusing what does not fit."""
 
+import contextlib
+import json
 import os
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +12,15 @@ import pytest
 from mlic_jax.checkpoint import (
     RunCheckpoints,
     find_checkpoint,
+    lacks_validation,
     latest_checkpoint,
     load_weights,
     merge_weights,
     read_metadata,
+    restore,
+    run_checkpoints,
     save_weights,
+    set_damaged_aside,
     update_metadata,
 )
 from mlic_jax.errors import Failure, UsageError
@@ -49,54 +56,192 @@ def test_no_checkpoint_where_there_is_none(tmp_path):
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_a_damaged_checkpoint_is_a_failure(tmp_path):
-    save_weights(tmp_path / "weights", tree(), {})
-    (tmp_path / "weights" / "metadata" / "metadata").write_text("{")
-    with pytest.raises(Failure, match="cannot be read"):
+def test_damaged_metadata_are_a_failure(tmp_path):
+    save_weights(tmp_path / "weights", tree(), {"class_names": ["cat", "dog"]})
+    path = tmp_path / "weights" / "metadata" / "metadata"
+    text = path.read_text()
+    for damaged in ("{", "[]", "[" * 100_000, text.replace("cat", "car"), "\0"):
+        path.write_text(damaged)
+        for read in (load_weights, read_metadata):
+            with pytest.raises(Failure, match=r"metadata/metadata is damaged .* convert it again"):
+                read(tmp_path / "weights")
+    path.unlink()
+    with pytest.raises(Failure, match="metadata/metadata is missing"):
         load_weights(tmp_path / "weights")
+    path.write_text(text)
+    assert load_weights(tmp_path / "weights")[1] == {"class_names": ["cat", "dog"]}
+
+
+def saved_run(workdir, steps, validations=(), keep=2):
+    """A run that saved some steps, of which some were validated; all arrays of step k are k."""
+    checkpoints = RunCheckpoints(workdir, keep)
+    for step in steps:
+        training = {"step": jnp.int32(step), "opt_state": {"momentum": jnp.arange(3.0) * step}}
+        checkpoints.save(step, tree(step), training, {"names": ["a"]})
+        if step in validations:
+            checkpoints.add_validation(step, validations[step])
+    checkpoints.close()
+
+
+def kernel_of(variables):
+    return variables["params"]["features"]["stem"]["kernel"]
+
+
+def steps_of(workdir):
+    return sorted(int(path.name) for path in run_checkpoints(workdir))
 
 
 def test_a_run_keeps_its_latest_and_its_best(tmp_path):
+    saved_run(tmp_path, range(1, 8), {1: 10.0, 2: 30.0, 3: 20.0, 5: 30.0})
+    assert steps_of(tmp_path) == [2, 6, 7]  # of two that are equally good the first
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "6", "7"]
+    assert latest_checkpoint(tmp_path).name == "7"
+    assert find_checkpoint(tmp_path).name == "2"
+    assert kernel_of(load_weights(tmp_path)[0]).max() == 2
+    assert read_metadata(latest_checkpoint(tmp_path)) == {"names": ["a"], "step": 7}
+    validated = {"names": ["a"], "step": 2, "validation": {"mAP": 30.0}}
+    assert read_metadata(find_checkpoint(tmp_path)) == validated
+
+    target = {"step": jnp.int32(0), "opt_state": {"momentum": jnp.zeros(3)}}
+    variables, training = restore(latest_checkpoint(tmp_path), tree(0), target)
+    assert training["step"] == 7 and kernel_of(variables).max() == 7
+    np.testing.assert_array_equal(training["opt_state"]["momentum"], [0, 7, 14])
+
+    # Opened again, it still knows which is the best.
+    saved_run(tmp_path, (8, 9, 10), {9: 29.0})
+    assert steps_of(tmp_path) == [2, 9, 10]
+    saved_run(tmp_path, (11, 12, 13), {11: 31.0})
+    assert steps_of(tmp_path) == [11, 12, 13]
+
+
+def test_as_many_of_the_latest_are_kept_as_wanted(tmp_path):
+    saved_run(tmp_path, range(1, 6), keep=1)
+    assert steps_of(tmp_path) == [5]
+    saved_run(tmp_path, range(6, 11), keep=3)
+    assert steps_of(tmp_path) == [8, 9, 10]
+
+
+def test_a_step_that_is_there_is_left_as_it_is(tmp_path):
+    saved_run(tmp_path, (3,))
     checkpoints = RunCheckpoints(tmp_path)
-    for step in (1, 2, 3):
-        training = {"step": jnp.int32(step), "opt_state": {"momentum": jnp.arange(3.0)}}
-        checkpoints.save("latest", step, tree(step), training, {"step": step})
-    checkpoints.save("best", 2, tree(2), None, {"step": 2})
-    checkpoints.save("best", 2, tree(7), None, {"step": 2})  # is already there
+    checkpoints.save(3, tree(7), {"step": jnp.int32(3)}, {})
     checkpoints.close()
+    assert kernel_of(load_weights(tmp_path)[0]).max() == 3
 
-    reopened = RunCheckpoints(tmp_path)
-    assert reopened.latest_path().name == "3"
-    assert read_metadata(latest_checkpoint(tmp_path)) == {"step": 3}
-    training = {"step": jnp.int32(0), "opt_state": {"momentum": jnp.zeros(3)}}
-    variables, training = reopened.restore_latest(tree(0), training)
-    reopened.close()
-    assert training["step"] == 3
-    np.testing.assert_array_equal(training["opt_state"]["momentum"], [0, 1, 2])
-    assert variables["params"]["features"]["stem"]["kernel"].max() == 3
 
-    assert latest_checkpoint(tmp_path).name == "3"
-    assert find_checkpoint(tmp_path).parts[-2:] == ("best", "2")
-    assert load_weights(tmp_path)[0]["params"]["features"]["stem"]["kernel"].max() == 2
+def test_without_a_validation_the_latest_is_the_best(tmp_path):
+    saved_run(tmp_path, (1, 2))
+    assert find_checkpoint(tmp_path).name == "2"
+    assert lacks_validation(latest_checkpoint(tmp_path))
+    saved_run(tmp_path, (3,), {3: 0.0})
+    assert find_checkpoint(tmp_path).name == "3"
+    assert not lacks_validation(latest_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("item", ["variables", "training"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "digests"])
+def test_a_damaged_file_is_named_and_the_run_recovers(item, damage, tmp_path):
+    saved_run(tmp_path, (1, 2), {2: 50.0})
+    files = [path for path in (tmp_path / "checkpoints/2" / item).rglob("*") if path.is_file()]
+    victim = max(files, key=lambda path: (path.parent.name == "d", path.stat().st_size))
+    if damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "delete":
+        victim.unlink()
+    else:
+        victim = tmp_path / "checkpoints/2" / item / "digests.json"
+        victim.unlink()
+    target = {"step": jnp.int32(0), "opt_state": {"momentum": jnp.zeros(3)}}
+    with pytest.raises(Failure, match=r"the checkpoint is damaged.*--recover") as error:
+        restore(latest_checkpoint(tmp_path), tree(0), target)
+    assert str(error.value).startswith(str(victim))
+    if item == "variables":
+        with pytest.raises(Failure, match="the checkpoint is damaged"):
+            load_weights(tmp_path)
+
+    findings = set_damaged_aside(tmp_path)
+    assert len(findings) == 1 and findings[0].startswith(str(victim))
+    assert "--recover" not in findings[0]
+    assert steps_of(tmp_path) == [1] and kernel_of(load_weights(tmp_path)[0]).max() == 1
+    assert (tmp_path / "damaged" / "2" / "variables").is_dir()
+    assert set_damaged_aside(tmp_path) == []
+
+
+def test_nothing_that_was_set_aside_is_lost(tmp_path):
+    for _ in range(2):
+        saved_run(tmp_path, (2,))
+        (tmp_path / "checkpoints/2/metadata/metadata").write_text("{")
+        assert len(set_damaged_aside(tmp_path)) == 1
+    assert {path.name for path in (tmp_path / "damaged").iterdir()} == {"2", "2-1"}
+
+
+def test_arrays_without_digests_are_of_an_earlier_version(tmp_path):
+    """Which had the best and the latest in two folders, and its validations in neither."""
+    for kind, step in (("latest", 6), ("best", 4)):
+        folder = tmp_path / "checkpoints" / kind / str(step)
+        save_weights(folder, tree(step), {})
+        (folder / "variables" / "digests.json").unlink()
+        metadata = {"best": {"mAP": 50.0, "step": 4}}
+        (folder / "metadata" / "metadata").write_text(json.dumps(metadata))
+    assert find_checkpoint(tmp_path).parts[-2:] == ("best", "4")
+    assert latest_checkpoint(tmp_path).parts[-2:] == ("latest", "6")
+    assert not lacks_validation(latest_checkpoint(tmp_path))
+    assert kernel_of(load_weights(tmp_path)[0]).max() == 4
+    update_metadata(find_checkpoint(tmp_path), {"temperature": 1.5})
+    assert load_weights(tmp_path)[1]["temperature"] == 1.5
+    saved_run(tmp_path, (8,), {8: 49.0})
+    assert find_checkpoint(tmp_path).parts[-2:] == ("best", "4")
+    saved_run(tmp_path, (10,), {10: 51.0})
+    assert find_checkpoint(tmp_path).name == "10"
 
 
 def test_metadata_change_and_the_rest_stays(tmp_path):
-    checkpoints = RunCheckpoints(tmp_path)
-    for kind in ("latest", "best"):
-        checkpoints.save(kind, 3, tree(3), {"step": jnp.int32(3)}, {"step": 3, "names": ["a"]})
-    checkpoints.close()
-    now = update_metadata(find_checkpoint(tmp_path), {"names": ["é"], "temperature": 0.1 + 0.2})
+    saved_run(tmp_path, (3, 4), {3: 50.0})
+    changes = {"names": ["é"], "temperature": 0.1 + 0.2}
+    now = update_metadata(find_checkpoint(tmp_path), changes)
     variables, metadata = load_weights(tmp_path)
-    assert metadata == now == {"step": 3, "names": ["é"], "temperature": 0.1 + 0.2}
-    assert variables["params"]["features"]["stem"]["kernel"].max() == 3
+    assert metadata == now == {"step": 3, "validation": {"mAP": 50.0}, **changes}
+    assert kernel_of(variables).max() == 3
+    assert read_metadata(latest_checkpoint(tmp_path)) == {"step": 4, "names": ["a"]}
 
-    latest = latest_checkpoint(tmp_path)
-    assert read_metadata(latest) == {"step": 3, "names": ["a"]}
-    update_metadata(latest, {"step": 4})
-    reopened = RunCheckpoints(tmp_path)
-    variables, training = reopened.restore_latest(tree(0), {"step": jnp.int32(0)})
-    reopened.close()
-    assert training["step"] == 3 and variables["params"]["features"]["stem"]["kernel"].max() == 3
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Inside, writing more into a file fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path):
+    saved_run(tmp_path, (1,))
+    checkpoints = RunCheckpoints(tmp_path)
+    large = {"noise": np.random.default_rng(0).random(50_000)}
+    message = r"cannot be written to .*checkpoints \(File too large\).* the same command continues"
+    with files_of_at_most(100_000), pytest.raises(Failure, match=message) as error:
+        checkpoints.save(2, large, {"step": jnp.int32(2)}, {})
+        checkpoints.wait()
+    assert "\n" not in str(error.value)
+    assert steps_of(tmp_path) == [1] and kernel_of(load_weights(tmp_path)[0]).max() == 1
+    saved_run(tmp_path, (2,))
+    assert steps_of(tmp_path) == [1, 2]
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path):
+    large = {"params": {"noise": np.random.default_rng(0).random(50_000)}}
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(Failure, match=r"weights cannot be written \(File too large\)"),
+    ):
+        save_weights(tmp_path / "weights", large, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metadata_that_cannot_be_written_stay_as_they_were(tmp_path, monkeypatch):
@@ -115,13 +260,13 @@ def test_metadata_that_cannot_be_written_stay_as_they_were(tmp_path, monkeypatch
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
 
 
-def test_half_written_checkpoints_are_cleared_away(tmp_path):
-    leftover = tmp_path / "checkpoints" / "latest" / "5.orbax-checkpoint-tmp"
-    leftover.mkdir(parents=True)
-    checkpoints = RunCheckpoints(tmp_path)
-    assert checkpoints.latest_path() is None
-    checkpoints.close()
-    assert not leftover.exists()
+def test_what_a_killed_run_was_writing_or_deleting_is_cleared_away(tmp_path):
+    saved_run(tmp_path, (4,))
+    for name in ("5.orbax-checkpoint-tmp", "deleted/3/variables"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert steps_of(tmp_path) == [4]
+    RunCheckpoints(tmp_path).close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
 def test_merging_takes_the_backbone_alone():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlic_jax import distributed
-from mlic_jax.checkpoint import RunCheckpoints, load_weights
+from mlic_jax.checkpoint import RunCheckpoints, load_weights, restore
 from mlic_jax.config import check_config, default_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
@@ -148,12 +148,13 @@ def test_checkpoints_of_a_sharded_fc1_restore_whole_and_the_other_way_round(
         saved = states[name]
         checkpoints = RunCheckpoints(tmp_path / name)
         variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-        checkpoints.save("latest", 2, variables, {"opt_state": saved.opt_state}, {})
-        checkpoints.latest_path()
+        checkpoints.save(2, variables, {"opt_state": saved.opt_state}, {})
+        path = checkpoints.latest_path()
         target = distributed.lay_out(
             problem[3], distributed.lying(problem[3], mesh, other == "sharded")
         )
-        variables, training = checkpoints.restore_latest(
+        variables, training = restore(
+            path,
             {"params": target.params, "batch_stats": target.batch_stats},
             {"opt_state": target.opt_state},
         )

@@ -34,6 +34,7 @@ from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor
 from mlic_jax.predict_files import annotate_prediction
 from mlic_jax.report import REGION_COLOURS
+from mlic_jax.resume import run_metadata
 from mlic_jax.serve import (
     CROP_SIDE,
     LIKELIEST,
@@ -45,7 +46,7 @@ from mlic_jax.serve import (
     listen,
     warm_up,
 )
-from mlic_jax.train import initial_variables, run_metadata
+from mlic_jax.train import initial_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = 'a <s>&"label"</s> {{7*7}} ${7*7}'  # a label that must not be taken for code

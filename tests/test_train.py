@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from mlic_jax import distributed
-from mlic_jax.checkpoint import load_weights, save_weights
+from mlic_jax.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -240,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     message = str(error.value)
     assert "step 2 is not finite" in message
     assert message.count("train-0000") == 8  # the images of the batch
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/latest/1" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/1" in message
     saved = load_weights(tmp_path)[0]
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved))
 
@@ -276,7 +282,7 @@ def start(workdir, prepared_dir, cache):
 
 def wait_for_step(process, workdir, step):
     """Until metrics.jsonl or a checkpoint shows that a step was reached."""
-    latest = workdir / "checkpoints" / "latest"
+    latest = workdir / "checkpoints"
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -317,9 +323,10 @@ def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
     finish(start(broken, prepared_dir, cache))
 
     assert metric_lines(alone) == metric_lines(broken)
-    for kind in ("latest", "best"):
-        folders = [next((run / "checkpoints" / kind).iterdir()) for run in (alone, broken)]
+    for find in (latest_checkpoint, find_checkpoint):
+        folders = [find(run) for run in (alone, broken)]
         assert folders[0].name == folders[1].name
+        assert read_metadata(folders[0]) == read_metadata(folders[1])
         expected, got = (load_weights(folder)[0] for folder in folders)
         jax.tree.map(np.testing.assert_array_equal, expected, got)
     scores = [np.load(run / "scores_test.npz") for run in (alone, broken)]

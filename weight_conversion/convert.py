@@ -157,7 +157,7 @@ def save_torch_checkpoint(
     prefix = beside.pop("prefix", "")
     state = {prefix + name: array for name, array in state.items()}
     if layout in MODELS:
-        best = info.get("best", {}).get("mAP", 0.0)
+        best = info.get("validation", info.get("best", {})).get("mAP", 0.0)
         beside = {"epoch": 0, "arch": arch, "best_score": best} | beside
     try:
         with written_whole(path) as partial:

@@ -208,7 +208,7 @@ def test_options_without_a_use_are_refused_in_one_line(
 @pytest.fixture(scope="module")
 def run(mcar_voc, tmp_path_factory) -> Path:
     """A checkpoint as training leaves it: nothing in it comes from torch."""
-    folder = tmp_path_factory.mktemp("run") / "checkpoints" / "best" / "7"
+    folder = tmp_path_factory.mktemp("run") / "checkpoints" / "7"
     source = tmp_path_factory.mktemp("source") / "model.safetensors"
     save_file(mcar_voc, source)
     variables, info = load_checkpoint(source)
@@ -216,10 +216,11 @@ def run(mcar_voc, tmp_path_factory) -> Path:
     metadata = {
         "config": info["config"],
         "class_names": list(CLASS_LISTS["voc"]),
-        "best": {"mAP": 71.5, "step": 7},
+        "step": 7,
+        "validation": {"mAP": 71.5},
     }
     save_weights(folder, variables, metadata)
-    return folder.parents[2]
+    return folder.parents[1]
 
 
 def test_a_run_becomes_a_checkpoint_of_torch(run, mcar_voc, tmp_path, capsys):
