@@ -99,7 +99,7 @@ def test_every_step_draws_its_own_augmentation(take_step):
 
 
 def test_the_norm_is_that_of_the_gradient_that_is_used(take_step, config):
-    """Nothing is computed for what is frozen; the first step without decay is rate times gradient."""
+    """Of what is frozen there is none. Without decay the first step is rate times gradient."""
     moves, _, metrics = take_step(freeze_features=True)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(moves["features"]))
     length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(moves["convclass"])))
