@@ -168,10 +168,18 @@ class RunCheckpoints:
         except Failure:
             raise
         except Exception as error:  # of tensorstore, of the operating system, of other threads
+            if processes.is_first():
+                _remove_unfinished(self._folder)
             raise Failure(
                 f"{what} cannot be written to {self._folder} ({reason(error)}); those that are "
                 "there stay, and once it can be written the same command continues from the latest"
             ) from error
+
+
+def _remove_unfinished(folder: Path, name: str = "") -> None:
+    """Frees the space of what could not be written to its end."""
+    for leftover in folder.glob(f"{name}*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def reason(error: BaseException) -> str:
@@ -439,8 +447,7 @@ def save_weights(directory: Path, variables: Tree, info: Tree) -> None:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(directory, args=args)
     except Exception as error:  # of tensorstore or of the operating system
-        for leftover in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_unfinished(directory.parent, directory.name)
         raise Failure(f"{directory} cannot be written ({reason(error)})") from error
 
 

@@ -1,9 +1,11 @@
 """What every command shares: errors are one line on stderr, and an exit code."""
 
+import _thread
 import argparse
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -47,6 +49,23 @@ def exit_code(run: Callable[[], None]) -> int:
 def _say(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def hush_strays() -> None:
+    """Has what libraries raise in their threads and callbacks not print tracebacks of its own.
+
+    Whoever waits for the work of these gets the error too, and says it once. (A full disk ends in
+    dozens, of every array that was being written.) They are logged for debugging. A Ctrl-C that met
+    such a callback, where Python would lose it, comes again.
+    """
+
+    def log(error: BaseException | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            threading.Timer(0.1, _thread.interrupt_main).start()
+        logging.getLogger(__name__).debug("in a thread or callback", exc_info=error)
+
+    sys.excepthook = lambda _, error, __: log(error)
+    sys.unraisablehook = threading.excepthook = lambda stray: log(stray.exc_value)
 
 
 def show_log() -> None:

@@ -29,11 +29,10 @@ def check(folder: Path) -> None:
         Failure: one is missing, changed or unreadable, or there are no digests; it says which.
     """
     try:
-        digests = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        there = {name: digests[name] for name in digests}
+        there = dict(json.loads((folder / FILE).read_text(encoding="utf-8")).items())
     except FileNotFoundError:
         raise Failure(f"{folder / FILE} is missing") from None
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise Failure(f"{folder / FILE} cannot be read") from None
     found = _files(folder)
     for name, digest in sorted(there.items()):

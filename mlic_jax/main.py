@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mlic_jax import processes
-from mlic_jax.command_line import exit_code, parse_flags, required, show_log
+from mlic_jax.command_line import exit_code, hush_strays, parse_flags, required, show_log
 from mlic_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
@@ -93,6 +93,7 @@ def work_on_a_set() -> None:
 def run() -> None:
     """`main`, its errors as one line and an exit code; see `exit_code`."""
     show_log()
+    hush_strays()
     code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stdout.flush()

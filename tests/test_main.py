@@ -1,11 +1,13 @@
 """The command line: one clear line and an exit code for everything a person may get wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ("--config", "configs/mcar_scenes.py")
@@ -26,6 +28,7 @@ def run(*arguments, cwd=ROOT):
 
 def test_help():
     answer = run("--help")
+    assert answer.returncode == 0
     assert "--workdir" in answer.stdout
     assert "--images" in answer.stdout
     assert "--[no]profile" in answer.stdout
@@ -81,3 +84,67 @@ def test_usage_errors(arguments, message, tmp_path, config):
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "w").exists()  # nothing half-written
+
+
+# Every line that the modes may print: on stdout what they found, on stderr their log and bars.
+SAID = (
+    r"prepared .*: 20 train, 9 val, 11 test; 12 classes",
+    r"epoch 1: val mAP .*",
+    r"resuming .*/checkpoints/3, of 3 steps",
+    r"tiny_scenes test: 11 images, 12 classes",
+    r"  chance .* final mAP .*",
+    r"  (all|top-3) labels at probability .*",
+    r"scores, metrics and report: .*",
+    r"learned on tiny_scenes val, 9 images: .*",
+    r"  (temperature|threshold) .*",
+    r"on the images that it was learned from, .*",
+    r"  at (0.5|the operating point): .*",
+    r"stored in .*",
+    r"table, photos and page: .*",
+)
+LOGGED = (
+    r"[+|] ?.*[+|]",  # the table of the parameters
+    r"Total: .*",
+    r"Group .*",
+    r"Compil(ing|ed) .*",
+    r"(train|predict|(check|write|score) .*):.*\d+/\d+.*",  # a bar
+    r"\s*\x1b\[A\s*",  # the end of one below another
+)
+
+
+def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_config, tmp_path):
+    data = make_config().data
+    recipe = [
+        *("--config", "configs/mcar_scenes.py", f"--config.data.prepared_dir={tmp_path}/prepared"),
+        *(f"--config.data.name={data.name}", f"--config.data.scenes_sizes={data.scenes_sizes}"),
+        *("--config.epochs=1", "--config.batch_size=8", "--config.model.width=0.125"),
+        *("--config.data.image_size=64", "--config.log_every=1", f"--workdir={tmp_path}/run"),
+    ]
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "photo.png")
+    photo = ("--checkpoint", f"{tmp_path}/run", "--images", f"{tmp_path}/photo.png")
+    for mode in ("prepare", "train", "train", "evaluate", "calibrate", "predict"):
+        options = recipe if mode != "predict" else [*photo, "--out", f"{tmp_path}/predictions"]
+        answer = run(*options, "--mode", mode, cwd=ROOT)
+        assert answer.returncode == 0, answer.stderr
+        for text, known in ((answer.stdout, SAID), (answer.stderr, LOGGED)):
+            for line in filter(str.strip, re.split(r"[\r\n]+", text)):
+                assert any(re.fullmatch(pattern, line) for pattern in known), (mode, line)
+    assert (tmp_path / "predictions" / "index.html").is_file()
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    answer = run(
+        *SCENES,
+        *(
+            f"--config.data.prepared_dir={config.data.prepared_dir}",
+            "--config.data.name=tiny_scenes",
+        ),
+        *("--config.data.scenes_sizes=(20, 9, 11)", f"--workdir={tmp_path}/file/run"),
+        *("--config.model.width=0.125", "--config.data.image_size=64"),
+        cwd=ROOT,
+    )
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    line = answer.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "file/run" in line and "Not a directory" in line

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import distributed
+from mlic_jax import digests, distributed
 from mlic_jax.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
@@ -250,6 +251,50 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     assert f"the last good checkpoint is {tmp_path}/checkpoints/1" in message
     saved = load_weights(tmp_path)[0]
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved))
+
+
+def test_a_damaged_checkpoint_stops_the_run_until_it_recovers(config, tmp_path, capsys):
+    """It then goes on from the one before, whose validation, here, a kill had cut off."""
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    train(config, alone)
+    shutil.copytree(alone, broken)
+    array = max((broken / "checkpoints/6/variables/d").iterdir(), key=lambda p: p.stat().st_size)
+    array.write_bytes(array.read_bytes()[:-1] + b"?")
+    before = broken / "checkpoints/3/metadata/metadata"
+    metadata, _ = digests.unsealed(json.loads(before.read_text()))
+    assert metadata.pop("validation")["mAP"] > 0
+    before.write_text(json.dumps(digests.sealed(metadata)))
+
+    with pytest.raises(Failure, match=rf"{array.name} is not as it was written.*--recover"):
+        train(config, broken)
+    capsys.readouterr()
+    train(config, broken, recover=True)
+    printed = capsys.readouterr().out
+    assert f"set aside in {broken}/damaged: {array} is not as it was written" in printed
+    assert f"resuming {broken}/checkpoints/3" in printed
+    assert metric_lines(alone) == metric_lines(broken)
+    for find in (latest_checkpoint, find_checkpoint):
+        folders = [find(run) for run in (alone, broken)]
+        assert folders[0].name == folders[1].name
+        assert read_metadata(folders[0]) == read_metadata(folders[1])
+        jax.tree.map(np.testing.assert_array_equal, *(load_weights(f)[0] for f in folders))
+
+
+def test_changed_options_are_told_and_remembered(config, tmp_path, capsys):
+    config.epochs = 1
+    train(config, tmp_path)
+    config.epochs, config.log_every, config.optim.learning_rate = 2, 2, 0.01
+    with pytest.raises(UsageError, match=r"had optim\.learning_rate 0\.05 \(now 0\.01\)"):
+        train(config, tmp_path)
+    capsys.readouterr()
+    train(config, tmp_path, allow_changes=True)
+    told = "epochs 1 (now 2), log_every 1 (now 2), optim.learning_rate 0.05 (now 0.01)"
+    printed = capsys.readouterr().out
+    assert "changed in resuming: " in printed
+    assert all(change in printed for change in told.split(", "))
+    (changes,) = read_metadata(latest_checkpoint(tmp_path))["changes"]
+    assert changes["step"] == 3
+    assert changes["options"]["optim.learning_rate"] == [0.05, 0.01]
 
 
 def test_batches_must_divide_among_the_devices(config, tmp_path):

@@ -1,0 +1,93 @@
+"""How commands end: an exit code, and one line where it is not 0."""
+
+import errno
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+from mlic_jax.command_line import exit_code, hush_strays
+from mlic_jax.errors import Failure, UsageError
+
+
+def ending(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("no such option"), 2, "error: no such option"),
+        (Failure("the image is damaged"), 1, "error: the image is damaged"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what was saved stays"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl"),
+            1,
+            "error: run/metrics.jsonl: No space left on device; what was saved stays",
+        ),
+        (OSError("no more"), 1, "error: no more; what was saved stays"),
+    ],
+)
+def test_an_error_is_one_line(error, code, line, capsys):
+    assert exit_code(ending(error)) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(line)
+    assert printed.err.count("\n") == 1
+
+
+def test_what_nobody_expected_keeps_its_traceback_and_ends_all_the_same(capsys):
+    assert exit_code(ending(KeyError("boxes"))) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.splitlines()[-1] == "error: KeyError, which should not be: 'boxes'"
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (3, 3), ("said", 1)])
+def test_an_exit_of_a_library_is_passed_on(code, expected):
+    assert exit_code(ending(SystemExit(code))) == expected
+
+
+def test_success_is_0_whatever_the_command_returns(capsys):
+    assert exit_code(lambda: {"a": "value"}) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def hushed(monkeypatch):
+    """`hush_strays`, undone after the test."""
+    for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))
+    hush_strays()
+
+
+class Stray:
+    """Raises where Python can only say so: while it is deleted."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_what_is_raised_where_nobody_waits_prints_nothing(hushed, capsys):
+    Stray(RuntimeError("Event loop is closed"))
+    thread = threading.Thread(target=ending(OSError("no space")))
+    thread.start()
+    thread.join()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interruption_is_never_lost(hushed):
+    def run():
+        Stray(KeyboardInterrupt())
+        time.sleep(10)
+        raise AssertionError("the interruption was lost")
+
+    assert exit_code(run) == 130
