@@ -31,7 +31,7 @@ def naive(features, embeddings):
     return jnp.sum(jax.nn.softmax(f * embeddings[:, None], axis=2) * f, axis=2)
 
 
-def random_inputs(positions, batch=2, labels=4, channels=3):
+def random_inputs(positions, batch=2, labels=6, channels=3):
     rng = np.random.default_rng(positions)
     features = rng.normal(1, 2, (batch, positions, channels))
     embeddings = rng.normal(0, 2, (labels, channels))

@@ -113,6 +113,62 @@ def test_a_compressed_archive_is_refused(torch, save, tmp_path):
 
 
 @pytest.mark.torch
+def test_a_compressed_archive_that_is_no_smaller_is_refused(torch, save):
+    """Noise does not shrink: the sum of the sizes says nothing here."""
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
+    path = save({"w": torch.from_numpy(noise)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            is_data = name.endswith("data/0")
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED if is_data else zipfile.ZIP_STORED)
+        sizes = [(entry.file_size, entry.compress_size) for entry in archive.infolist()]
+    assert sum(size for size, _ in sizes) <= path.stat().st_size
+    assert any(size != stored for size, stored in sizes)
+    with pytest.raises(Failure, match="damaged, or not a PyTorch checkpoint"):
+        open_tensors(path)
+
+
+@pytest.mark.torch
+def test_an_archive_of_more_than_the_file_holds_is_refused(torch, save):
+    """Nothing is compressed, but four entries are of the same bytes."""
+    path = save({name: torch.zeros(10_000 if name == "a" else 1) for name in "abcd"})
+    with zipfile.ZipFile(path, "a") as archive:
+        large, *small = (archive.getinfo(f"weights/data/{i}") for i in range(4))
+        for entry in small:
+            for field in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(entry, field, getattr(large, field))
+        archive.writestr("weights/more", "")  # so that the directory is written anew
+    with zipfile.ZipFile(path) as archive:
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    with pytest.raises(Failure, match="damaged, or not a PyTorch checkpoint"):
+        open_tensors(path)
+
+
+@pytest.mark.torch
+def test_quantised_tensors_are_refused(torch, save):
+    """Their numbers mean nothing without a scale, which no array has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its old storages
+        path = save({"w": torch.quantize_per_tensor(torch.ones(3), 0.5, 1, torch.qint8)})
+    with pytest.raises(Failure, match="'w' is not all in the file"):
+        open_tensors(path)
+
+
+@pytest.mark.torch
+def test_scores_of_the_other_byte_order_are_read(torch, save):
+    """As a big-endian machine would have written 93.25."""
+    score = np.array(93.25).byteswap()[()]
+    path = save({"state_dict": {"w": torch.zeros(3)}, "best_score": score}, zipped=False)
+    content = path.read_bytes()
+    little, big = (b"X\x01\x00\x00\x00" + sign for sign in (b"<", b">"))  # a text of one letter
+    assert content.count(little) == 1
+    path.write_bytes(content.replace(little, big))
+    assert open_tensors(path).beside == {"best_score": 93.25}
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     ("score", "expected"),

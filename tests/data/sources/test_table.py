@@ -95,6 +95,28 @@ def test_names_of_the_image_column(root, name):
     assert _table(root, f"{name},dog\na.jpg,1\nc.jpg,0\n").class_names == ("dog",)
 
 
+def test_columns_are_known_in_any_case(root):
+    source = _table(root, "SPLIT,Labels,Image\nval,dog,a.jpg\ntrain,cat,c.jpg\n")
+    assert source.class_names == ("cat", "dog")
+    assert [example.image_id for example in source.examples("val")] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "content, kind", [("labels,image\ndog,a.jpg\n,c.jpg\n", "csv"), (JSONL, "jsonl")]
+)
+def test_a_byte_order_mark_is_part_of_nothing(root, content, kind):
+    marked, plain = (_table(root, content.encode(code), kind) for code in ("utf-8-sig", "utf-8"))
+    assert marked.class_names == plain.class_names and "dog" in plain.class_names
+    assert _labels(marked) == _labels(plain)
+
+
+@pytest.mark.parametrize("cell", ["dog ?;cat", " cat | dog? ", "\"['dog ?', ' cat']\""])
+def test_blanks_around_names_do_not_count(root, cell):
+    source = _table(root, f"image,labels\na.jpg,{cell}\nc.jpg,dog\n")
+    assert source.class_names == ("cat", "dog")
+    assert _labels(source)["a.jpg"] == [1, 0]
+
+
 def test_columns_in_any_order(root):
     source = _table(root, "label,split_name,filepath\ndog,val,a.jpg\n['cat'],train,c.jpg\n")
     assert source.class_names == ("cat", "dog")

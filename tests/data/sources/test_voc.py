@@ -85,6 +85,15 @@ def test_an_image_without_objects(devkit):
     assert (example.labels == -1).all() and example.boxes.shape == (0, 4)
 
 
+def test_the_split_of_a_class_lists_images_with_its_labels_beside_them(devkit):
+    """As in VOC's own dog_trainval.txt; what is shown is what the annotations say."""
+    file = devkit / "VOC2007" / "ImageSets" / "Main" / "dog_trainval.txt"
+    file.write_text("000009 -1\n000005  1\n000007  0\n")
+    examples = _examples(devkit, "dog_trainval")
+    assert [e.image_id for e in examples] == ["000009", "000005", "000007"]
+    assert [e.labels[CLASS_NAMES.index("dog")] for e in examples] == [-1, 1, -1]
+
+
 def test_prepared_and_read_back(devkit, tmp_path):
     source = VocFolder("voc2007", devkit, ("trainval", "test"))
     split = records.open_split(records.prepare(source, tmp_path / "prepared"), "trainval")
@@ -270,6 +279,13 @@ def test_own_data_that_contradict_themselves(own, jpeg):
         _layout(folder, image_dir="photos").examples("val")
     with pytest.raises(UsageError, match=r"no annotations, <image id>.xml, in .*photos"):
         _ = _layout(folder, annotations="photos").class_names
+    for nameless in (
+        _object(" ", (1, 1, 5, 5)),
+        _object("", (1, 1, 5, 5)).replace("<name></name>", ""),
+    ):
+        (folder / "Annotations" / "c.d.xml").write_text(f"<annotation>{nameless}</annotation>")
+        with pytest.raises(Failure, match=r"c.d.xml is malformed: an object has no name"):
+            _ = _layout(folder).class_names
     (folder / "Annotations" / "c.d.xml").write_text("<annotation><object></object></annotation>")
     with pytest.raises(Failure, match=r"c.d.xml is malformed"):
         _ = _layout(folder).class_names
