@@ -227,15 +227,6 @@ def test_the_byte_order_of_numpy_scores_counts(torch, save):
     assert open_tensors(path).beside == {"best_score": 93.25}
 
 
-@pytest.mark.torch
-def test_quantised_tensors_are_refused(torch, save):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch gives them up; files of them remain
-        quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-    with pytest.raises(Failure, match="'w' is not all in the file"):
-        open_tensors(save({"w": quantised}))
-
-
 def legacy(content: bytes) -> bytes:
     """The older format around a pickle: a number, a version, the system, it, keys, storages."""
     parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
