@@ -82,6 +82,8 @@ class RunCheckpoints:
         }
         with self._writing("a checkpoint"):
             self._remove_deleted()
+            if processes.is_first():  # Orbax itself would do it some time before the first save
+                _remove_unfinished(self._folder)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_handlers={
@@ -91,7 +93,6 @@ class RunCheckpoints:
                 },
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=AnyPreservationPolicy([LatestN(keep), self]),
-                    cleanup_tmp_directories=True,
                     todelete_subdir=_DELETED,
                     lightweight_initialize=True,  # of its own metadata nothing is used
                 ),

@@ -37,7 +37,7 @@ from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import default_config
 from mlic_jax.data import label_inputs, pipeline, sources, transforms
 from mlic_jax.data.label_policy import POLICIES, resolve_unknown
-from mlic_jax.data.records import Split
+from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.report_graph import LabelGraph
@@ -244,10 +244,8 @@ def evaluate_run(
             print(f"no label of {split.name} {split.split} is known: wrote its scores alone")
         return {}
 
-    frequent = None
-    if config.eval.min_positives:
-        positives = [np.sum(splits[role].labels() > 0, axis=0) for role in ("train", "test")]
-        frequent = np.min(positives, axis=0) >= config.eval.min_positives
+    least = config.eval.min_positives
+    frequent = frequent_classes(splits["train"], split, least) if least else None
     values = compute_metrics(scores, config, frequent)
     label_graph = read_label_graph(eval_model, variables)
     if label_graph is not None:
@@ -255,6 +253,12 @@ def evaluate_run(
     if is_first:
         write_results(scores, values, split, config, metadata, workdir, label_graph)
     return values
+
+
+def frequent_classes(train: Split, test: Split, least: int) -> np.ndarray:
+    """Bool `[C]`: which classes have so many positives in both splits."""
+    positives = [np.sum(split.labels() > 0, axis=0) for split in (train, test)]
+    return np.min(positives, axis=0) >= least
 
 
 def load_model(
@@ -370,9 +374,7 @@ def write_results(
         return transforms.resize(transforms.decode(split[i].image), scores.image_size)
 
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
-        record = split[i]
-        scale = scores.image_size / np.array([record.height, record.width] * 2)
-        return np.round(record.boxes * scale).astype(np.int32), record.box_classes
+        return objects_of_square(split[i], scores.image_size)
 
     about = {"backbone": config.model.backbone, "image size": f"{scores.image_size} px"}
     if scores.boxes is not None:
@@ -397,6 +399,12 @@ def write_results(
     )
     print(summary(values, f"{split.name} {split.split}"))
     print(f"scores, metrics and report: {workdir}/scores_{split.split}.npz, {metrics_path}, {page}")
+
+
+def objects_of_square(record: Record, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes int32 `[K, 4]` and classes `[K]` of an image that was squashed to `size` pixels."""
+    scale = size / np.array([record.height, record.width] * 2)
+    return np.round(record.boxes * scale).astype(np.int32), record.box_classes
 
 
 def summary(values: dict[str, Any], name: str) -> str:

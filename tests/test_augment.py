@@ -12,8 +12,9 @@ from mlic_jax.config import default_config
 
 @pytest.fixture
 def pixels():
-    rng = np.random.default_rng(0)
-    return rng.integers(40, 200, (6, 8, 10, 3), dtype=np.uint8)
+    """Six images, one brighter than the other."""
+    noise = np.random.default_rng(0).integers(0, 60, (6, 8, 10, 3), dtype=np.uint8)
+    return noise + np.arange(10, 190, 30, dtype=np.uint8)[:, None, None, None]
 
 
 @pytest.fixture
@@ -73,3 +74,20 @@ def test_jitter_stays_in_range_and_follows_the_key(pixels):
     assert first.min() >= 0 and first.max() <= 1
     changes = np.abs(np.asarray(first) - np.asarray(images)).mean(axis=(1, 2, 3))
     assert len(set(changes.round(6))) == len(pixels)  # every image has factors of its own
+
+
+def test_factors_are_uniform_around_1():
+    """Brightness alone changes a grey image, and in which order the three come does not matter."""
+    images = jnp.full((400, 1, 1, 3), 0.5, jnp.float32)
+    factors = np.asarray(augment.colour_jitter(images, jax.random.key(0), 0.4))[:, 0, 0, 0] / 0.5
+    assert factors.min() >= 0.6 and factors.max() <= 1.4
+    np.testing.assert_allclose(
+        np.quantile(factors, [0, 0.25, 0.5, 0.75, 1]), [0.6, 0.8, 1, 1.2, 1.4], atol=0.05
+    )
+
+
+def test_no_random_number_is_used_twice(pixels, settings):
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda images, key: augment.augment(images, key, settings))(
+            jnp.array(pixels), jax.random.key(0)
+        )

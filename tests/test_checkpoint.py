@@ -110,6 +110,8 @@ def test_a_run_keeps_its_latest_and_its_best(tmp_path):
     # Opened again, it still knows which is the best.
     saved_run(tmp_path, (8, 9, 10), {9: 29.0})
     assert steps_of(tmp_path) == [2, 9, 10]
+    assert latest_checkpoint(tmp_path).name == "10"
+    assert find_checkpoint(tmp_path / "checkpoints").name == "10"
     saved_run(tmp_path, (11, 12, 13), {11: 31.0})
     assert steps_of(tmp_path) == [11, 12, 13]
 
@@ -271,10 +273,12 @@ def test_what_a_killed_run_was_writing_or_deleting_is_cleared_away(tmp_path):
 
 def test_merging_takes_the_backbone_alone():
     fresh, loaded = tree(0.0), tree(5.0)
+    loaded["batch_stats"]["features"]["stem"]["mean"] = np.full(4, 3.0)
     fresh["params"]["convclass"] = {"bias": np.zeros(20)}
     loaded["params"]["classifier"] = {"bias": np.ones(1000)}
     merged = merge_weights(fresh, loaded, {"features"}, "weights")
     assert merged["params"]["features"]["stem"]["kernel"].max() == 5
+    assert merged["batch_stats"]["features"]["stem"]["mean"].min() == 3
     assert set(merged["params"]) == {"features", "convclass"}
     assert merged["params"]["convclass"]["bias"].shape == (20,)
 

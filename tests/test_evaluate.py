@@ -11,6 +11,7 @@ from PIL import Image
 from mlic_jax import distributed, evaluate, significance
 from mlic_jax.checkpoint import save_weights
 from mlic_jax.data import co_occurrence, label_inputs, sources
+from mlic_jax.data.records import Record
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics import average_precision, evaluate_scores
 from mlic_jax.models import create_model
@@ -45,6 +46,65 @@ def test_every_image_is_scored_once_whatever_the_batches(scored, config):
     assert list(whole.image_ids) == [split.image_id(i) for i in range(11)]
     assert whole.boxes.shape == (11, config.model.top_n, 4)
     assert (whole.set_name, whole.split, whole.image_size) == ("tiny_scenes", "test", 64)
+
+
+def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
+    """Of a split that lost its last batch on the way no score file is made."""
+    score, batches = scored, evaluate.pipeline.batches
+    _, split = score(16)
+    monkeypatch.setattr(evaluate.pipeline, "batches", lambda *a, **k: list(batches(*a, **k))[:-1])
+    monkeypatch.setattr(evaluate.profiling, "profiled", lambda batches, *_: iter(batches))
+
+    def eval_step(_, batch):
+        return {"logits": batch["labels"], "labels": batch["labels"], "index": batch["index"]}
+
+    with pytest.raises(Failure, match="3 images of tiny_scenes test were not scored once"):
+        evaluate.score_split(eval_step, {}, split, config, distributed.create_mesh())
+
+
+def test_evaluation_looks_as_its_own_options_say(config):
+    as_trained = evaluate.create_eval_model(config, 12, {})
+    assert (as_trained.top_n, as_trained.local_size, as_trained.local_bound) == (2, 0, 0)
+    config.eval.update(top_n=5, local_size=32, local_bound=0.2)
+    model = evaluate.create_eval_model(config, 12, {})
+    assert (model.top_n, model.local_size, model.local_bound) == (5, 32, 0.2)
+    assert (config.model.top_n, config.model.local_size) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "policy", "treated"),
+    [("mcar", "", 0), ("asl", "", -1), ("mcar", "as_positive", 1), ("asl", "ignore", 0)],
+)
+def test_unknown_labels_count_as_the_configuration_says(
+    protocol, policy, treated, score_file, config
+):
+    """In both streams alike."""
+    rng = np.random.default_rng(2)
+    path = score_file("a.npz", global_logits=rng.normal(size=(80, 4)).astype(np.float32))
+    scores = Scores.load(path)
+    config.eval.protocol, config.eval.label_policy = protocol, policy
+    values = evaluate.compute_metrics(scores, config)
+    labels = np.where(scores.labels == 0, treated, scores.labels)
+    for name, logits in (("mAP", scores.logits), ("global_mAP", scores.global_logits)):
+        expected = average_precision(logits, labels, values["ap_kind"])
+        assert values[name] == pytest.approx(np.nanmean(expected), rel=1e-12)
+
+
+def test_frequent_classes_are_so_in_training_and_test(config):
+    splits = sources.open_splits(config.data)
+    train, test = ((splits[name].labels() > 0).sum(axis=0) for name in ("train", "test"))
+    frequent = evaluate.frequent_classes(splits["train"], splits["test"], 3)
+    expected = [a >= 3 and b >= 3 for a, b in zip(train, test, strict=True)]
+    np.testing.assert_array_equal(frequent, expected)
+    assert 0 < sum(expected) < min((train >= 3).sum(), (test >= 3).sum())
+
+
+def test_objects_are_squashed_as_their_image_is():
+    boxes, classes = np.int32([[0, 0, 30, 40], [15, 10, 30, 20]]), np.int32([3, 1])
+    record = Record(b"", "wide", np.zeros(4, np.int8), boxes, classes, height=30, width=40)
+    squashed, same = evaluate.objects_of_square(record, 60)
+    np.testing.assert_array_equal(squashed, [[0, 0, 60, 60], [30, 15, 60, 30]])
+    assert squashed.dtype == np.int32 and same is classes
 
 
 def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsys):
@@ -296,6 +356,16 @@ def test_options_that_decide_no_array_may_differ(tmp_path):
     with pytest.raises(UsageError, match="backbone"):
         current["config"]["model"]["backbone"] = "resnet50"
         evaluate.check_same_model(saved, current, tmp_path, ["backbone"])
+
+
+@pytest.mark.parametrize("option", ["name", "backbone", "width", "pool_ratio", "head"])
+def test_options_that_decide_an_array_must_agree(option, config, tmp_path):
+    saved = {"config": json.loads(config.to_json()), "class_names": ["a"]}
+    current = json.loads(json.dumps(saved))
+    evaluate.check_same_model(saved, current, tmp_path, evaluate.ARRAY_OPTIONS)
+    current["config"]["model"][option] = 7
+    with pytest.raises(UsageError, match=rf"has model\.{option} .*, the configuration 7"):
+        evaluate.check_same_model(saved, current, tmp_path, evaluate.ARRAY_OPTIONS)
 
 
 def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp_path, capsys):

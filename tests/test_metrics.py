@@ -377,8 +377,10 @@ def test_result_names_the_choices_of_its_protocol():
 # --- the swept threshold of MSRN
 
 
-def test_sweep_is_the_best_of_twenty_logits():
-    scores, labels = random_case()
+@pytest.mark.parametrize("seed, misled", [(11, "CF1"), (28, "OF1")])
+def test_sweep_is_the_best_of_twenty_logits(seed, misled):
+    scores, labels = random_case(seed=seed)
+    scores = scores + np.linspace(-0.6, 0.6, 12, dtype=np.float32)
     result = evaluate_scores(scores, labels, "msrn")
     f1_labels = treated(labels, "as_negative")
     figures = {
@@ -386,6 +388,7 @@ def test_sweep_is_the_best_of_twenty_logits():
     }
     best = max(figures, key=lambda k: figures[k]["CF1"] + figures[k]["OF1"])
     assert -10 < best < 9 and best != 0
+    assert best != max(figures, key=lambda k: figures[k][misled])  # alone
     swept = result["swept"]
     assert swept.pop("threshold") == best / 10
     assert swept == pytest.approx(figures[best], rel=1e-12)
@@ -401,6 +404,9 @@ def test_first_of_equally_good_thresholds_is_taken():
     # Out of reach of all twenty: the first.
     far = evaluate_scores(np.array([[5.0], [4.0]]), labels, "msrn")["swept"]
     assert (far["threshold"], far["OP"], far["OR"]) == (-1.0, 50, 100)
+    # A threshold of 1 would be perfect, and is none of the twenty.
+    beyond = evaluate_scores(np.array([[0.95], [1.05]]), labels, "msrn")["swept"]
+    assert (beyond["threshold"], beyond["OP"], beyond["OR"]) == (-1.0, 50, 100)
 
 
 @pytest.mark.parametrize("k", range(-10, 10))
@@ -440,10 +446,11 @@ def test_mean_average_precision_skips_the_undefined():
 
 
 def test_precision_recall_curve_of_known_labels():
-    scores, labels = np.array([3.0, 2.5, 2.0, 1.0]), np.array([1, 0, -1, 1])
+    scores, labels = np.array([3.0, 2.5, 2.0, 1.0, 0.0]), np.array([1, 0, -1, 1, -1])
     precision, recall = metrics.precision_recall_curve(scores, labels)
     points = set(zip(precision.round(6), recall, strict=True))
     assert points >= {(1.0, 0.5), (0.5, 0.5), (round(2 / 3, 6), 1.0)}
+    assert (np.diff(recall) <= 0).all() and recall[-1] == 0
 
 
 # --- bad input

@@ -75,6 +75,14 @@ def test_a_run_that_is_already_further_is_refused(compare):
         compare([("epochs", 1)], last_step=3)
 
 
+@pytest.mark.parametrize("name", ["set", "split", "examples", "batch_size", "seed"])
+def test_other_batches_are_refused_whatever_is_allowed(make_config, tmp_path, name):
+    saved, current = metadata_of(make_config(), 6), metadata_of(make_config())
+    current["stream"][name] = 7
+    with pytest.raises(UsageError, match=f"read batches with {name} .*, now it is 7"):
+        check_resumable(saved, current, tmp_path, 6, allow_changes=True)
+
+
 def test_an_option_that_was_none_had_its_default(make_config):
     current = json.loads(make_config().to_json())
     saved = json.loads(json.dumps(current))

@@ -15,7 +15,14 @@ from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.convolution import plain
 from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.train import TrainState, initial_variables, make_train_step, train
+from mlic_jax.train import (
+    TrainState,
+    accumulate,
+    initial_variables,
+    make_train_step,
+    train,
+    training_batches,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +42,15 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, **options):
+    def take(freeze_features=False, augmented=False, first_step=0, **options):
         config = make_config()
-        config.augment.flip, config.augment.jitter = False, 0.0
+        if not augmented:
+            config.augment.flip, config.augment.jitter = False, 0.0
         config.model.name, config.model.pooling = "pooled", "avg"
         config.loss.label_policy = "ignore"
         if freeze_features:  # which compiles in a fraction of the time
             config.freeze_statistics, config.optim.multipliers.features = True, 0.0
+            config.optim.weight_decay = 0.0
         for name, value in options.items():
             (config if name in config else config.model)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
@@ -50,7 +59,9 @@ def take_step(make_config, batch):
             config.optim, variables["params"], create_schedule(config.optim, 3, 2)
         )
         copies = jax.tree.map(jnp.copy, variables)
-        state = TrainState(jnp.int32(0), **copies, opt_state=optimizer.init(copies["params"]))
+        state = TrainState(
+            jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
+        )
         step = make_train_step(model, optimizer, config)
         state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
@@ -75,6 +86,61 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(take_step):
     assert relative_difference(moves["convclass"], whole["convclass"]) < 1e-5
     for name, value in of_whole.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+
+def test_every_step_draws_its_own_augmentation(take_step):
+    """And the same one whenever it is done."""
+    _, _, plain = take_step(freeze_features=True)
+    losses = [
+        take_step(freeze_features=True, augmented=True, first_step=step)[2]["loss"]
+        for step in (0, 1)
+    ]
+    assert len({float(loss) for loss in (*losses, plain["loss"])}) == 3
+
+
+def test_the_norm_is_that_of_the_gradient_that_is_used(take_step, config):
+    """Of what is frozen there is none. Without decay the first step is rate times gradient."""
+    moves, _, metrics = take_step(freeze_features=True)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(moves["features"]))
+    length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(moves["convclass"])))
+    rate = create_schedule(config.optim, 3, 2)(0)
+    np.testing.assert_allclose(metrics["gradient_norm"], length / rate, rtol=1e-5)
+
+
+def test_parts_are_dealt_out_in_turns_and_weigh_as_much_as_they_know():
+    """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5, of which the last is padding alone."""
+    rows = {
+        "images": jnp.arange(6.0),
+        "known": jnp.array([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0], [0, 0]], bool),
+        "mask": jnp.array([True, True, False, True, True, False]),
+    }
+
+    def gradient_of(params, batch_stats, part):
+        mean = jnp.mean(part["images"])
+        return ({"loss": mean}, 10 * batch_stats + mean), params * mean
+
+    def accumulated(rows):
+        return accumulate(gradient_of, 3, jnp.float32(2), jnp.float32(0), rows)
+
+    (metrics, batch_stats), gradient = accumulated(rows)
+    np.testing.assert_allclose(metrics["loss"], (4 * 1.5 + 1 * 2.5) / 5, rtol=1e-6)
+    np.testing.assert_allclose(gradient, 2 * metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(batch_stats, 10 * 1.5 + 2.5)
+    (metrics, _), gradient = accumulated(rows | {"known": jnp.zeros((6, 2), bool)})
+    assert metrics["loss"] == 0 and gradient == 0  # where nothing is known
+
+
+def test_batches_of_training_are_as_the_configuration_says(config):
+    config.seed, config.data.image_size = 3, 32
+    config.data.train_crop, config.data.crop_scale = "random_resized_crop", (0.3, 0.4)
+    splits = sources.open_splits(config.data)
+    options = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
+    crops = {"train_crop": "random_resized_crop", "crop_scale": (0.3, 0.4)}
+    expected = list(pipeline.batches(splits["train"], first_step=2, **options, **crops))
+    got = list(training_batches(splits, config, first_step=2))
+    assert len(got) == len(expected) == 4
+    for batch, wanted in zip(got, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, batch, wanted)
 
 
 def test_statistics_move_once_for_every_part_that_is_not_padding(take_step, batch):

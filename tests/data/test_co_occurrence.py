@@ -142,7 +142,7 @@ def test_an_npz_of_anything_else_fails(graph, tmp_path):
     with pytest.raises(Failure, match="no label graph: it lacks class_counts, counts"):
         co_occurrence.load(path)
     dataclasses.replace(graph, class_names=("too", "few")).save(path)
-    with pytest.raises(Failure, match=r"class counts \(9,\), class names 2"):
+    with pytest.raises(Failure, match=r"class_names must be text \[9\], and is <U3 \(2,\)"):
         co_occurrence.load(path)
     with pytest.raises(UsageError, match=r"nothing\.npz"):
         co_occurrence.load(tmp_path / "nothing.npz")
@@ -287,6 +287,31 @@ def test_every_fault_has_a_finding(graph, field, where, value, message):
     findings = faults(dataclasses.replace(graph, **{field: values}))
     assert any(re.search(message, finding) for finding in findings), findings
     assert not faults(graph)
+
+
+def test_both_kinds_of_numbers_are_looked_at(graph):
+    counts, class_counts = graph.counts.copy(), graph.class_counts.copy()
+    counts[0, 1], class_counts[2] = -1, 2.5
+    wrong = dataclasses.replace(graph, counts=counts, class_counts=class_counts)
+    first, second = faults(wrong)
+    assert first.startswith("co-occurrence counts are") and second.startswith("class counts are")
+
+
+def test_two_classes_may_look_like_column_sums_plus_one():
+    counts, class_counts = np.float32([[0, 1], [1, 0]]), np.float32([2, 2])
+    sound = CoOccurrence(counts, class_counts, ("a", "b"), "", "", "")
+    assert co_occurrence.lint(sound) == []
+
+
+def test_a_frequent_class_in_its_place_does_not_hide_the_order_of_the_others(graph):
+    """Of the counts themselves the largest would decide alone."""
+    ours = np.float32([90_000, 1, 3, 10, 30, 100, 300, 900, 2_000])
+    theirs = np.float32([90_000, 2_000, 900, 300, 100, 30, 10, 3, 1])
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+    graph = dataclasses.replace(graph, counts=np.zeros((9, 9), np.float32), class_counts=ours)
+    (finding,) = faults(graph, class_counts=theirs)
+    assert re.search(r"class counts \(their logarithms\) correlate .* at -?0\.\d\d only", finding)
+    assert not faults(graph, class_counts=ours * 2)
 
 
 def test_a_class_order_that_does_not_fit(graph):

@@ -94,6 +94,30 @@ def test_crops_depend_on_seed_epoch_and_image_alone(toy_split):
                 np.testing.assert_array_equal(image, first[10 * (step // 4) + index])
 
 
+def test_random_resized_crops_are_what_the_transform_makes_of_the_scale(toy_split):
+    options = dict(train_crop="random_resized_crop", crop_scale=(0.3, 0.4))
+    (batch,) = _run(toy_split, batch_size=10, seed=3, shuffle=False, **options)
+    for i, image in enumerate(batch["image"]):
+        whole = transforms.decode(toy_split[i].image)
+        rng = np.random.default_rng((pipeline._CROP, 3, 0, i))
+        want = transforms.random_resized_crop(whole, image.shape[0], rng, (0.3, 0.4))
+        np.testing.assert_array_equal(image, want)
+
+
+def test_no_two_random_streams_are_the_same(toy_split, monkeypatch):
+    """Neither the orders of two epochs, nor two crops, nor an order and a crop."""
+    starts, make = {}, np.random.default_rng
+
+    def recorded(key):
+        starts[key] = tuple(make(key).random(2))
+        return make(key)
+
+    monkeypatch.setattr(np.random, "default_rng", recorded)
+    pipeline._epoch_order.cache_clear()
+    _run(toy_split, batch_size=10, epochs=3, **CROP)
+    assert len(starts) == len(set(starts.values())) == 3 + 3 * 10
+
+
 def test_multi_scale_crops_are_what_the_transform_makes(toy_split):
     (batch,) = _run(toy_split, batch_size=10, seed=3, shuffle=False, train_crop="multi_scale")
     for i, image in enumerate(batch["image"]):

@@ -40,8 +40,9 @@ def test_records_come_back_as_they_were(toy_source, tmp_path):
                 np.testing.assert_array_equal(got, expected)
             np.testing.assert_array_equal(split.labels()[i], want.labels)
         assert split.labels().dtype == np.int8
-        with pytest.raises(IndexError):
-            split[size]
+        for outside in (size, -1):
+            with pytest.raises(IndexError, match=f"position {outside} of a split of {size} images"):
+                split[outside]
 
 
 def test_order_holds_over_many_shards(toy_source, tmp_path, monkeypatch):
@@ -93,6 +94,36 @@ def test_tensorflow_is_not_imported(toy_split):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("renamed", [0, 4])  # the first and the last
+def test_a_source_that_changed_before_it_was_written_fails(renamed, toy_source, tmp_path):
+    """Its images are another set of files when they are written than when they were checked."""
+
+    class Shifting(list):
+        reads = 0
+
+        def __getitem__(self, i):
+            example = super().__getitem__(i)
+            if i != renamed:
+                return example
+            Shifting.reads += 1
+            return dataclasses.replace(example, image_id=f"read{Shifting.reads}")
+
+    source = toy_source(train=5)
+    source.contents["train"] = Shifting(source.contents["train"])
+    with pytest.raises(Failure, match="image read1 was not written where it belongs"):
+        records.prepare(source, tmp_path)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_records_that_were_lost_while_writing_are_missed(toy_source, tmp_path, monkeypatch):
+    chunks = records._chunks
+    monkeypatch.setattr(records, "_chunks", lambda *options: list(chunks(*options))[:-1])
+    monkeypatch.setattr(records, "_EXAMPLES_PER_WRITE", 4)
+    with pytest.raises(Failure, match="10 train images were written but 8 are there"):
+        records.prepare(toy_source(train=10), tmp_path)
+    assert not (tmp_path / "toy").exists()
+
+
 # --- an existing set ---
 
 
@@ -113,6 +144,12 @@ def test_another_source_under_the_same_name_is_refused(toy_source, tmp_path):
     records.prepare(source, tmp_path)  # a tuple became a list on disk: still the same
     source.description = {"kind": "toy", "root": "/b", "sizes": (1, 2)}
     with pytest.raises(UsageError, match=r"root='/a'.*'/b'.*another name or delete"):
+        records.prepare(source, tmp_path)
+    source.description = {"kind": "toy", "root": "/a", "sizes": (1, 2), "year": 2007}
+    with pytest.raises(UsageError, match=r"with year=None, and now it is 2007: .*another name"):
+        records.prepare(source, tmp_path)
+    source.description = {"kind": "toy", "root": "/a"}
+    with pytest.raises(UsageError, match=r"with sizes=\[1, 2\], and now it is None: .*another"):
         records.prepare(source, tmp_path)
 
 
@@ -148,6 +185,55 @@ def test_a_missing_file_of_a_set_is_named(toy_source, tmp_path):
     shard.unlink()
     with pytest.raises(Failure, match=f"damaged.*{shard.name}"):
         records.open_split(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metadata.json", "{", "metadata.json is not JSON"),
+        ("metadata.json", "[]", "is damaged .*metadata.json lacks one of class_names, source"),
+        (
+            "metadata.json",
+            '{"class_names": [1, 2, 3], "source": {}, "skipped": {}}',
+            "the class names are no names",
+        ),
+        ("dataset_info.json", "[" * 100_000, "dataset_info.json is not JSON .*nested too deep"),
+        ("dataset_info.json", '{"splits": [{}]}', "is damaged .*dataset_info.json"),
+        ("dataset_info.json", '{"splits": [{"name": "train"}]}', "is damaged"),
+        ("features.json", "{}", "is damaged"),
+        ("features.json", None, "is damaged"),
+    ],
+)
+def test_damaged_metadata_are_one_line(file, content, message, toy_source, tmp_path):
+    folder = records.prepare(toy_source(), tmp_path)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(Failure, match=message) as failure:
+        records.open_split(folder, "train")
+    assert str(folder) in str(failure.value) and "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"labels": np.zeros((10, 3), np.int8)}, "lacks image_ids or labels"),
+        ({"image_ids": np.array(["a"])}, "lacks image_ids or labels"),
+        ({"image_ids": np.array(["a"]), "labels": np.zeros((1, 3), np.int8)}, "is of other images"),
+        (
+            {"image_ids": np.zeros(10), "labels": np.zeros((10, 3), np.int8)},
+            "image_ids must be text",
+        ),
+        ({"image_ids": np.array([{}]), "labels": np.zeros((10, 3), np.int8)}, "holds object"),
+    ],
+)
+def test_a_damaged_index_is_one_line(index, message, toy_source, tmp_path):
+    folder = records.prepare(toy_source(), tmp_path)
+    np.savez(folder / "index_train.npz", **index)
+    with pytest.raises(Failure, match=message) as failure:
+        records.open_split(folder, "train").labels()
+    assert str(folder) in str(failure.value) and "\n" not in str(failure.value)
 
 
 def test_damaged_records_are_named(toy_source, tmp_path):
@@ -246,8 +332,13 @@ def test_wrong_class_names_fail(toy_source, tmp_path):
 def test_wrong_requests(toy_source, tmp_path):
     with pytest.raises(UsageError, match="'My Set' cannot name a prepared set"):
         records.prepare(toy_source("My Set", train=3), tmp_path)
-    with pytest.raises(UsageError, match="'a-b' cannot name a split"):
-        records.prepare(toy_source(**{"a-b": 3}), tmp_path)
+    for split in ("a-b", "", "../train", "train\n"):
+        with pytest.raises(UsageError, match=f"{split!r} cannot name a split".replace("\\", ".")):
+            records.prepare(toy_source(**{split: 3}), tmp_path)
+    nothing = toy_source(train=3)
+    nothing.contents = {}
+    with pytest.raises(UsageError, match="toy: no splits to prepare"):
+        records.prepare(nothing, tmp_path)
     with pytest.raises(UsageError, match="on_corrupt is 'ignore'"):
         records.prepare(toy_source(train=3), tmp_path, on_corrupt="ignore")
     (tmp_path / "file").write_text("")
@@ -366,16 +457,30 @@ def test_only_changed_files_are_checked_again(toy_source, toy_example, tmp_path)
     source.contents["train"].append(toy_example(3, image=b"broken"))
     with pytest.raises(Failure, match="1 unreadable"):
         records.prepare(source, tmp_path / "prepared")
-    # Image 0 is ruined behind the journal's back; image 1 so that its time tells.
-    for file, keep_time in ((files[0], True), (files[1], False)):
+    # Image 0 is ruined behind the journal's back; of 1 the time tells, of 2 the size.
+    for file, seconds, more in ((files[0], 0, 0), (files[1], 1, 0), (files[2], 0, 1)):
         stat = file.stat()
-        file.write_bytes(bytes(stat.st_size))
-        times = (stat.st_atime_ns, stat.st_mtime_ns + (0 if keep_time else 10**9))
-        os.utime(file, ns=times)
+        file.write_bytes(bytes(stat.st_size + more))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + seconds * 10**9))
     with pytest.raises(Failure) as failure:
         records.prepare(source, tmp_path / "prepared")
-    assert "photo1" in str(failure.value) and "photo3" in str(failure.value)
+    assert all(f"photo{i}" in str(failure.value) for i in (1, 2, 3))
     assert "photo0" not in str(failure.value)
+
+
+def test_a_line_of_the_journal_that_was_cut_costs_its_own_image_alone(jpeg, tmp_path):
+    """Wherever a kill cut it: the lines before it count, and so do those that follow."""
+    path = tmp_path / "readable.jsonl"
+    with records._Journal(path) as journal:
+        assert [journal.size(jpeg(i, 20 + i, 16)) for i in range(2)] == [(16, 20), (16, 21)]
+    whole = path.read_bytes().rstrip(b"\n")
+    for cut in range(1, len(whole.splitlines()[-1])):
+        path.write_bytes(whole[:-cut])
+        with records._Journal(path) as journal:
+            assert len(journal) == 1
+            assert journal.size(jpeg(2)) == (18, 24)
+        with records._Journal(path) as journal:
+            assert len(journal) == 2
 
 
 def test_two_processes_preparing_at_once_make_one_set(coco_of_100, tmp_path):

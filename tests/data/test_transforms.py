@@ -82,6 +82,48 @@ def test_exif_orientation_is_ignored():
     np.testing.assert_array_equal(_rgb(encoded), pixels)
 
 
+# Which side of the upright image the stored row 0 is, and which side the stored column 0, as the
+# EXIF standard says of each orientation.
+EXIF_SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+@pytest.mark.parametrize("orientation", EXIF_SIDES)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_upright_as_the_exif_orientation_says(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = _noise(3, 5)
+    image = transforms.decode(_encode(Image.fromarray(pixels), kind, exif=exif), upright=True)
+    upright = {}
+    for (row, column), colour in zip(np.ndindex(3, 5), pixels.reshape(-1, 3), strict=True):
+        place = {}
+        for side, near, far in zip(
+            EXIF_SIDES[orientation], (row, column), (2 - row, 4 - column), strict=True
+        ):
+            axis = "y" if side in ("top", "bottom") else "x"
+            place[axis] = near if side in ("top", "left") else far
+        upright[place["y"], place["x"]] = colour
+    got = np.asarray(image)
+    assert got.shape == ((3, 5, 3) if orientation < 5 else (5, 3, 3))
+    for (y, x), colour in upright.items():
+        np.testing.assert_array_equal(got[y, x], colour)
+
+
+def test_float_pixels_are_refused():
+    image = Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
+    with pytest.raises(Failure, match="float pixels have no defined range"):
+        transforms.decode(_encode(image, "TIFF"))
+
+
 @pytest.mark.parametrize("broken", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_not_an_image_fails(broken):
     with pytest.raises(Failure, match="cannot decode the image"):
@@ -147,6 +189,25 @@ def test_crop_rectangles_fit_and_have_the_asked_area_and_aspect():
     assert min(shares) == pytest.approx(0.25, abs=0.01) and 0.97 < max(shares) <= 1
     # Uniform, but for the large ones of a wrong aspect that do not fit: half are below 0.6 or so.
     assert 0.5 < np.median(shares) < 0.625
+
+
+def test_the_aspect_of_crops_is_log_uniform():
+    """Of the width to the height: as often a half to 1 as 1 to 2."""
+    rng = np.random.default_rng(0)
+    logs = []
+    for _ in range(2000):
+        _, _, w, h = transforms._crop_rectangle(4000, 4000, rng, (0.05, 0.05), (1 / 8, 2))
+        logs.append(np.log2(w / h))
+    quantiles = np.quantile(logs, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(quantiles, [-3, -2, -1, 0, 1], atol=0.1)
+
+
+def test_crops_lie_anywhere_in_the_image_equally_often():
+    """Crops of 2x2 in an image of 5x4, its last row and column included."""
+    rng = np.random.default_rng(0)
+    found = Counter(transforms._crop_rectangle(5, 4, rng, (0.2, 0.2), (1, 1)) for _ in range(2400))
+    assert set(found) == {(x, y, 2, 2) for x in range(4) for y in range(3)}
+    assert min(found.values()) > 150 and max(found.values()) < 250
 
 
 def test_where_no_crop_fits_the_largest_central_one_is_taken():

@@ -36,6 +36,23 @@ def test_depthwise_slices(stride, side):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+def test_the_depthwise_kernel_gradient_of_bfloat16_is_summed_in_float32(stride):
+    """In bfloat16 itself sums of so many products would stop growing."""
+    rng = np.random.default_rng(0)
+    x, g = (
+        jnp.asarray(rng.uniform(0, 1, (4, side, side, 3)), jnp.bfloat16)
+        for side in (36, 36 // stride)
+    )
+    kernel = jnp.zeros((3, 3, 1, 3), jnp.bfloat16)
+    _, pullback = jax.vjp(lambda kernel: convolution.depthwise_slices(x, kernel, stride), kernel)
+    wide = [array.astype(jnp.float32) for array in (x, kernel, g)]
+    _, expected = jax.vjp(lambda kernel: convolution.plain(wide[0], kernel, stride, True), wide[1])
+    got = pullback(g)[0]
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), expected(wide[2])[0], rtol=2**-8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [7, 8])
 def test_pointwise_dot(stride, side):
     assert_same(
@@ -139,7 +156,8 @@ def test_the_platform_chooses_the_formulation(
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 9, 3), (1, 1, 2, 1)])
 def test_max_pool(shape, monkeypatch):
-    x = jax.random.permutation(jax.random.key(0), np.prod(shape)).reshape(shape).astype(jnp.float32)
+    ranks = jax.random.permutation(jax.random.key(0), np.prod(shape)).reshape(shape)
+    x = ranks.astype(jnp.float32) - 1000  # below zero, which padding must never be
     value, pullback = jax.vjp(convolution.max_pool, x)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     expected, expected_pullback = jax.vjp(convolution.max_pool, x)

@@ -44,6 +44,30 @@ def test_training_normalises_by_the_batch_and_follows_with_the_unbiased_variance
     )
 
 
+def test_initialising_in_training_moves_no_statistics(layer):
+    module, _, x = layer
+    stats = module.init(jax.random.key(0), x, train=True)["batch_stats"]
+    np.testing.assert_array_equal(stats["mean"], 0)
+    np.testing.assert_array_equal(stats["var"], 1)
+
+
+def test_where_nothing_is_real_everything_stays_finite(layer):
+    """A batch or a group of padding alone, and a single value, which has no variance."""
+    module, variables, x = layer
+    batch = jnp.concatenate([x, x[:1]])
+    for groups, mask in ((1, jnp.zeros(6, bool)), (2, jnp.arange(6) >= 3), (3, jnp.arange(6) < 2)):
+        mean, var, _ = batch_statistics(batch, mask, groups)
+        assert np.isfinite(mean).all() and np.isfinite(var).all()
+        out, updates = module.clone(bn_groups=groups).apply(
+            variables, batch, True, mask, mutable=["batch_stats"]
+        )
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, updates)))
+    _, updates = module.apply(variables, x[:1, :1, :1], True, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        updates["batch_stats"]["var"], 0.9 * variables["batch_stats"]["var"], rtol=1e-6
+    )
+
+
 def test_inference_uses_the_running_statistics(layer):
     module, variables, x = layer
     stats = variables["batch_stats"]

@@ -103,6 +103,22 @@ def test_batch_statistics_move_twice_images_first(apply_in_training, variables, 
     )
 
 
+def test_padding_changes_no_statistic_and_no_other_row(model, variables, images):
+    """Neither the padded image nor its crops, which lie beside those of the others."""
+    mask = jnp.array([True, False, True])
+
+    @jax.jit
+    def train(images):
+        return model.apply(variables, images, True, mask, mutable=["batch_stats"])
+
+    outcomes = []
+    for value in (0.0, 5.0):
+        out, updates = train(images.at[1].set(value))
+        rows = {name: out[name][mask] for name in ("global_logits", "local_logits", "boxes")}
+        outcomes.append((rows, updates))
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
 def test_no_gradient_flows_through_the_regions(model, apply, variables, images):
     """The gradient of the loss equals the one with crops that were cut beforehand."""
 
@@ -186,6 +202,16 @@ def test_unlikely_regions_are_not_looked_at(scored_by_brightness, wanted):
     np.testing.assert_allclose(out["local_logits"], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(
         out["logits"], np.maximum(out["global_logits"], out["local_logits"])
+    )
+
+
+def test_a_single_image_with_fewer_regions_than_parts(model, apply, variables, images):
+    """Each of its two regions is a part of its own."""
+    plain = apply(variables, images[:1])
+    bounded = jax.jit(model.clone(local_bound=1e-6).apply)(variables, images[:1])
+    assert bounded.pop("looked_at").all()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), bounded, plain
     )
 
 

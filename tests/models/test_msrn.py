@@ -232,6 +232,13 @@ def test_images_too_small_to_pool(config):
         jax.eval_shape(msrn(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
+@pytest.mark.parametrize(("ratio", "groups"), [(0.2, 1), (0.35, 1), (0.5, 2), (1.0, 5)])
+def test_the_number_of_groups_is_rounded_down(config, ratio, groups):
+    config.model.update(name="msrn", pool_ratio=ratio)
+    model = create_model(config.model, LABELS, word_vectors=WORD_VECTORS, attention_mask=MASK)
+    assert model.num_groups == groups
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -152,6 +152,27 @@ def test_class_regions_has_rows_before_columns():
     assert (y1 + y2) / 2 < 32 < (x1 + x2) / 2
 
 
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.55, 0.8), (0.1, 0.4)])
+@pytest.mark.parametrize("localizer", ["exact", "clean"])
+def test_class_regions_are_the_intervals_of_both_normalised_profiles(localizer, low, high):
+    """Maps whose values, all on one side of the threshold perhaps, differ along either axis."""
+    maps = np.random.default_rng(18).uniform(low, high, (2, 6, 7, 5)).astype(np.float32)
+    found = regions.class_regions(jnp.array(maps), (224, 160), 0.45, localizer)
+    assert found.shape == (2, 6, 4) and found.dtype == jnp.int32
+    for place in np.ndindex(2, 6):
+        full = upsample(maps[place].astype(np.float64), 224, 160)
+        sides = []
+        for profile in (full.max(axis=1), full.max(axis=0)):
+            normalised = (profile - profile.min()) / (profile.max() - profile.min())
+            assert np.abs(normalised - 0.45).min() > 1e-4  # rounding decides nothing
+            if localizer == "exact":
+                sides.append(literal_interval(normalised.tolist(), 0.45))
+            else:
+                sides.append(interval(normalised, 0.45, regions.clean_interval))
+        (y1, y2), (x1, x2) = sides
+        np.testing.assert_array_equal(found[place], [y1, x1, y2, x2])
+
+
 def bilinear_crop(image, box, height, width):
     """Every output pixel by its own formula."""
     y1, x1, y2, x2 = box

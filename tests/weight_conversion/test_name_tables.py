@@ -1,5 +1,6 @@
 """Every name table against names written by hand, and every way a checkpoint can fail."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -265,9 +266,12 @@ def test_a_long_list_of_problems_is_cut(source_shapes):
 
 
 def test_the_class_count_is_what_most_tensors_say(source_shapes):
-    shapes = source_shapes("resnet18", "msrn", classes=20, groups=4) | {"fc2.bias": (21,)}
-    with pytest.raises(Failure, match=r"names: tensor 'fc2.bias' is \[21\] and must be \[20\]$"):
-        detect(shapes)
+    right = source_shapes("resnet18", "msrn", classes=20, groups=4)
+    for name in ("fc2.bias", "fc2.weight", "W"):
+        wrong = (21, *right[name][1:])
+        told = f"names: tensor '{name}' is {list(wrong)} and must be {list(right[name])}"
+        with pytest.raises(Failure, match=re.escape(told) + "$"):
+            detect(right | {name: wrong})
     shapes = source_shapes("resnet18", "msrn", classes=20, groups=4)
     shapes["fc1.weight"] = (2048, 25 * 1536)
     with pytest.raises(Failure, match=r"'fc1.weight' is .* must be \[2048, 36864\]$"):

@@ -85,6 +85,15 @@ def test_an_image_without_objects(devkit):
     assert (example.labels == -1).all() and example.boxes.shape == (0, 4)
 
 
+def test_the_split_of_a_class_lists_images_with_its_labels_beside_them(devkit):
+    """As in VOC's own dog_trainval.txt; what is shown is what the annotations say."""
+    file = devkit / "VOC2007" / "ImageSets" / "Main" / "dog_trainval.txt"
+    file.write_text("000009 -1\n000005  1\n000007  0\n")
+    examples = _examples(devkit, "dog_trainval")
+    assert [e.image_id for e in examples] == ["000009", "000005", "000007"]
+    assert [e.labels[CLASS_NAMES.index("dog")] for e in examples] == [-1, 1, -1]
+
+
 def test_prepared_and_read_back(devkit, tmp_path):
     source = VocFolder("voc2007", devkit, ("trainval", "test"))
     split = records.open_split(records.prepare(source, tmp_path / "prepared"), "trainval")
@@ -99,6 +108,9 @@ def test_prepared_and_read_back(devkit, tmp_path):
         (_object("dog", (1, 1, "x", 2)), "is malformed: .*'x'"),
         ("<object><name>dog</name></object>", "is malformed"),
         ("<object>", "is malformed: mismatched tag"),
+        (_object("dog", (1, 1, "nan", 2)), "a side of a bndbox is no number of pixels"),
+        (_object("dog", (1, 1, "1e300", 2)), "a side of a bndbox is no number of pixels"),
+        ("<a>" * 100_000, "is malformed: mismatched tag"),
     ],
 )
 def test_a_malformed_annotation_is_named(devkit, xml, message):
@@ -107,6 +119,39 @@ def test_a_malformed_annotation_is_named(devkit, xml, message):
     with pytest.raises(Failure, match=message) as failure:
         _examples(devkit)
     assert str(file) in str(failure.value)
+
+
+ENTITIES = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(9))
+LAUGHS = f'<!DOCTYPE a [<!ENTITY e0 "lol">{ENTITIES}]><annotation>&e9;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (LAUGHS.encode(), "it declares entities"),
+        (LAUGHS.encode("utf-16"), "it declares entities"),
+        (b'<?xml version="1.0" encoding="nothing"?><annotation/>', "unknown encoding"),
+        (b'<?xml version="1.0" encoding="utf-7"?><annotation/>', "encoding"),
+        (b"", "no element found"),
+        (b"<annotation>" + b" " * 2**24 + b"</annotation>", "larger than 16,777,216 bytes"),
+    ],
+    ids=["entities", "of UTF-16", "unknown", "utf-7", "empty", "large"],
+)
+def test_a_hostile_annotation_is_named(devkit, content, reason):
+    (devkit / "VOC2007" / "Annotations" / "000005.xml").write_bytes(content)
+    with pytest.raises(Failure, match=rf"000005\.xml is malformed: .*{reason}") as failure:
+        _examples(devkit)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"caf\xe9\n", "is not text in UTF-8"), (b"a\0b\n", "zero byte"), (b"a" * 300, "longer than")],
+)
+def test_a_hostile_list_of_images_is_named(devkit, content, message):
+    (devkit / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_bytes(content)
+    with pytest.raises(Failure, match=rf"trainval\.txt.* {message}"):
+        _examples(devkit)
 
 
 def test_a_missing_annotation_is_named(devkit):
@@ -234,6 +279,13 @@ def test_own_data_that_contradict_themselves(own, jpeg):
         _layout(folder, image_dir="photos").examples("val")
     with pytest.raises(UsageError, match=r"no annotations, <image id>.xml, in .*photos"):
         _ = _layout(folder, annotations="photos").class_names
+    for nameless in (
+        _object(" ", (1, 1, 5, 5)),
+        _object("", (1, 1, 5, 5)).replace("<name></name>", ""),
+    ):
+        (folder / "Annotations" / "c.d.xml").write_text(f"<annotation>{nameless}</annotation>")
+        with pytest.raises(Failure, match=r"c.d.xml is malformed: an object has no name"):
+            _ = _layout(folder).class_names
     (folder / "Annotations" / "c.d.xml").write_text("<annotation><object></object></annotation>")
     with pytest.raises(Failure, match=r"c.d.xml is malformed"):
         _ = _layout(folder).class_names
