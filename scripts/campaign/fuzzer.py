@@ -26,7 +26,7 @@ SECONDS = 5.0
 TIMES_ITS_SIZE, MEGABYTES = 20, 200
 ADDRESSES = 1 << 30  # of threads, which reserve far more than they use, and hang without it
 BYTES_A_PIXEL, PIXELS_A_SECOND = 16, 1e7  # several copies of an image while it is decoded
-LONGEST_LINE = 2000  # characters; a longer one hides what it says
+LONGEST_LINE = 10_000  # characters; a longer one hides what it says
 
 _LINES_SHOWN = 6  # of a stack trace
 

@@ -16,6 +16,7 @@ from fuzzer import Broken, Fuzzer, bounded, refusal
 from mutations import altered, damaged, hostile_text, to_json
 from PIL import Image
 
+from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import open_split
 from mlic_jax.data.transforms import decode
 
@@ -326,7 +327,7 @@ def read_voc(data: Path) -> Labels | None:
 def read_folders(data: Path) -> Labels | None:
     folders = [path for path in data.iterdir() if path.is_dir() and path.name[0] != "."]
     return {
-        image.relative_to(data).as_posix(): {folder.name}
+        printable(image.relative_to(data)): {printable(folder.name)}
         for folder in folders
         for image in folder.iterdir()
         if image.name[0] != "."
