@@ -22,7 +22,7 @@ from mlic_jax.data.transforms import decode
 from mlic_jax.models import create_model
 from mlic_jax.predict_files import predict_files
 
-PHOTOS = 25  # of a case, which are predicted together
+PHOTOS = 50  # of a case, which are predicted together
 CLASSES = ("ant", "bee", "cat")
 COULD_NOT_BE_READ = "images could not be read"  # in the line that ends a prediction
 
@@ -43,7 +43,7 @@ class Images(Fuzzer):
         self._model = shared / "tiny_model"
         if not self._model.is_dir():
             _save_model(self._model)
-        self._originals = {**_originals()}
+        self._originals = dict(_originals())
         # A first one pays for what is loaded once.
         folder = shared / "first_photos"
         shutil.rmtree(folder, ignore_errors=True)
