@@ -513,9 +513,10 @@ def test_a_killed_run_goes_on(checkpoint, photos, many, whole, tmp_path, capsys)
 
     killed = command(KILLED, "open", ".partial/annotated/.", 16, *flags)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    rows = len(table(out / ".partial"))
+    rows = (out / ".partial" / ".resume.jsonl").read_bytes().count(b"\n") - 1
     assert 0 < rows < 20
-    assert len(lines(out / ".partial")) == rows
+    for others in (table(out / ".partial"), lines(out / ".partial")):
+        assert len(others) in (rows, rows - 1)  # it may die between one file and the next
     complete = {name: content for name, content in contents(out).items() if name in before}
     assert complete == before
 
