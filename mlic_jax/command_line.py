@@ -24,9 +24,14 @@ def exit_code(run: Callable[[], None]) -> int:
     try:
         run()
     except (UsageError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _one_line(text: str) -> str:
+    """A message as it can be printed: names that files give may have any characters in them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def show_log() -> None:
