@@ -124,18 +124,19 @@ class Split(Sequence[Record]):
             raise IndexError(f"position {position} of a split of {len(self)} images")
         try:
             fields = self._records[position]
+            boxes, classes = fields["objects"]["boxes"], fields["objects"]["classes"]
+            return Record(
+                image=fields["image"],
+                image_id=fields["image_id"].decode(),
+                labels=fields["labels"],
+                boxes=np.array(boxes, np.int32).reshape(-1, 4),
+                box_classes=np.array(classes, np.int32),
+                height=int(fields["height"]),
+                width=int(fields["width"]),
+            )
         except Exception as error:  # ArrayRecord and protobuf have no common error
-            raise Failure(f"{self.where(position)} cannot be read: {error}") from error
-        boxes, classes = fields["objects"]["boxes"], fields["objects"]["classes"]
-        return Record(
-            image=fields["image"],
-            image_id=fields["image_id"].decode(),
-            labels=fields["labels"],
-            boxes=np.array(boxes, np.int32).reshape(-1, 4),
-            box_classes=np.array(classes, np.int32),
-            height=int(fields["height"]),
-            width=int(fields["width"]),
-        )
+            reason = " ".join(str(error).split())
+            raise Failure(f"{self.where(position)} cannot be read: {reason}") from error
 
     def image_id(self, position: int) -> str:
         """The id of the image at a position, without reading the image."""
