@@ -25,10 +25,10 @@ class MetricWriter:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 keep = json.loads(line)["step"] <= last_step
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 keep = False  # cut off by the kill
             if keep:
                 kept.append(line + "\n")

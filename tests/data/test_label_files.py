@@ -47,7 +47,7 @@ def test_numbers():
         np.testing.assert_array_equal(numbers, np.eye(2))
     assert np.isinf(label_files.numbers([1e300], "it")).all()
     for values in ([1, "a"], [b"a"], [[1], [1, 2]], {"a": 1}, None, [10**400], np.array(["a"]), 1j):
-        with pytest.raises(Failure, match="^it: "):
+        with pytest.raises(Failure, match=r"^it: "):
             label_files.numbers(values, "it")
 
 
