@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mlic_jax.report import REGION_COLOURS
 
 LEAST_SIDE = 480  # of the longer side, pixels: in a smaller image text would hide everything
+MOST_SIDE = 65_500  # of a side, pixels: a JPEG file holds no more
 NOTES_SHARE = 0.4  # of the height, that the notes may take
 _DARK = "#14181f"
 _GAP = "   "  # between notes
@@ -36,11 +37,12 @@ def annotate(
         notes: what belongs to no box; as many as have room, and the number of the others.
 
     Returns:
-        An RGB image of the size of `image`, or, where that is small, enlarged to `LEAST_SIDE`.
+        An RGB image of the size of `image`, or, where that is small, enlarged to `LEAST_SIDE`, and
+        where it is too large for a JPEG file reduced to `MOST_SIDE`.
     """
-    scale = max(1.0, LEAST_SIDE / max(image.size))
-    width, height = (round(side * scale) for side in image.size)
-    canvas = image.resize((width, height)) if scale > 1 else image.copy()
+    scale = min(max(1.0, LEAST_SIDE / max(image.size)), MOST_SIDE / max(image.size))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas = image.resize((width, height)) if scale != 1 else image.copy()
     boxes = [tuple(round(edge * scale) for edge in box) for box in boxes]
     draw = ImageDraw.Draw(canvas)
     size = max(6, min(round(0.03 * max(width, height)), height // 2))

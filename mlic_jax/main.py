@@ -29,6 +29,7 @@ SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as
 flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
+RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
 ALLOW_CHANGES = flags.DEFINE_bool(
@@ -46,6 +47,9 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
+    for flag, mode in ((RESUME, "predict"), (RECOVER, "train"), (ALLOW_CHANGES, "train")):
+        if flag.value and MODE.value != mode:
+            raise UsageError(f"--{flag.name} is for --mode={mode}, not for {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
@@ -62,7 +66,7 @@ def look_at_photos() -> None:
         serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-    options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value
+    options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value, RESUME.value
     predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
 
 

@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from mlic_jax import distributed
 from mlic_jax.checkpoint import load_weights
 from mlic_jax.config import check_scales, default_config
 from mlic_jax.data import transforms
+from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.drawing import Box
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import create_eval_model, on_own_rows
@@ -56,7 +56,7 @@ class Region:
 class Prediction:
     """What the model says of one photo, or why it could not be read."""
 
-    file: str  # as it was given; empty for an image that is no file
+    file: str  # as it was given, `printable`; empty for an image that is no file
     width: int | None = None  # pixels of the upright photo
     height: int | None = None
     labels: tuple[str, ...] = ()  # whose probability reaches its threshold, the likeliest first
@@ -136,7 +136,7 @@ class Predictor:
         """Looks at images: paths, PIL images, or uint8 arrays `[H, W, 3]` of RGB.
 
         Files and PIL images are turned upright as their EXIF orientation says. An image that cannot
-        be read has an `error` and nothing else.
+        be read, for whatever reason, has an `error` and nothing else.
 
         Raises:
             UsageError: an array of another type or shape.
@@ -154,12 +154,14 @@ class Predictor:
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""
         name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
-        file = "" if isinstance(source, np.ndarray) else printable(name)
+        file = "" if isinstance(source, np.ndarray) else printable(name or "")
         try:
             image = read_upright(source)
-        except (Failure, OSError, SyntaxError) as error:  # SyntaxError: what Pillow says of a PNG
-            return Prediction(file, error=" ".join(str(error).split())), None
-        pixels = transforms.resize(image, host_size(self.config))
+            pixels = transforms.resize(image, host_size(self.config))
+        except UsageError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything, which concerns this image alone
+            return Prediction(file, error=reason(error)), None
         return Prediction(file, image.width, image.height), pixels
 
     def _predict(self, batch: list[tuple[Prediction, np.ndarray | None]]) -> Iterator[Prediction]:
@@ -282,7 +284,8 @@ def read_upright(source: Source) -> Image.Image:
 
     Raises:
         UsageError: an array that is not uint8 `[H, W, 3]`.
-        Failure, OSError, SyntaxError: it cannot be read.
+        Failure, OSError: it cannot be read.
+        Others: of a PIL image that is not loaded yet, nearly anything.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
@@ -293,7 +296,13 @@ def read_upright(source: Source) -> Image.Image:
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return transforms.to_rgb(source, upright=True)
-    return transforms.decode(Path(source).read_bytes(), upright=True)
+    return transforms.decode(read_image_file(Path(source)), upright=True)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong with an image, in one line; an image's name is said elsewhere."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
@@ -305,11 +314,6 @@ def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
         -(-y2 * height // size),
         -(-x2 * width // size),
     )
-
-
-def printable(path: object) -> str:
-    """A path as text that every encoding can write; bytes of a name that are none become `?`."""
-    return os.fspath(path).encode("utf-8", "replace").decode("utf-8") if path else ""
 
 
 def even_batch_size(images: int, limit: int) -> int:

@@ -169,7 +169,7 @@ def read_train_log(path: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if not isinstance(entry, dict) or not _is_number(entry.get("step")):
             continue

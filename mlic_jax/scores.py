@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax import npz
+from mlic_jax import json_text, npz
 from mlic_jax.errors import Failure, UsageError
 
 # What a model may say of every image.
@@ -17,6 +17,19 @@ OUTPUTS = ("logits", "global_logits", "local_logits", "boxes", "box_classes", "l
 
 # Of these, what a model that looks twice says after the first look.
 GLOBAL_OUTPUTS = ("global_logits", "boxes", "box_classes")
+
+# Type and axes of every array in a file, see `npz.check`: N images, C classes, T regions.
+_AXES = {
+    **dict.fromkeys(("logits", "global_logits", "local_logits"), ("float", "NC")),
+    "labels": ("integer", "NC"),
+    "image_ids": ("text", "N"),
+    "class_names": ("text", "C"),
+    **dict.fromkeys(("set_name", "split", "origin"), ("text", "")),
+    "image_size": ("integer", ""),
+    "boxes": ("integer", "NT4"),
+    "box_classes": ("integer", "NT"),
+    "looked_at": ("boolean", "NT"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +90,13 @@ class Scores:
         required = (f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)
         if missing := [name for name in required if name not in fields]:
             raise Failure(f"{path} is not {what}: it lacks {', '.join(missing)}")
+        npz.check(fields, _AXES, f"{path} is not {what}")
+        if not fields["logits"].size or not np.isin(fields["labels"], (-1, 0, 1)).all():
+            raise Failure(f"{path} is not {what}: it is empty, or its labels are not -1, 0 and 1")
         for name, kind in (("set_name", str), ("split", str), ("image_size", int)):
             fields[name] = kind(fields[name])
         if "origin" in fields:
-            fields["origin"] = json.loads(str(fields["origin"]))
+            fields["origin"] = json_text.parse(str(fields["origin"]), f"{path}, origin")
+            if not isinstance(fields["origin"], dict):
+                raise Failure(f"{path} is not {what}: its origin is no object")
         return cls(**fields)

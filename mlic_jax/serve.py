@@ -4,14 +4,18 @@
 
 Gradio (the extra `serve`) takes the uploads and lets one photo after the other through; what is
 shown is HTML from `serve.html.jinja`, with the images in it. All of it works without a network:
-Gradio asks nobody anything, and the browser is told to load from this server alone. Uploads lie in
-a folder of the server's own, for minutes, and are gone when it ends.
+Gradio asks nobody anything, and the browser is told to load from this server alone. By itself
+Gradio would fetch an address that a request gives in the place of an upload; it gets to see no
+request that the page does not make. Uploads lie in a folder of the server's own, for minutes, and
+are gone when it ends.
 """
 
 import asyncio
 import ipaddress
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -23,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mlic_jax.data.image_files import printable
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.predict import Prediction, Predictor, read_upright
+from mlic_jax.predict import Prediction, Predictor, read_upright, reason
 from mlic_jax.predict_files import annotate_prediction
 from mlic_jax.report import REGION_COLOURS, data_uri, page_template
 from mlic_jax.views import host_size, view_sizes
@@ -46,6 +51,17 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+
+# What the page asks for: its parts, the place of an upload in the queue, what becomes of it. Gradio
+# has more routes, some of which fetch what they are told to.
+ASKED = {
+    "GET": re.compile(
+        r"/|/(assets|static|svelte)/.*|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?"
+        r"|/gradio_api/(info|startup-events|heartbeat/[^/]+|queue/data|upload_progress|theme\.css)/?"
+    ),
+    "POST": re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)/?"),
+}
+LONGEST_JOB = 2**16  # bytes of what is put into the queue; it names an upload
 
 _TEMPLATE = Path(__file__).with_name("serve.html.jinja")
 
@@ -159,7 +175,7 @@ def create_app(predictor: Predictor) -> "fastapi.FastAPI":
 
 
 class _Sealed:
-    """Adds `POLICY` to every response."""
+    """Lets the requests of the page through and no others, and adds `POLICY` to every response."""
 
     def __init__(self, app: Callable):
         self.app = app
@@ -171,7 +187,71 @@ class _Sealed:
                 message = message | {"headers": [*message.get("headers", ()), policy]}
             await send(message)
 
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if not is_asked(scope):
+            return await _refuse(send_sealed)
+        if scope["path"].rstrip("/").endswith("/queue/join"):
+            job = clean_job(await _body(receive))
+            if job is None:
+                return await _refuse(send_sealed)
+            scope, receive = _with_body(scope, receive, job)
         await self.app(scope, receive, send_sealed)
+
+
+def is_asked(scope: dict[str, Any]) -> bool:
+    """Whether the page makes requests like this one."""
+    method = "GET" if scope.get("method") == "HEAD" else scope.get("method")
+    return method in ASKED and ASKED[method].fullmatch(scope["path"]) is not None
+
+
+def clean_job(body: bytes) -> bytes | None:
+    """What is put into the queue: a file of this machine, by its path, and nothing else.
+
+    Gradio then checks that it is an upload. None where the body is of another kind.
+    """
+    try:
+        job = json.loads(body)
+        (file,) = job["data"]
+        path = file["path"]
+        if not path.startswith("/"):  # an address, which Gradio would fetch
+            return None
+        kept = {name: job.get(name) for name in ("fn_index", "session_hash", "trigger_id")}
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return json.dumps({"data": [file], **kept}).encode()
+
+
+async def _body(receive: Callable) -> bytes:
+    """Of a request; empty where it is longer than `LONGEST_JOB`."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > LONGEST_JOB:
+            return b""
+    return body
+
+
+def _with_body(scope: dict, receive: Callable, body: bytes) -> tuple[dict, Callable]:
+    """A request, with another body."""
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive_body() -> dict[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    replaced = (b"content-length", b"content-type")
+    kept = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
+    new = zip(replaced, (f"{len(body)}".encode(), b"application/json"), strict=True)
+    return scope | {"headers": [*kept, *new]}, receive_body
+
+
+async def _refuse(send: Callable) -> None:
+    headers = [(b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": b"this is nothing that the page asks for"})
 
 
 # --- what is shown
@@ -197,18 +277,21 @@ def answer(predictor: Predictor, path: Path) -> str:
     try:
         image = read_upright(path)
         (prediction,) = predictor([np.asarray(image)])
-    except (Failure, OSError, SyntaxError) as error:  # SyntaxError: what Pillow says of a PNG
-        return _html("refusal", path.name, str(error))
-    annotated = annotate_prediction(image, prediction)
+        if prediction.error:
+            raise Failure(prediction.error)
+        annotated = data_uri(shrunk(annotate_prediction(image, prediction), PHOTO_SIDE))
+        regions = region_rows(image, prediction)
+    except Exception as error:  # Pillow raises nearly anything, which concerns this photo alone
+        return _html("refusal", printable(path.name), reason(error))
     rows = label_rows(predictor, prediction)
     return _html(
         "answer",
-        file=path.name,
+        file=printable(path.name),
         prediction=prediction,
-        annotated=data_uri(shrunk(annotated, PHOTO_SIDE)),
+        annotated=annotated,
         labels=[row for row in rows if row["present"]],
         likeliest=rows[:LIKELIEST],
-        regions=region_rows(image, prediction),
+        regions=regions,
     )
 
 

@@ -10,13 +10,14 @@ a file for each of the 20 classes, with a line `<image id> <score>` for each ima
 import argparse
 import gzip
 import io
+import itertools
 import math
 import re
 import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ ARCHIVE = "results.tar.gz"
 _YEAR = r"20\d\d"
 _IMAGE_ID = r"\w+"
 _MEMBER = re.compile(rf"results/VOC({_YEAR})/Main/({'|'.join(COMPETITIONS)})_cls_test_(\w+)\.txt")
+_MOST_LINES = 50_000  # of a file: VOC's test splits have 4,952 and 10,991 images
+# What an archive may unpack to: 16 times its size, and 4 MB.
+_EXPANSION, _ALLOWANCE = 16, 4 * 2**20
 _SHOWN = 3  # of what is wrong in the same way
 
 
@@ -122,7 +126,7 @@ def find_problems(path: Path, image_ids: Collection[str] | None = None) -> list[
     """
     try:
         members, problems = _read_members(path)
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         return [f"it is not a whole .tar.gz: {error}"]
     years, competitions, classes = (sorted(set(values)) for values in _columns(members))
     if len(years) > 1:
@@ -148,27 +152,48 @@ def find_problems(path: Path, image_ids: Collection[str] | None = None) -> list[
 def _read_members(path: Path) -> tuple[dict[str, bytes], list[str]]:
     """The files that are where they belong, by name, and what is wrong with the others."""
     members, problems = {}, []
-    # Unpacked as a whole, which also compares the checksum at the end.
-    unpacked = io.BytesIO(gzip.decompress(path.read_bytes()))
-    with tarfile.open(fileobj=unpacked, mode="r:") as archive:
-        for member in archive:
-            name = member.name.removeprefix("./")
-            match = _MEMBER.fullmatch(name)
-            if member.isdir():
-                continue
-            if not member.isfile():
-                problems.append(f"{name} is not a plain file")
-            elif not match:
-                problems.append(
-                    f"{name} is not results/VOC<year>/Main/<comp1 or comp2>_cls_test_<class>.txt"
-                )
-            elif match[3] not in CLASS_NAMES:
-                problems.append(f"{name}: there is no class {match[3]!r}")
-            elif name in members:
-                problems.append(f"{name} is there twice")
-            else:
-                members[name] = archive.extractfile(member).read()
+    for member, content in _unpack(path):
+        name = member.name.removeprefix("./")
+        match = _MEMBER.fullmatch(name)
+        if member.isdir():
+            continue
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            problems.append(f"{name} is not a plain file")
+        elif not match:
+            problems.append(
+                f"{name} is not results/VOC<year>/Main/<comp1 or comp2>_cls_test_<class>.txt"
+            )
+        elif match[3] not in CLASS_NAMES:
+            problems.append(f"{name}: there is no class {match[3]!r}")
+        elif name in members:
+            problems.append(f"{name} is there twice")
+        else:
+            members[name] = content
     return members, problems
+
+
+def _unpack(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """The members of an archive, each of which has all the bytes that it claims.
+
+    Header by header, for `tarfile` itself also follows the extensions of the format, which can
+    claim any size, lead backwards, and make a member of nothing. Names here are short.
+    """
+    most = _EXPANSION * path.stat().st_size + _ALLOWANCE
+    with gzip.open(path) as file:
+        content = file.read(most + 1)  # to its end, where the checksum is compared
+    if not content:
+        raise EOFError("it is empty")
+    if len(content) > most:
+        raise tarfile.ReadError(f"it unpacks to more than {most:,} bytes, which no scores do")
+    position = 0
+    while any(header := content[position : position + tarfile.BLOCKSIZE]):
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
+        start = position + tarfile.BLOCKSIZE
+        if member.size < 0 or start + member.size > len(content):
+            raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes, which it lacks")
+        if member.type not in (tarfile.XHDTYPE, tarfile.XGLTYPE):  # dates, and so on
+            yield member, content[start : start + member.size]
+        position = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _columns(names: Collection[str]) -> list[list[str]]:
@@ -179,7 +204,9 @@ def _columns(names: Collection[str]) -> list[list[str]]:
 def _read_scores(content: bytes) -> tuple[list[str], list[str]]:
     """The image ids of a file, and what is wrong with its lines."""
     malformed, infinite, image_ids = [], [], []
-    for number, line in enumerate(content.decode("ascii", "replace").splitlines(), 1):
+    lines = io.TextIOWrapper(io.BytesIO(content), "ascii", "replace")
+    for number, line in enumerate(itertools.islice(lines, _MOST_LINES), 1):
+        line = line.rstrip("\n")
         match = re.fullmatch(r"(\S+)[ \t]+(\S+)[ \t]*", line)
         score = _number(match[2]) if match else None
         if score is None:
@@ -193,6 +220,8 @@ def _read_scores(content: bytes) -> tuple[list[str], list[str]]:
         problems.append(f"{len(malformed)} lines are not <image id> <score>: {_some(malformed)}")
     if infinite:
         problems.append(f"{len(infinite)} scores are not finite: {_some(infinite)}")
+    if next(lines, None) is not None:
+        problems.append(f"it has more than {_MOST_LINES:,} lines, and no test split of VOC has")
     if not content.strip():
         problems.append("it is empty")
     return image_ids, problems

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from mlic_jax.drawing import LEAST_SIDE, _font, annotate, place_captions, shortened, wrapped
+from mlic_jax.drawing import (
+    LEAST_SIDE,
+    MOST_SIDE,
+    _font,
+    annotate,
+    place_captions,
+    shortened,
+    wrapped,
+)
 from mlic_jax.report import REGION_COLOURS
 
 
@@ -133,3 +141,13 @@ def test_notes_that_have_no_room_are_counted():
     assert len(shown) >= 3
     assert wrapped(notes[:2], font, 300, 2) == ["class 0   class 1"]
     assert wrapped([], font, 300, 2) == []
+
+
+def test_a_photo_is_reduced_to_what_a_jpeg_file_holds():
+    wide = Image.new("RGB", (2 * MOST_SIDE, 200), (120, 120, 120))
+    drawn = annotate(wide, [(0, MOST_SIDE, 200, 2 * MOST_SIDE)], ["dog"], ["cat"])
+    assert drawn.size == (MOST_SIDE, 100)
+    columns = np.nonzero(where(drawn, colours(1)[0]))[1]
+    assert MOST_SIDE // 2 <= columns.min() < MOST_SIDE // 2 + 5
+    assert columns.max() > MOST_SIDE - 5
+    assert annotate(grey(1, 10 * MOST_SIDE), [(5, 0, 9, 1)], ["dog"]).size == (1, MOST_SIDE)

@@ -60,6 +60,7 @@ def test_help():
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
         (PREDICT, "no image of a format that Pillow reads"),
+        ((*SCENES, "--workdir", "w", "--resume"), "--resume is for --mode=predict"),
         ((*PREDICT, "--distributed"), "--mode=predict is for one process"),
         (
             ("--config", "configs/mcar_coco.py", "--workdir", "w", "--config.data.source=coco"),

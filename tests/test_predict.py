@@ -17,7 +17,7 @@ from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.operating_point import OperatingPoint
-from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model, printable
+from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model
 from weight_conversion import convert
 
 SIZE = 64
@@ -237,6 +237,15 @@ def test_a_damaged_exif_tag_costs_no_photo(predictor, photos, tmp_path):
     assert (prediction.width, prediction.height) == image.size
 
 
+def test_whatever_an_image_raises_concerns_it_alone(predictor, photos):
+    closed = Image.open(photos[0])
+    closed.close()
+    bad, good = predictor([closed, photos[1]])
+    assert bad.error == "Operation on closed image"
+    assert (bad.labels, bad.scores) == ((), {})
+    assert good == predictor([photos[1]])[0]
+
+
 def test_labels_are_those_of_the_operating_point(run, reference, photos, tmp_path):
     names = run[2]["class_names"]
     logits = reference(model_input(Image.open(photos[0])))["logits"]
@@ -377,11 +386,6 @@ def test_boxes_in_a_photo_touch_all_that_the_model_saw():
     assert box_in_photo(np.array([10, 20, 30, 40]), 64, 640, 128) == (100, 40, 300, 80)
     assert box_in_photo(np.array([63, 31, 64, 33]), 64, 1, 1) == (0, 0, 1, 1)  # never empty
     assert box_in_photo(np.array([1, 1, 2, 2]), 64, 100, 100) == (1, 1, 4, 4)
-
-
-def test_names_that_no_encoding_has():
-    assert printable(b"caf\xe9.jpg".decode("utf-8", "surrogateescape")) == "caf?.jpg"
-    assert printable("über.jpg") == "über.jpg"
 
 
 @pytest.mark.parametrize(

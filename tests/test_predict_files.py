@@ -1,9 +1,13 @@
 """A folder of photos in, a table, lines, annotated photos and a page out, whole and readable."""
 
+import copy
 import csv
 import html.parser
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -13,23 +17,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_jax.atomic import locked
 from mlic_jax.checkpoint import save_weights
 from mlic_jax.data.scenes import render
+from mlic_jax.drawing import MOST_SIDE
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models.regions import interpolation_matrix
 from mlic_jax.operating_point import OperatingPoint
 from mlic_jax.predict import Predictor
 from mlic_jax.predict_files import (
     MAP_SIDE,
-    annotated_names,
+    annotated_name,
     find_images,
     heat_map,
     predict_files,
     render_page,
+    write_predictions,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRIES = {"annotated", "gallery", "index.html", "predictions.csv", "predictions.jsonl"}
+ENTRIES = {
+    *("annotated", "gallery", "index.html", "predictions.csv", "predictions.jsonl"),
+    ".resume.jsonl",
+}
 ODD_NAME = "a & b <i>50% #1\"'.png"
 
 
@@ -82,6 +92,11 @@ def predicted(checkpoint, photos, tmp_path_factory):
     with pytest.raises(Failure) as error:
         predict_files(checkpoint, str(photos), out)
     return out, str(error.value)
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor.from_checkpoint(checkpoint)
 
 
 def table(out):
@@ -150,7 +165,7 @@ def test_table_and_lines_say_what_the_predictor_says(predicted, checkpoint, phot
 
 def test_a_photo_that_cannot_be_read_is_listed_everywhere(predicted):
     out, message = predicted
-    assert message.startswith("1 of 6 images could not be read: inner/cut.jpg")
+    assert message.startswith("1 of 6 images could not be read or drawn: inner/cut.jpg")
     (row,) = (row for row in table(out) if row["file"] == "inner/cut.jpg")
     assert "truncated" in row["error"]
     page = Page(out / "index.html")
@@ -198,7 +213,8 @@ def test_the_page_shows_every_photo_and_loads_only_what_lies_beside_it(predicted
         assert (out / urllib.parse.unquote(link)).is_file(), link
     linked = {urllib.parse.unquote(link) for link in page.links}
     beside = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert beside - linked == {"index.html", "predictions.csv", "predictions.jsonl"}
+    named = {"index.html", "predictions.csv", "predictions.jsonl", ".resume.jsonl"}
+    assert beside - linked == named
     assert "5 photos" in page.text
     assert ODD_NAME in page.text
     assert "a half" in page.text  # what the thresholds are
@@ -269,6 +285,8 @@ def test_where_predictions_cannot_go(checkpoint, photos, tmp_path):
         predict_files(checkpoint, str(photos), tmp_path)
     with pytest.raises(UsageError, match="is a file"):
         predict_files(checkpoint, str(photos), tmp_path / "mine.txt")
+    with pytest.raises(Failure, match=r"cannot be written \(Not a directory\)$"):
+        predict_files(checkpoint, str(photos / "a.jpg"), tmp_path / "mine.txt" / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -303,10 +321,16 @@ def test_which_files_are_images(photos, tmp_path, capsys):
 
 
 def test_no_two_photos_have_one_annotated_file():
-    names = ["a.jpg", "a.png", "a.png.jpg", "b/a.jpg", "a.JPEG", "a.gif"]
-    chosen = annotated_names(names)
+    names = ["a.jpg", "a.png", "a.png.jpg", "a.png.jpg.jpg", "b/a.jpg", "a.JPEG", "a.gif"]
+    names += ["a.png.jpg_/b.jpg", "a.png.jpg/b.jpg", "a.png.jpg__/b.jpg"]  # folders
+    names += [f"{'x' * 251}.jpg", f"{'x' * 251}.png", f"{'y/' * 600}a.jpg"]
+    chosen = [annotated_name(name) for name in names]
     assert chosen[:2] == ["a.jpg", "a.png.jpg"]
-    assert len(set(chosen)) == len(names)
+    assert len({*chosen}) == len(names)
+    folders = {part for name in chosen for part in name.split("/")[:-1]}
+    assert not folders & {*chosen}
+    assert all(len(part) < 250 for name in chosen for part in name.split("/"))
+    assert max(map(len, chosen)) < 1100
 
 
 def test_activation_maps_are_upsampled_like_the_models_own():
@@ -318,6 +342,274 @@ def test_activation_maps_are_upsampled_like_the_models_own():
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
     assert alpha[-1, 0] == alpha.max() > alpha[0, -1] == alpha.min()  # corners are the cells' own
     assert np.asarray(heat_map(np.full((2, 2), 0.5, np.float32))).max() == 0  # constant
+
+
+# --- odd photos
+
+
+def by_file(out):
+    """The rows by their file; table, lines and page must name the same files."""
+    records = {record["file"]: record for record in lines(out)}
+    assert [row["file"] for row in table(out)] == list(records)
+    page = Page(out / "index.html")
+    assert all(name in page.text for name in records)
+    for link in page.links:
+        assert (out / urllib.parse.unquote(link)).is_file(), link
+    return records
+
+
+def test_photos_that_no_jpeg_file_holds(checkpoint, photos, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(photos / "a.jpg", folder)
+    Image.new("RGB", (MOST_SIDE + 500, 40), (90, 20, 20)).save(folder / "wide.png")
+    Image.new("RGB", (1, 2_000_000)).save(folder / "tall.png")
+    predict_files(checkpoint, str(folder), out)
+    rows = by_file(out)
+    assert [row["error"] for row in rows.values()] == [None] * 3
+    assert rows["wide.png"]["width"] == MOST_SIDE + 500
+    assert all(region["box"]["x2"] <= MOST_SIDE + 500 for region in rows["wide.png"]["regions"])
+    for name, size in (("wide.png.jpg", (MOST_SIDE, 40)), ("tall.png.jpg", (1, MOST_SIDE))):
+        with Image.open(out / "annotated" / name) as image:
+            assert image.size == size
+
+
+def test_what_is_no_photo_is_a_row(checkpoint, photos, tmp_path):
+    """Links to nothing, pipes, sockets, devices; and names that are not UTF-8 or of two lines."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    photo = (photos / "a.jpg").read_bytes()
+    for name in (b"caf\xe9.jpg", rb"caf\xe9.jpg", b"two\nlines.jpg", b"x" * 251 + b".png"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(photo)
+    Path(os.fsdecode(os.fsencode(folder) + b"/broken\xff.jpg")).write_bytes(photo[:1000])
+    (folder / "notes.\udce9").touch()
+    (folder / "gone.jpg").symlink_to("nowhere\udce9.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "socket.jpg"))
+        with pytest.raises(Failure, match="6 of 10 images could not be read or drawn"):
+            predict_files(checkpoint, str(folder), out)
+    rows = by_file(out)
+    good = {r"caf\xe9.jpg", r"caf\\xe9.jpg", r"two\x0alines.jpg", "x" * 251 + ".png"}
+    assert {name for name, row in rows.items() if row["error"] is None} == good
+    assert len([path for path in (out / "annotated").iterdir()]) == 4
+    assert "truncated" in rows[r"broken\xff.jpg"]["error"]
+    assert rows["gone.jpg"]["error"] == r"a link to nowhere\xe9.jpg, which is not there"
+    assert rows["loop.jpg"]["error"] == "Too many levels of symbolic links"
+    assert rows["zero.jpg"]["error"] == "a device and no file"
+    assert rows["pipe.jpg"]["error"] == "a pipe and no file"
+    assert rows["socket.jpg"]["error"] == "a socket and no file"
+
+
+def test_a_photo_that_cannot_be_drawn_keeps_its_labels(predictor, photos, tmp_path):
+    """It goes after it was read. `write_predictions` has what is common to all ways to call it."""
+    shutil.copytree(photos, tmp_path / "photos")
+    files = [tmp_path / "photos" / name for name in ("a.jpg", "turned.png")]
+
+    class Vanishing(Predictor):
+        def stream(self, images):
+            for prediction in super().stream(images):
+                files[0].unlink(missing_ok=True)
+                yield prediction
+
+    vanishing = copy.copy(predictor)
+    vanishing.__class__ = Vanishing
+    out = tmp_path / "out"
+    assert write_predictions(vanishing, files[0].parent, files, out, "run", {}) == ["a.jpg"]
+    rows = by_file(out)
+    assert rows["a.jpg"]["error"] == "cannot be drawn: No such file or directory"
+    assert rows["a.jpg"]["labels"]
+    assert rows["turned.png"]["error"] is None
+    assert [path.name for path in (out / "annotated").iterdir()] == ["turned.png.jpg"]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "locked").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    if user == 0:  # whom nothing is closed to
+        os.seteuid(65534)
+    try:
+        assert find_images(".", Path("out"))[1] == [Path("a.jpg"), Path("locked")]
+    finally:
+        os.seteuid(user)
+
+
+# --- runs that are cut short
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of twenty photos, of which one cannot be read."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(20):
+        (folder / f"{i:02}.jpg").write_bytes(render(0, "test", i % 11).image)
+    (folder / "05.jpg").write_bytes(b"no photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, many, tmp_path_factory):
+    """The outputs for them of a run that was not cut short."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.raises(Failure, match="1 of 20"):
+        predict_files(checkpoint, str(many), out)
+    return out
+
+
+def contents(folder):
+    """Every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# The command, which kills itself when it is about to do something to a file for the n-th time.
+KILLED = """
+import os, runpy, signal, sys
+event, part, count = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
+def hook(name, arguments):
+    global count
+    if name == event and part in str(arguments[0]):
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+runpy.run_module("mlic_jax.main", run_name="__main__", alter_sys=True)
+"""
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("mlic_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def command(code, *arguments):
+    """Runs a command in a process of its own, on the same devices as this one."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_killed_run_goes_on(checkpoint, photos, many, whole, tmp_path, capsys):
+    """Killed between photos and again while the outputs take their places."""
+    out = tmp_path / "out"
+    predict_files(checkpoint, str(photos / "a.jpg"), out)
+    before = contents(out)
+    flags = ["--mode=predict", f"--checkpoint={checkpoint}", f"--images={many}", f"--out={out}"]
+
+    killed = command(KILLED, "open", ".partial/annotated/.", 16, *flags)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    rows = len(table(out / ".partial"))
+    assert 0 < rows < 20
+    assert len(lines(out / ".partial")) == rows
+    complete = {name: content for name, content in contents(out).items() if name in before}
+    assert complete == before
+
+    killed = command(KILLED, "os.rename", ".complete/gallery", 1, *flags, "--resume")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert f"{rows} of 20 photos were done before" in killed.stdout
+    capsys.readouterr()
+    with pytest.raises(Failure, match="1 of 20"):
+        predict_files(checkpoint, str(many), out, resume=True)
+    assert "20 of 20 photos were done before" in capsys.readouterr().out
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("kept", [0, 40, 0.5, 0.999])
+def test_a_line_that_was_cut_does_not_count(checkpoint, many, whole, tmp_path, kept):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out / ".partial")
+    journal = out / ".partial" / ".resume.jsonl"
+    size = journal.stat().st_size
+    os.truncate(journal, kept if isinstance(kept, int) else int(kept * size))
+    with pytest.raises(Failure, match="1 of 20"):
+        predict_files(checkpoint, str(many), out, resume=True)
+    assert contents(out) == contents(whole)
+
+
+def test_a_full_disk_costs_nothing_that_was_done(checkpoint, many, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(many, folder)
+    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "19.png")  # annotated 1 MB, the others 30 kB
+    flags = ["--mode=predict", f"--checkpoint={checkpoint}", f"--images={folder}", f"--out={out}"]
+    stopped = command(LIMITED, 500_000, *flags)
+    assert stopped.returncode == 1
+    assert stopped.stderr.strip().splitlines()[-1] == (
+        f"error: {out}: cannot be written (File too large); what was done is kept, and --resume "
+        "goes on with it"
+    )
+    assert "Traceback" not in stopped.stderr
+    assert len(table(out / ".partial")) == 20
+    for resume, where in ((True, out), (False, tmp_path / "new")):
+        with pytest.raises(Failure, match="1 of 21"):
+            predict_files(checkpoint, str(folder), where, resume=resume)
+    assert contents(out) == contents(tmp_path / "new")
+
+
+def test_only_what_is_new_is_predicted(checkpoint, many, whole, tmp_path, monkeypatch):
+    """A completed run that is resumed with a photo less, one more and one that changed."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(many, folder)
+    shutil.copytree(whole, out)
+    (folder / "19.jpg").unlink()
+    (folder / "05.jpg").write_bytes(render(0, "test", 5).image)  # which could not be read
+    shutil.copy(folder / "00.jpg", folder / "99.jpg")
+    asked = []
+    stream = Predictor.stream
+
+    def watched(self, images):
+        asked.extend(images := list(images))
+        return stream(self, images)
+
+    monkeypatch.setattr(Predictor, "stream", watched)
+    predict_files(checkpoint, str(folder), out, resume=True)
+    # Batches of seven.
+    assert [file.name for file in asked] == [
+        *(f"{i:02}.jpg" for i in (*range(7), *range(14, 19))),
+        "99.jpg",
+    ]
+    rows = by_file(out)
+    assert list(rows) == [*(f"{i:02}.jpg" for i in range(19)), "99.jpg"]
+    predict_files(checkpoint, str(folder), tmp_path / "new")
+    assert contents(out) == contents(tmp_path / "new")
+    asked.clear()
+    predict_files(checkpoint, str(folder), out, resume=True)
+    assert asked == []
+
+
+def test_what_is_resumed_must_be_the_same_run(checkpoint, many, whole, tmp_path, fresh_run, config):
+    before = contents(whole)
+    for options, message in (
+        ({"flip": True}, r"begun with flip=False \(now True\);"),
+        ({"scales": [96]}, r"begun with scales=\[\] \(now \[96\]\);"),
+        ({"local_bound": 0.5}, r"begun with local_bound=0.0 \(now 0.5\);"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predict_files(checkpoint, str(many), whole, **options, resume=True)
+    config.seed = 3
+    save_weights(tmp_path / "other", *fresh_run(config))
+    with pytest.raises(UsageError, match="begun with another checkpoint"):
+        predict_files(tmp_path / "other", str(many), whole, resume=True)
+    assert contents(whole) == before
+
+
+def test_one_process_at_a_time(checkpoint, photos, tmp_path):
+    with locked(tmp_path), pytest.raises(UsageError, match="another process is writing to"):
+        predict_files(checkpoint, str(photos / "a.jpg"), tmp_path)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The demo page: what it shows is what `Predictor` says; server and browser are real ones."""
 
 import base64
+import http.client
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from html.parser import HTMLParser
@@ -42,7 +44,9 @@ from mlic_jax.serve import (
     PHOTO_SIDE,
     address,
     answer,
+    clean_job,
     introduction,
+    is_asked,
     listen,
     warm_up,
 )
@@ -263,6 +267,53 @@ def test_what_cannot_be_read_gets_one_message(predictor, photo, tmp_path, name):
         assert noise not in shown.text
 
 
+ELSEWHERE = "http://host.invalid/a.jpg"
+
+
+def hand_written(path):
+    """A request's body that names a file elsewhere wherever Gradio might look for one."""
+    file = {"path": path, "url": path, "orig_name": "a.jpg", "meta": {"_type": "gradio.FileData"}}
+    job = {"data": [file], "fn_index": 0, "session_hash": "hand", "event_data": file}
+    more = {"component_id": 1, "fn_name": "preprocess", "upload": file, "value": file}
+    return json.dumps(job | more).encode()
+
+
+@pytest.mark.parametrize("size", [(66_000, 20), (1, 1_000_000)])
+def test_a_photo_of_extreme_shape_is_shown(predictor, tmp_path, size):
+    Image.new("RGB", size, (90, 20, 20)).save(tmp_path / "odd\udce9.png")
+    shown = Shown(answer(predictor, tmp_path / "odd\udce9.png"))
+    assert f"odd\\xe9.png · {size[0]} \N{MULTIPLICATION SIGN} {size[1]} px" in shown.text
+    assert max(shown.picture(0).size) == PHOTO_SIDE
+
+
+def test_only_what_the_page_asks_for_gets_through():
+    def asked(method, path):
+        return is_asked({"method": method, "path": path})
+
+    for path in ("/", "/config", "/assets/a/b.js", "/gradio_api/queue/data"):
+        assert asked("GET", path) and asked("HEAD", path)
+        assert not asked("POST", path)
+    assert asked("POST", "/gradio_api/upload")
+    assert asked("POST", "/gradio_api/queue/join")
+    for path in (f"file={ELSEWHERE}", f"file/{ELSEWHERE}", f"proxy={ELSEWHERE}", "upload"):
+        assert not asked("GET", f"/gradio_api/{path}")
+    for path in ("run/answer_upload", "call/answer_upload", "component_server", "stream/1"):
+        assert not asked("POST", f"/gradio_api/{path}")
+    assert not asked("PUT", "/")
+    assert not is_asked({"type": "websocket", "path": "/"})
+
+
+def test_what_is_put_into_the_queue_is_a_path_and_no_address():
+    job = json.loads(clean_job(hand_written("/tmp/upload/a.jpg")))
+    file = {"path": "/tmp/upload/a.jpg", "meta": {"_type": "gradio.FileData"}}
+    assert job.pop("data") == [file]
+    assert job == {"fn_index": 0, "session_hash": "hand", "trigger_id": None}
+    for path in (ELSEWHERE, "HTTPS://host.invalid", "ftp://host.invalid", "a.jpg", "", None, {}):
+        assert clean_job(hand_written(path)) is None
+    for body in (b"", b"[]", b"{", b"\xff", b'{"data": [1]}', b'{"data": []}', b"[" * 100_000):
+        assert clean_job(body) is None
+
+
 def test_the_model_is_compiled_before_the_first_photo(checkpoint, photo):
     predictor = Predictor.from_checkpoint(checkpoint)
     assert warm_up(predictor) > 0
@@ -453,6 +504,47 @@ def test_files_of_the_machine_are_not_read(server, photo, tmp_path):
     done = server.predict(path, "thief")
     assert not done["success"]
     assert "data:image" not in json.dumps(done)
+
+
+# Gradio's own routes: path -> methods.
+ROUTES = """
+import json, gradio
+from gradio.routes import App
+with gradio.Blocks() as page:
+    pass
+paths = App.create_app(page).openapi()["paths"]
+print(json.dumps({path: list(methods) for path, methods in paths.items()}))
+"""
+
+
+def test_no_request_has_the_server_look_for_another_machine(server, photo):
+    """Every route of Gradio's is asked for a file elsewhere; what contacts it makes is noted."""
+    listed = subprocess.run(**command(ROUTES), capture_output=True, text=True, timeout=60).stdout
+    routes = json.loads(listed.splitlines()[-1])
+    assert {"/gradio_api/file={path_or_url}", "/gradio_api/queue/join"} <= {*routes}
+    asked = [
+        (method.upper(), re.sub(r"{\w*}", value, path.replace("{api_name}", "answer_upload")))
+        for path, methods in routes.items()
+        for method in methods
+        for value in (("hand", ELSEWHERE) if "{" in path else ("",))
+    ]
+    url = urllib.parse.urlsplit(server.url)
+    for method, path in asked:
+        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
+        body = hand_written(ELSEWHERE) if method == "POST" else None
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        status = connection.getresponse().status  # some answers never end
+        connection.close()
+        if "=http" in path or "/queue/join" in path:
+            assert status == 403, path
+    for path in (ELSEWHERE, "HTTPS://host.invalid", "//host.invalid/a", "ftp://host.invalid", "a"):
+        status = server.request("gradio_api/queue/join", hand_written(path))[0]
+        assert status == (200 if path.startswith("/") else 403)
+    for body in (b"", b"[]", b"{", b'{"data": [1]}', b"[" * 10_000, b" " * 2**17):
+        assert server.request("gradio_api/queue/join", body)[0] == 403
+    assert photo.name in server.ask(photo.name, photo.read_bytes(), "afterwards").text
+    contacts = server.contacts.read_text().splitlines()
+    assert [line for line in contacts if "127.0.0.1" not in line] == []
 
 
 # --- the page in a browser

@@ -1,5 +1,6 @@
 """Files for the VOC server: the exact layout and ranking, and a checker that misses nothing."""
 
+import gzip
 import io
 import tarfile
 
@@ -235,6 +236,46 @@ def test_damaged_archives(files, tmp_path):
     with tarfile.open(path, "w") as archive:  # not compressed
         archive.addfile(tarfile.TarInfo(DOG))
     assert len(voc_server.find_problems(path)) == 1
+
+
+def member(name, size=0, content=b"", kind=tarfile.REGTYPE) -> bytes:
+    """A file of an archive, which may claim another size than its content has."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + padding
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (bytes(100_000_000), "it is not a whole .tar.gz: it unpacks to more than"),
+        (member(DOG, 8 * 2**30, b"x"), "claims 8,589,934,592 bytes, which it lacks"),
+        (member(DOG, -512), "claims -512 bytes"),  # tarfile itself goes back to it for ever
+        (member(DOG, 0, b"", tarfile.GNUTYPE_SPARSE), f"{DOG} is not a plain file"),
+        (member(DOG, 2_000_000, b"a 1\n" * 500_000), "it has more than 50,000 lines"),
+        (member("x", 0, b"", tarfile.XHDTYPE) * 2000, "20 classes have no file"),
+        (b"text" * 200, "it is not a whole .tar.gz"),
+    ],
+    ids=["zeros", "larger", "negative", "sparse", "many lines", "many extensions", "text"],
+)
+def test_archives_that_claim_more_than_they_are(content, problem, tmp_path):
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    found = voc_server.find_problems(path)
+    assert any(problem in text for text in found)
+    assert all("\n" not in text for text in found)
+
+
+def test_extensions_of_the_format_are_passed_over(files, tmp_path):
+    """Dates to the fraction of a second, and what other systems add."""
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(text), 1.5
+            archive.addfile(info, io.BytesIO(text.encode()))
+    assert voc_server.find_problems(path, IDS) == []
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -7,7 +7,10 @@ shapes are known to be right.
 """
 
 import hashlib
+import io
+import mmap
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +20,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mlic_jax.data import safe_pickle
 from mlic_jax.errors import Failure, UsageError
 
 HUB_FILE = "model.safetensors"
 _HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@sha256:([0-9a-f]{64}))?")
 _ZIP_START = b"PK\x03\x04"  # by which torch.load tells its two formats apart
+_ZIP_HEADER = struct.Struct("<4s22xHH")  # of an entry: start, sizes of its name and of its extras
+_LAYOUT = ("torch.serialization", "_get_layout")
+_LARGEST_HEADER = 8 * 2**20  # of a safetensors file: room for 80,000 tensors
 # The types of safetensors that NumPy has; bfloat16 by way of ml_dtypes, which JAX brings.
 _NUMPY_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"}
 _NUMPY_TYPES |= {"BOOL"}
@@ -120,6 +127,7 @@ def open_tensors(path: Path) -> Tensors:
 def _open_safetensors(path: Path) -> Tensors:
     shapes = {}
     try:
+        _check_header(path)
         file = safe_open(path, framework="numpy")
         for name in file.keys():  # noqa: SIM118, it is no dict
             entry = file.get_slice(name)
@@ -129,6 +137,17 @@ def _open_safetensors(path: Path) -> Tensors:
     except (SafetensorError, OSError) as error:
         raise Failure(f"{path}: damaged, or not a safetensors file ({error})") from error
     return Tensors(shapes, file.get_tensor)
+
+
+def _check_header(path: Path) -> None:
+    """Refuses a header that no model has; what is made of it takes 24 times its size."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise Failure(
+            f"{path}: damaged, or not a safetensors file (its header claims {size:,} bytes, where "
+            f"{_LARGEST_HEADER:,} are room for 80,000 tensors)"
+        )
 
 
 def _open_torch(path: Path) -> Tensors:
@@ -167,34 +186,122 @@ def _unpickle(path: Path) -> Any:
     """What `torch.load` finds in a file, without running any of it."""
     import torch
 
-    with path.open("rb") as file:
-        zipped = file.read(len(_ZIP_START)) == _ZIP_START
     allowed = [(_NumpyType, "numpy.dtype"), (_NumpyArray, "numpy.ndarray")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of NumPy 1 and 2
         allowed += [(_numpy_scalar, f"{module}.scalar"), (_NumpyArray, f"{module}._reconstruct")]
     try:
-        if zipped:
-            _check_zip(path)
+        zipped = _check_content(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")  # of odd pickles; they are read or they are refused
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except safe_pickle.Refused as error:
+        raise Failure(f"{path}: {_holds_code(error)}") from None
     except Exception as error:  # Damaged bytes can end in almost any exception.
         # torch names what it declined to unpickle as "GLOBAL module.name" in a long explanation.
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"it holds code ({code[1]}) and not only tensors: refused, nothing was run"
+            raise Failure(f"{path}: {_holds_code(code[1])}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Failure(f"{path}: damaged, or not a PyTorch checkpoint ({lines[0]})") from error
+
+
+def _holds_code(name: Any) -> str:
+    return f"it holds code ({name}) and not only tensors: refused, nothing was run"
+
+
+# --- what a file may claim. torch believes sizes, and hashes what takes for ever to hash.
+
+
+def _check_content(path: Path) -> bool:
+    """Goes through what torch will read, and makes nothing of it; True where it is a zip archive.
+
+    Raises:
+        Refused: a pickle names what neither tensors nor plain containers are made with.
+        ValueError, OSError, zipfile.BadZipFile: it is damaged, or claims more than it has.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        zipped = data[: len(_ZIP_START)] == _ZIP_START
+        claims = _Claims(len(data))
+        if zipped:
+            safe_pickle.interpret(io.BytesIO(_pickle_of_zip(path, data)), _find, claims.storage)
         else:
-            reason = "damaged, or not a PyTorch checkpoint"
-        raise Failure(f"{path}: {reason}") from error
+            # A number by which torch knows its files, a version, the system, the content, and the
+            # keys of the storages that follow.
+            for _ in range(5):
+                safe_pickle.interpret(data, _find, claims.storage)
+    return zipped
 
 
-def _check_zip(path: Path) -> None:
-    """Refuses what could grow when it is read: `torch.save` never compresses."""
+class _Claims:
+    """Adds up what the storages of a file claim to hold."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._elements: dict[str, int] = {}
+
+    def storage(self, name: tuple) -> str:
+        """What stands for the storage `("storage", type, key, device, elements, ...)`."""
+        kind, _type, key, _device, elements, *_view = name
+        if kind != "storage" or not isinstance(key, str) or not 0 <= elements <= self._size:
+            raise ValueError("a storage larger than the file")
+        self._elements[key] = elements
+        if sum(self._elements.values()) > self._size:
+            raise ValueError("storages larger than the file")
+        return key
+
+
+class _Dict(dict, safe_pickle.Unbuilt):
+    """Stands for `OrderedDict` and `Counter`, which may get attributes after their items."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+    def build(self, state: Any) -> "_Dict":
+        return self
+
+
+def _find(module: str, name: str) -> Callable | None:
+    """Stands for what torch lets a file name; what it declines is still declined by it."""
+    if module == "collections" and name in ("OrderedDict", "Counter"):
+        return _Dict
+    if module == "torch._utils" and name.startswith("_rebuild_"):
+        return lambda *_: None
+    if (module, name) in (("torch", "Size"), ("torch", "device"), _LAYOUT):
+        return lambda *_: None
+    if module.partition(".")[0] == "torch":
+        return None  # types, which are arguments
+    return safe_pickle.find_array(module, name)
+
+
+def _pickle_of_zip(path: Path, data: mmap.mmap) -> bytes:
+    """The pickle in an archive, none of which could grow: `torch.save` never compresses."""
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("compressed")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("larger than the file")
+        raise ValueError("an entry is compressed")
+    if any(entry.file_size != entry.compress_size for entry in entries):
+        raise ValueError("an entry claims another size than it has")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise ValueError("an entry is there twice")
+    spans = {entry.filename: _span(data, entry) for entry in entries}
+    ends = [0, *(end for _, end in spans.values())]
+    if any(entry.header_offset < end for entry, end in zip(entries, ends, strict=False)):
+        raise ValueError("entries overlap")
+    if max(ends) > len(data):
+        raise ValueError("an entry is larger than the file")
+    (start, end), *others = (spans[name] for name in spans if name.endswith("/data.pkl"))
+    if others:
+        raise ValueError("it has two pickles")
+    return data[start:end]
+
+
+def _span(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where the bytes of an entry begin and end, which its own header tells."""
+    header = data[entry.header_offset : entry.header_offset + _ZIP_HEADER.size]
+    start, name_size, extra_size = _ZIP_HEADER.unpack(header)
+    if start != _ZIP_START:
+        raise ValueError("an entry is not where it should be")
+    start = entry.header_offset + _ZIP_HEADER.size + name_size + extra_size
+    return start, start + entry.file_size
 
 
 def _is_plain(tensor: Any) -> bool:

@@ -5,12 +5,12 @@ two in use: sorted in MCAR, MSRN and ML-GCN; that of the annotation files in TFD
 Query2Label.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlic_jax import json_text
 from mlic_jax.errors import Failure, UsageError
 
 VOC = (
@@ -69,19 +69,28 @@ def read_class_names(where: str | os.PathLike) -> tuple[str, ...]:
         return CLASS_LISTS[where]
     path = Path(where)
     try:
-        if path.is_dir():
-            return tuple(json.loads((path / "metadata.json").read_text())["class_names"])
+        if (metadata := path / "metadata.json").is_file():
+            return _names_in(metadata)
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UsageError(
             f"{where} is no text file of class names, no prepared set and none of "
             f"{', '.join(CLASS_LISTS)}"
         ) from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise Failure(f"the class names in {path} cannot be read: {error}") from error
     names = [name for name in names if name]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise Failure(f"{path}: class names occur more than once: {', '.join(twice[:5])}")
     if not names:
         raise Failure(f"{path} has no class names; it must have one a line")
+    return tuple(names)
+
+
+def _names_in(metadata: Path) -> tuple[str, ...]:
+    """The class names in the metadata of a prepared set."""
+    content = json_text.read(metadata)
+    names = content.get("class_names") if isinstance(content, dict) else None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise Failure(f"{metadata} has no class names: prepare the set again")
     return tuple(names)

@@ -8,10 +8,10 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mlic_jax import npz
 from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Split
@@ -20,6 +20,12 @@ from mlic_jax.errors import Failure, UsageError
 _NAMES_SHOWN = 5
 NOTE = "note: "  # how a finding of `lint` begins that may be true of a sound graph
 _LEAST_CORRELATION = 0.5
+_AXES = {  # of the arrays in a file, see `npz.check`
+    "class_counts": ("float", "C"),
+    "counts": ("float", "CC"),
+    "class_names": ("text", "C"),
+    **dict.fromkeys(("set_name", "split", "difficult_policy"), ("text", "")),
+}
 EDGE_PROBABILITY = 0.4  # from which on one class implies another in the label graph (MSRN)
 
 
@@ -99,30 +105,20 @@ def load(path: str | os.PathLike) -> CoOccurrence:
         if not (isinstance(published, dict) and {"adj", "nums"} <= published.keys()):
             raise Failure(f'{path} is no label graph: it must hold {{"adj": ..., "nums": ...}}')
         fields = {"counts": published["adj"], "class_counts": published["nums"]}
-        fields["set_name"] = path.name
+        fields["set_name"] = np.array(path.name)
+    where = f"{path} is no label graph"
+    for name in ("counts", "class_counts"):
+        fields[name] = label_files.numbers(fields[name], where)
+    npz.check(fields, _AXES, where)
     names = fields.get("class_names")
-    graph = CoOccurrence(
-        counts=_numbers(fields["counts"], path),
-        class_counts=_numbers(fields["class_counts"], path),
+    return CoOccurrence(
+        counts=fields["counts"],
+        class_counts=fields["class_counts"],
         class_names=None if names is None else tuple(names.tolist()),
         set_name=str(fields.get("set_name", "")),
         split=str(fields.get("split", "")),
         difficult_policy=str(fields.get("difficult_policy", "")),
     )
-    classes = len(graph.class_counts) if graph.class_counts.ndim == 1 else -1
-    if graph.counts.shape != (classes, classes) or (names is not None and len(names) != classes):
-        raise Failure(
-            f"{path} is no label graph: counts are {graph.counts.shape}, class counts "
-            f"{graph.class_counts.shape}, class names {None if names is None else len(names)}"
-        )
-    return graph
-
-
-def _numbers(values: Any, path: Path) -> np.ndarray:
-    try:
-        return np.asarray(values).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise Failure(f"{path} is no label graph: {error}") from error
 
 
 def attention_mask(

@@ -4,17 +4,18 @@
 annotations, as far as it takes to tell, and no image.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlic_jax import json_text
 from mlic_jax.data.class_names import NUSWIDE
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.sources.apparel import COLOURS, GARMENTS
 from mlic_jax.data.sources.coco import splits_of
+from mlic_jax.data.sources.labels import check_path
 from mlic_jax.data.sources.nuswide import COLUMNS
 from mlic_jax.data.sources.table import TABLES, csv_rows
 from mlic_jax.data.sources.voc import OWN
@@ -158,8 +159,9 @@ def _is_coco(file: Path) -> bool:
 
 
 def _first_coco_image(file: Path) -> str | None:
-    found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read_bytes())
-    return json.loads(found[1]) if found else None
+    found = re.search(rb'"file_name"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', file.read_bytes())
+    where = f"{file}: the first file_name"
+    return check_path(json_text.parse(found[1], where), where) if found else None
 
 
 def _voc(images: Path, annotations: Path | None) -> Layout | None:

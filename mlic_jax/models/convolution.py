@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlic_jax.models.precision import at_least_float32
 from mlic_jax.models.winograd import winograd
 
 # Up to so many inputs of an output, summing their products one after the other is fastest.
@@ -166,7 +167,7 @@ depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """`[k, k, F]`, from float32 sums over rows, for a row and its sums stay in the cache."""
+    """`[k, k, F]`, from sums over rows (of float32 or wider): a row and its sums stay cached."""
     batch, rows, columns, channels = g.shape
     padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
     # At stride 1 a row is one long vector, for few channels alone would fill no register.
@@ -185,9 +186,9 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: in
         corner = (image, row * stride, 0, 0)
         inputs = lax.dynamic_slice(padded, corner, (1, size, *padded.shape[2:]))[0]
         products = (shifted(inputs, j) * cotangent for j in range(size))
-        return [total + p.astype(jnp.float32) for total, p in zip(sums, products, strict=True)]
+        return [total + at_least_float32(p) for total, p in zip(sums, products, strict=True)]
 
-    zeros = jnp.zeros((size, *row_shape), jnp.float32)
+    zeros = at_least_float32(jnp.zeros((size, *row_shape), g.dtype))
     sums = lax.fori_loop(0, batch * rows, add_row, [zeros] * size)
     by_column = (jnp.sum(total.reshape(size, columns, channels), axis=1) for total in sums)
     return jnp.stack(list(by_column), axis=1).astype(g.dtype)

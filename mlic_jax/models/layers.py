@@ -14,6 +14,7 @@ from jax import lax
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.convolution import convolve
+from mlic_jax.models.precision import at_least_float32
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # the share of the new statistics, as PyTorch counts it
@@ -33,7 +34,8 @@ class ConvBatchNorm(nn.Module):
     the unbiased variance, as in PyTorch. At inference the running ones normalise.
 
     Attributes:
-        dtype: of the convolution and of what it returns; parameters and statistics are float32.
+        dtype: of the convolution and of what it returns; parameters and statistics are float32, or
+            float64 where this is.
         bn_groups: parts of the batch, in its order, that are normalised each by itself, as replicas
             of PyTorch do. The running statistics follow the first, as theirs follow those of the
             first replica.
@@ -89,20 +91,20 @@ def batch_statistics(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean and biased variance of the real rows of every group of the batch `[B, H, W, F]`.
 
-    Two passes in float32: the difference of two large means would lose the small variances.
+    Two passes, in float32 at least: the difference of two large means would lose small variances.
 
     Returns:
-        Mean and variance `[G, F]`, and the number of values `[G]` that each is of, float32.
+        Mean and variance `[G, F]`, and the number of values `[G]` that each is of.
     """
     if x.shape[0] % groups:
         raise UsageError(
             f"model.bn_groups is {groups}, which does not divide a batch of {x.shape[0]}"
         )
-    x = in_groups(x.astype(jnp.float32), groups)
+    x = in_groups(at_least_float32(x), groups)
     if mask is None:
-        weight = jnp.ones(x.shape[:2], jnp.float32)
+        weight = jnp.ones(x.shape[:2], x.dtype)
     else:
-        weight = mask.astype(jnp.float32).reshape(x.shape[:2])
+        weight = mask.astype(x.dtype).reshape(x.shape[:2])
     count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * (x.shape[2] * x.shape[3])
     weight, places = weight[..., None, None, None], (1, 2, 3)
     mean = jnp.sum(x * weight, axis=places) / count[:, None]
@@ -112,8 +114,8 @@ def batch_statistics(
 
 
 def scale_and_shift(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
-    """Scales and shifts `[B, H, W, F]`, every group of the batch by its row of `[G, F]`: float32"""
-    grouped = in_groups(x.astype(jnp.float32), len(gain))
+    """Scales and shifts `[B, H, W, F]`, every group of the batch by its row of `[G, F]`."""
+    grouped = in_groups(at_least_float32(x), len(gain))
     return (grouped * gain[:, None, None, None] + shift[:, None, None, None]).reshape(x.shape)
 
 

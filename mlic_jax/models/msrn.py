@@ -127,7 +127,7 @@ class Linear(nn.Module):
         if x.ndim == 4:
             kernel = kernel[None, None].astype(x.dtype)
             return convolve(x, kernel) + bias.astype(x.dtype)
-        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
+        return jnp.dot(x.astype(kernel.dtype), kernel, precision=lax.Precision.HIGHEST) + bias
 
 
 class PerLabel(nn.Module):

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlic_jax.models.precision import at_least_float32
+
 
 def global_pool(features: jax.Array, pooling: str) -> jax.Array:
     """Pools `[B, h, w, F]` over all positions to float32 `[B, F]`, by a key of `POOLINGS`."""
-    return POOLINGS[pooling](features.astype(jnp.float32))
+    return POOLINGS[pooling](at_least_float32(features))
 
 
 def _average(features: jax.Array) -> jax.Array:
@@ -45,7 +47,7 @@ class PointwiseClassifier(nn.Module):
             lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * inputs**-0.5,
             (self.num_classes,),
         )
-        return jnp.dot(features.astype(jnp.float32), kernel, precision=lax.Precision.HIGHEST) + bias
+        return jnp.dot(at_least_float32(features), kernel, precision=lax.Precision.HIGHEST) + bias
 
 
 class Pooled(nn.Module):

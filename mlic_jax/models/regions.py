@@ -1,11 +1,12 @@
 """From class activation maps to regions, and from regions to crops (MCAR, TIP 2021).
 
 Every shape is static and every image and class is a batch dimension, so that the whole path from
-the global to the local stream stays on the device inside one jit. Everything here is float32: a
-region's edge jumps by pixels for a small error of the map beneath it.
+the global to the local stream stays on the device inside one jit. Everything here is float32 (or
+float64): a region's edge jumps by pixels for a small error of the map beneath it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +60,9 @@ def profiles(maps: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, j
 
 
 def interpolation_matrix(coarse: int, fine: int) -> np.ndarray:
-    """Bilinear upsampling of one axis with align_corners=True, float32 `[fine, coarse]`."""
+    """Bilinear upsampling of one axis with align_corners=True, `[fine, coarse]`."""
     position = np.arange(fine) * ((coarse - 1) / max(fine - 1, 1))
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse))).astype(np.float32)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse)))
 
 
 def knots(coarse: int, fine: int) -> np.ndarray:
@@ -73,6 +74,7 @@ def knots(coarse: int, fine: int) -> np.ndarray:
 
 
 def _interpolate(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    rows, columns = (matrix.astype(maps.dtype) for matrix in (rows, columns))
     return jnp.einsum("ih,...hw,jw->...ij", rows, maps, columns, precision=HIGHEST)
 
 
@@ -101,7 +103,7 @@ def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     """
     length = profile.shape[-1]
     index = jnp.arange(length, dtype=jnp.int32)
-    sign = jnp.sign(profile - jnp.float32(threshold)).astype(jnp.int32)
+    sign = jnp.sign(profile - threshold).astype(jnp.int32)
     # Position i begins a new piece where s[i] and s[i + 1] lie on opposite sides.
     crossing = jnp.concatenate(
         [sign[..., :-1] * sign[..., 1:] == -1, jnp.zeros_like(sign[..., :1], bool)], axis=-1
@@ -160,7 +162,7 @@ def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     shortest = -(-length // 8)
     index = jnp.arange(length, dtype=jnp.int32)
     peak = jnp.argmax(profile, axis=-1, keepdims=True).astype(jnp.int32)
-    below = profile < jnp.float32(threshold)
+    below = profile < threshold
     start = jnp.max(jnp.where(below & (index < peak), index + 1, 0), axis=-1)
     end = jnp.min(jnp.where(below & (index > peak), index, length), axis=-1)
     missing = jnp.maximum(shortest - (end - start), 0)
@@ -186,10 +188,9 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.A
     """
     height, width = (size, size) if size else images.shape[1:3]
     y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
-    top, bottom, down = _taps(y1, y2, height)
-    left, right, across = _taps(x1, x2, width)
-    down = down[..., :, None, None].astype(images.dtype)
-    across = across[..., None, :, None].astype(images.dtype)
+    top, bottom, down = _taps(y1, y2, height, images.dtype)
+    left, right, across = _taps(x1, x2, width, images.dtype)
+    down, across = down[..., :, None, None], across[..., None, :, None]
 
     @jax.vmap
     def gather(image, rows, columns):
@@ -200,17 +201,17 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.A
     return upper * (1 - down) + lower * down
 
 
-def _taps(start: jax.Array, end: jax.Array, size: int):
+def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any):
     """For `[B, N]` intervals: the two source positions `[B, N, size]` of every output, and the
-    weight of the second."""
+    weight of the second, of that dtype."""
     last = (end - start - 1)[..., None]
     # Whole-number arithmetic: exact where a product of floats would put a corner one tap off.
     scaled = jnp.arange(size, dtype=jnp.int32) * last
     steps = max(size - 1, 1)
     before = jnp.minimum(scaled // steps, last)
-    weight = (scaled - before * steps).astype(jnp.float32) / steps
+    weight = (scaled - before * steps).astype(np.promote_types(dtype, np.float32)) / steps
     return (
         start[..., None] + before,
         start[..., None] + jnp.minimum(before + 1, last),
-        weight,
+        weight.astype(dtype),
     )

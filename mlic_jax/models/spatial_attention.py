@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mlic_jax.models.precision import at_least_float32
+
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 # How many a step of a loop takes: so many times less often the sums, which are larger than a CPU's
@@ -104,7 +106,7 @@ def _prepare(features, embeddings):
     Returns:
         f `[B, P, D]`, e `[C, D]`, the middle `[B, 1, D]` and max_p e f_p `[B, C, D]`.
     """
-    f, e = (x.astype(np.promote_types(x.dtype, np.float32)) for x in (features, embeddings))
+    f, e = map(at_least_float32, (features, embeddings))
     highest, lowest = jnp.max(f, axis=1, keepdims=True), jnp.min(f, axis=1, keepdims=True)
     middle = (highest + lowest) / 2
     return f - middle, e, middle, e * (jnp.where(e >= 0, highest, lowest) - middle)
@@ -149,7 +151,7 @@ def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Ar
 
 
 def exp_of_negative(x: jax.Array) -> jax.Array:
-    """exp(x) for x <= 0, in float32 to 2e-7 of the largest weight, 1, and nowhere below 1e-38.
+    """exp(x) for x <= 0, in float32 to |x| + 3 roundings, and nowhere below 1e-38.
 
     As 2^n 2^r with a polynomial for 2^r, -1/2 <= r <= 1/2. XLA computes its own exp apart and
     stores it; this it computes where it is used, which on a CPU takes half the time.

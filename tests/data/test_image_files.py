@@ -1,10 +1,15 @@
-"""Which names are those of images."""
+"""Which names are those of images, how they are shown, and what is read."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlic_jax.data.image_files import is_image
+from mlic_jax.data.image_files import is_image, printable, read_image_file
+from mlic_jax.errors import Failure
 
 
 @pytest.mark.parametrize(
@@ -19,3 +24,47 @@ def test_images(name):
 )
 def test_others(name):
     assert not is_image(Path(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("über 犬.jpg", "über 犬.jpg"),
+        (b"caf\xe9.jpg", r"caf\xe9.jpg"),
+        (rb"caf\xe9.jpg", r"caf\\xe9.jpg"),
+        (Path("a") / "two\nlines\x1b[1m", r"a/two\x0alines\x1b[1m"),
+        ("a\u2028b\x85", r"a\xe2\x80\xa8b\xc2\x85"),
+        ("a\ud83d", r"a\ud83d"),
+    ],
+)
+def test_names_as_one_line_of_text(name, shown):
+    assert printable(name) == shown
+
+
+@given(st.binary(min_size=1))
+def test_no_two_names_are_shown_alike(name):
+    """For what is shown says every byte of the name."""
+    shown = printable(os.fsdecode(name))
+    assert len(shown.splitlines()) == 1
+
+    def byte(found):
+        return b"\\" if found[0] == rb"\\" else bytes([int(found[0][2:], 16)])
+
+    assert re.sub(rb"\\(?:\\|x[0-9a-f]{2})", byte, shown.encode()) == name
+
+
+def test_what_might_never_end_is_not_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "gone.jpg").symlink_to("b.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert read_image_file(tmp_path / "link.jpg") == b"photo"
+    for path, message in (
+        (tmp_path / "gone.jpg", r"a link to b\.jpg, which is not there"),
+        (tmp_path / "pipe.jpg", "a pipe"),
+        (Path("/dev/zero"), "a device"),
+    ):
+        with pytest.raises(Failure, match=message):
+            read_image_file(path)
+    with pytest.raises(FileNotFoundError):
+        read_image_file(tmp_path / "b.jpg")

@@ -187,6 +187,55 @@ def test_a_missing_file_of_a_set_is_named(toy_source, tmp_path):
         records.open_split(folder, "train")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metadata.json", "{", "metadata.json is not JSON"),
+        ("metadata.json", "[]", "is damaged .*metadata.json lacks one of class_names, source"),
+        (
+            "metadata.json",
+            '{"class_names": [1, 2, 3], "source": {}, "skipped": {}}',
+            "the class names are no names",
+        ),
+        ("dataset_info.json", "[" * 100_000, "dataset_info.json is not JSON .*nested too deep"),
+        ("dataset_info.json", '{"splits": [{}]}', "is damaged .*dataset_info.json"),
+        ("dataset_info.json", '{"splits": [{"name": "train"}]}', "is damaged"),
+        ("features.json", "{}", "is damaged"),
+        ("features.json", None, "is damaged"),
+    ],
+)
+def test_damaged_metadata_are_one_line(file, content, message, toy_source, tmp_path):
+    folder = records.prepare(toy_source(), tmp_path)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(Failure, match=message) as failure:
+        records.open_split(folder, "train")
+    assert str(folder) in str(failure.value) and "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"labels": np.zeros((10, 3), np.int8)}, "lacks image_ids or labels"),
+        ({"image_ids": np.array(["a"])}, "lacks image_ids or labels"),
+        ({"image_ids": np.array(["a"]), "labels": np.zeros((1, 3), np.int8)}, "is of other images"),
+        (
+            {"image_ids": np.zeros(10), "labels": np.zeros((10, 3), np.int8)},
+            "image_ids must be text",
+        ),
+        ({"image_ids": np.array([{}]), "labels": np.zeros((10, 3), np.int8)}, "holds object"),
+    ],
+)
+def test_a_damaged_index_is_one_line(index, message, toy_source, tmp_path):
+    folder = records.prepare(toy_source(), tmp_path)
+    np.savez(folder / "index_train.npz", **index)
+    with pytest.raises(Failure, match=message) as failure:
+        records.open_split(folder, "train").labels()
+    assert str(folder) in str(failure.value) and "\n" not in str(failure.value)
+
+
 def test_damaged_records_are_named(toy_source, tmp_path):
     folder = records.prepare(toy_source(train=4), tmp_path)
     (shard,) = folder.glob("*array_record*")

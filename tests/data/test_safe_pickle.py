@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import subprocess
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -145,3 +147,88 @@ def test_files_that_are_no_pickles(tmp_path):
     (tmp_path / "a.txt").write_text("a text\n")
     with pytest.raises(Failure, match=r"a\.txt is damaged"):
         safe_pickle.load(tmp_path / "a.txt")
+
+
+# --- small files that claim much
+
+PAIRS = b")\x94" + b"".join(
+    b"h%ch%c\x86\x94" % (i, i) for i in range(60)
+)  # of twice the pair before
+TEXT = b"B" + (500_000).to_bytes(4, "little") + bytes(500_000) + b"\x94"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x80\x02\x8f()" + b"2\x86" * 60 + b"\x90.", "DUP"),  # a set of it, hashed for ever
+        (b"\x80\x04\x8f(" + PAIRS + b"\x90.", "a key must be text, bytes or a number"),
+        (b"\x80\x04" + PAIRS + b"}h\x3cNs.", "a key must be"),
+        (b"\x80\x04}(" + PAIRS + b"Nu.", "a key must be"),
+        (b"\x80\x04(" + PAIRS + b"\x91.", "a key must be"),
+        (b"\x80\x04cbuiltins\nset\n(](" + PAIRS + b"etR.", "a key must be"),
+        (b"\x80\x04}(\x8a\x09" + bytes(8) + b"\x01Nu.", "a key must be"),  # 2**64
+        (b"\x80\x04" + PAIRS + b".", "names the same things so often"),
+        (b"\x80\x04]\x94(h\x00h\x00e.", "the same things so often"),  # a list of itself
+        (b"\x80\x04]\x94h\x00a.", "the same things so often"),
+        (b"\x80\x04)" + b"\x85" * 40 + b".", "nested more than 32 deep"),
+        (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b".", "but only 1 remain"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "but only 1 remain"),
+        (b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b".", "but only 1 remain"),
+        (b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b".", "not enough data"),
+        (b"\x80\x02cbuiltins\nbytearray\n(J\x00\x00\x00\x70tR.", "'int' object"),
+        (b"\x80\x02cbuiltins\nset\n(X\x01\x00\x00\x00atR.", None),
+        (TEXT + b"cbuiltins\nbytearray\n\x94](" + b"h\x01h\x00\x85R" * 9000 + b"e.", "so often"),
+        (b"N.", None),
+        (b"Nr\xff\xff\xff\x0f.", None),  # Python's own makes room for 2**28 objects
+    ],
+)
+def test_what_a_file_claims_is_not_taken_for_true(content, reason, tmp_path):
+    """Each is read or refused at once, in less memory than a hundredth of what it claims."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    started = time.monotonic()
+    try:
+        if reason is None:
+            safe_pickle.load(path)
+        else:
+            with pytest.raises(Failure, match=reason) as failure:
+                safe_pickle.load(path)
+            assert "\n" not in str(failure.value)
+        assert tracemalloc.get_traced_memory()[1] < 3e6 + 20 * len(content)
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - started < 5
+
+
+def pickled_array(dtype: str, shape: tuple, data: bytes) -> bytes:
+    """An array as NumPy pickles it, but for what it claims."""
+    content = pickle.dumps(np.zeros(3), 3)
+    for old, new in (
+        (pickle.dumps("f8", 3)[2:-3], pickle.dumps(dtype, 3)[2:-3]),
+        (b"K\x03\x85", pickle.dumps(shape, 3)[2:].partition(b"q")[0]),
+        (b"C\x18" + bytes(24), b"C%c" % len(data) + data),
+    ):
+        assert old in content
+        content = content.replace(old, new)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data"),
+    [("f8", (10**9,), bytes(24)), ("f8", (3, 10**9), bytes(24)), ("f8", (2,), bytes(24))],
+)
+def test_an_array_is_as_large_as_its_bytes(dtype, shape, data, tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickled_array("f8", (3,), bytes(24)))
+    np.testing.assert_array_equal(safe_pickle.load(path), np.zeros(3))
+    path.write_bytes(pickled_array(dtype, shape, data))
+    with pytest.raises(Failure, match="cannot reshape array of size 3"):
+        safe_pickle.load(path)
+
+
+def test_what_is_shared_is_read(tmp_path):
+    shared = ("a", [1, 2])
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps([shared, shared, {"b": shared}]))
+    assert safe_pickle.load(path) == [shared, shared, {"b": shared}]

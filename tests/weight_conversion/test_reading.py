@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import sys
 import warnings
 import zipfile
@@ -56,6 +57,16 @@ def test_damaged_safetensors_are_refused(tmp_path, content, words):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(Failure, match=rf"x\.safetensors: {words}"):
         open_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_header_larger_than_any_is_refused_before_it_is_read(tmp_path):
+    """What is made of it takes 24 times its size."""
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write((90_000_000).to_bytes(8, "little") + b"{")
+        file.truncate(100_000_000)
+    with pytest.raises(Failure, match=r"x\.safetensors: damaged.*header claims 90,000,000 bytes"):
+        open_tensors(path)
 
 
 # --- what torch writes ---
@@ -196,6 +207,86 @@ def test_numpy_is_let_in_for_numbers_alone(torch, save):
             open_tensors(save({"state_dict": state, "best_score": value}))
     with pytest.raises(Failure, match="not a tensor"):
         open_tensors(save({"state_dict": {"w": np.zeros(3)}}))
+
+
+@pytest.mark.torch
+def test_the_byte_order_of_numpy_scores_counts(torch, save):
+    for order in ("<", ">"):
+        score = np.array(93.25, f"{order}f8")[()]
+        assert open_tensors(save({"state_dict": {"w": torch.zeros(3)}, "best_score": score})).beside
+    path = save(
+        {"state_dict": {"w": torch.zeros(3)}, "best_score": np.float64(93.25)}, zipped=False
+    )
+    content = path.read_bytes()
+    number = np.float64(93.25).tobytes()
+    swapped = content.replace(number, number[::-1]).replace(
+        b"X\x01\x00\x00\x00<", b"X\x01\x00\x00\x00>"
+    )
+    assert swapped != content
+    path.write_bytes(swapped)
+    assert open_tensors(path).beside == {"best_score": 93.25}
+
+
+def legacy(content: bytes) -> bytes:
+    """The older format around a pickle: a number, a version, the system, it, keys, storages."""
+    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    return b"".join(pickle.dumps(part, 2) for part in parts) + content + pickle.dumps([], 2)
+
+
+PAIRS = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+STORAGE = (
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu\x8a\x05\x00\xe4\x0b\x54\x02NtQK\x00))\x89)tR."
+)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x80\x02" + PAIRS + b"}h\x3cNs.", "a key must be text"),  # hashed for ever
+        (b"\x80\x02" + PAIRS + b".", "the same things so often"),
+        (b"\x80\x02cbuiltins\nbytearray\n(J\x00\x00\x00\x70tR.", "'int' object"),
+        (b"\x80\x02ctorch\nFloatTensor\n(J\x00\x00\x00\x70tR.", "no constructor"),
+        (STORAGE, "a storage larger than the file"),
+        (b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.", r"holds code \(os.system\)"),
+    ],
+)
+def test_a_pickle_is_gone_through_before_torch_has_it(zipped, content, reason, tmp_path):
+    path = tmp_path / "weights.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3\n")
+    else:
+        path.write_bytes(legacy(content))
+    with pytest.raises(Failure, match=rf"weights\.pth: .*{reason}") as failure:
+        open_tensors(path)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda entry: setattr(entry, "file_size", 10**9), "claims another size than it has"),
+        (
+            lambda entry: [setattr(entry, size, 10**9) for size in ("file_size", "compress_size")],
+            "overlap|is larger than the file",
+        ),
+        (lambda entry: setattr(entry, "header_offset", 0), "overlap"),
+        (lambda entry: setattr(entry, "filename", "weights/data.pkl"), "is there twice"),
+    ],
+    ids=["oversized", "too large for the file", "overlapping", "twice"],
+)
+def test_each_entry_of_an_archive_has_its_own_bytes(torch, save, change, reason):
+    path = save({"w": torch.zeros(1000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        change(next(e for e in archive.infolist() if e.filename.endswith("/data/0")))
+        archive._didModify = True  # has the directory written again
+    with pytest.raises(Failure, match=rf"damaged, or not a PyTorch checkpoint \(.*({reason})"):
+        open_tensors(path)
 
 
 # --- the Hugging Face Hub ---

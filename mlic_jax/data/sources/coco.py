@@ -1,7 +1,6 @@
 """Images with annotations in COCO's `instances` JSON: one file a split, or one that is divided."""
 
 import glob
-import json
 import re
 from collections import defaultdict
 from functools import cached_property
@@ -10,8 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from mlic_jax import json_text
 from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import order_classes, pixel_boxes, ternary_labels
+from mlic_jax.data.sources.labels import (
+    LARGEST_COORDINATE,
+    check_extent,
+    check_path,
+    order_classes,
+    pixel_boxes,
+    ternary_labels,
+)
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
@@ -103,10 +110,10 @@ class CocoFolder:
         folder = self._root / self.description["image_dir"].replace(_SPLIT, split)
         if not folder.is_dir():
             raise UsageError(f"no image folder {folder}: check `root` and `image_dir`")
-        positions = {
-            category: self.class_names.index(name)
-            for category, name in annotations.class_names.items()
-        }
+        size = self._annotation_file(split).stat().st_size
+        check_extent(self.name, len(annotations.file_names), len(self.class_names), size)
+        position = {name: i for i, name in enumerate(self.class_names)}
+        positions = {c: position[name] for c, name in annotations.class_names.items()}
         return [
             _example(folder, file_name, annotations.objects[image], positions)
             for image, file_name in annotations.file_names.items()
@@ -151,24 +158,25 @@ class _Annotations:
     def __init__(self, file: Path):
         if not file.is_file():
             raise UsageError(f"no annotation file {file}: check `root` and `annotations`")
-        try:
-            content = json.loads(file.read_bytes())
-            self.class_names = {c["id"]: c["name"] for c in content["categories"]}
-            self.file_names = {image["id"]: image["file_name"] for image in content["images"]}
-            objects = [
-                (a["id"], a["image_id"], a["category_id"], a["bbox"], bool(a.get("iscrowd", 0)))
-                for a in content["annotations"]
-            ]
-        except ValueError as error:  # JSON and UTF-8 errors
-            raise Failure(f"{file} is not JSON: {error}") from None
-        except KeyError as error:
-            raise Failure(f"{file} is not in COCO's format: it lacks the field {error}") from None
-        except TypeError as error:
-            raise Failure(f"{file} is not in COCO's format: {error}") from None
-        if len(self.class_names) != len(content["categories"]):
+        content = json_text.read(file)
+        categories, images, annotations = (
+            _entries(file, content, *fields)
+            for fields in (
+                ("categories", "id", "name"),
+                ("images", "id", "file_name"),
+                ("annotations", "id", "image_id", "category_id", "bbox"),
+            )
+        )
+        self.class_names = {c["id"]: c["name"] for c in categories}
+        self.file_names = {image["id"]: image["file_name"] for image in images}
+        if len(self.class_names) != len(categories):
             raise Failure(f"{file}: category ids occur more than once")
-        if len(self.file_names) != len(content["images"]):
+        if len(self.file_names) != len(images):
             raise Failure(f"{file}: image ids occur more than once")
+        objects = [
+            (a["id"], a["image_id"], a["category_id"], a["bbox"], bool(a.get("iscrowd", 0)))
+            for a in annotations
+        ]
         self.objects = defaultdict(list)
         for annotation, image, category, box, crowd in objects:
             where = f"{file}: annotation {annotation}"
@@ -176,16 +184,52 @@ class _Annotations:
                 raise Failure(f"{where} is of image {image}, which the file does not list")
             if category not in self.class_names:
                 raise Failure(f"{where} is of category {category}, which the file does not list")
-            if not _is_box(box):
-                raise Failure(f"{where}: bbox must be 4 finite numbers [x, y, width, height]")
             self.objects[image].append((category, box, crowd))
 
 
+def _entries(file: Path, content: Any, name: str, *fields: str) -> list[dict[str, Any]]:
+    """A list of the file, the entries of which have the fields, of the right types."""
+    where = f"{file} is not in COCO's format"
+    if not isinstance(content, dict):
+        raise Failure(f"{where}: it must be an object with images, annotations and categories")
+    if name not in content:
+        raise Failure(f"{where}: it lacks the field {name!r}")
+    if not isinstance(content[name], list):
+        raise Failure(f"{where}: the field {name!r} must be a list")
+    for position, entry in enumerate(content[name]):
+        if not isinstance(entry, dict):
+            raise Failure(f"{where}: {name}[{position}] must be an object")
+        for field in fields:
+            if field not in entry:
+                raise Failure(f"{where}: {name}[{position}] lacks the field {field!r}")
+            _check_field(entry[field], field, f"{where}: {name}[{position}], field {field!r}")
+    return content[name]
+
+
+def _check_field(value: Any, field: str, where: str) -> None:
+    if field == "file_name":
+        check_path(value, where)
+    elif field == "name":
+        if not (isinstance(value, str) and value):
+            raise Failure(f"{where} must be a name")
+    elif field == "bbox":
+        if not _is_box(value):
+            raise Failure(f"{where} must be 4 finite numbers [x, y, width, height]")
+    elif not _is_id(value):
+        raise Failure(f"{where} must be a number or a text")
+
+
+def _is_id(value: Any) -> bool:
+    # Whole numbers without a bound could be made so that all have the same hash.
+    return type(value) is str or (type(value) in (int, float) and abs(value) < 2**64)
+
+
 def _is_box(box: Any) -> bool:
-    try:
-        return len(box) == 4 and bool(np.isfinite(np.array(box, np.float64)).all())
-    except (TypeError, ValueError):
-        return False
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(side) in (int, float) and abs(side) <= LARGEST_COORDINATE for side in box)
+    )
 
 
 def _example(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mlic_jax.data.image_files import printable
 from mlic_jax.data.sources.table import Row, RowSet
 from mlic_jax.errors import Failure, UsageError
 
@@ -80,7 +81,8 @@ def _class_rows(root: Path, folder: Path, label_separator: str, split: str) -> l
     folders, files = _listing(folder)
     if folders:
         raise Failure(f"{folders[0]}: a class folder must have no folders in it")
-    labels = folder.name.split(label_separator) if label_separator else [folder.name]
+    names = folder.name.split(label_separator) if label_separator else [folder.name]
+    labels = [printable(name) for name in names]
     if "" in labels:
         raise Failure(f"{folder}: a label in its name, split at {label_separator!r}, is empty")
     return [

@@ -1,10 +1,49 @@
 """What the sources share: from annotated objects to ternary labels, boxes and class order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
+
+# What a file system may hold, in bytes: of a path, and of a name in it.
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+LARGEST_COORDINATE = 1e9  # of a box, in pixels: twice as much is still an int32
+
+
+def check_path(value: Any, where: str) -> str:
+    """A path of an annotation file, as it is; `where` is how a message begins.
+
+    Raises:
+        Failure: no file can have it.
+    """
+    if not isinstance(value, str):
+        raise Failure(f"{where} must be a path")
+    if not value:
+        raise Failure(f"{where} is empty, it must be a path")
+    if "\0" in value:
+        raise Failure(f"{where}: {value[:60]!r} is no path, it has a zero byte")
+    names = [len(name.encode("utf-8", "replace")) for name in value.split("/")]
+    if max(names) > _LONGEST_NAME or sum(names) + len(names) > _LONGEST_PATH:
+        raise Failure(f"{where}: {value[:60]!r}... is longer than a path can be")
+    return value
+
+
+def check_extent(set_name: str, images: int, classes: int, size: int) -> None:
+    """Refuses a set with far more labels than its annotations, of so many bytes, can be about.
+
+    Labels are arrays of all classes for every image: a small table in which each image has a label
+    of its own would take any memory.
+
+    Raises:
+        Failure: they would take 20 times the annotations, and 200 MB.
+    """
+    if images * classes > 20 * size + 200_000_000:
+        raise Failure(
+            f"set {set_name}: {images:,} images have {classes:,} different labels: are texts or "
+            "numbers taken for labels? Name fewer classes"
+        )
 
 
 def ternary_labels(classes: np.ndarray, unsure: np.ndarray, num_classes: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.data.class_names import NUSWIDE as CLASS_NAMES
+from mlic_jax.data.sources.labels import check_path
 from mlic_jax.data.sources.table import Row, RowSet, csv_rows, python_list
 from mlic_jax.errors import Failure
 
@@ -58,8 +59,9 @@ def _read(file: Path) -> list[Row]:
         raise Failure(f"{where}: the columns must be {', '.join(COLUMNS)}; got {', '.join(header)}")
     rows = []
     for where, (path, labels, split) in lines:
-        if not (path and split):
-            raise Failure(f"{where}: {'split_name' if path else 'filepath'} is empty")
+        if not split:
+            raise Failure(f"{where}: split_name is empty")
+        check_path(path, f"{where}: filepath")
         try:
             rows.append(Row(where, path, python_list(labels), split=split))
         except ValueError as error:

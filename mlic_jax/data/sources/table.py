@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -11,7 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlic_jax import json_text
+from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
+from mlic_jax.data.sources.labels import check_extent, check_path
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
 
@@ -25,7 +27,7 @@ class Row(NamedTuple):
     """What a table says of one image."""
 
     where: str  # how an error message names the row
-    image: str  # its path below the folder of images, which is also its id
+    image: str  # its path below the folder of images, which is also its id, `printable`
     present: Sequence[str]
     unknown: Sequence[str] = ()
     split: str = ""  # "": the table does not say
@@ -85,7 +87,7 @@ class RowSet:
             raise UsageError(f"no image folder {self._images}: check `root` and `image_dir`")
         return [
             Example(
-                image_id=rows[i].image,
+                image_id=printable(rows[i].image),
                 image=self._images / rows[i].image,
                 labels=labels[i],
                 boxes=np.zeros((0, 4), np.int32),
@@ -101,6 +103,8 @@ class RowSet:
         _check_rows(self.name, rows)
         if not names:
             names = sorted({name for row in rows for name in (*row.present, *row.unknown)})
+        size = sum(len(row.image) + sum(map(len, row.present)) + 8 for row in rows)
+        check_extent(self.name, len(rows), len(names), size)
         position = {name: i for i, name in enumerate(names)}
         labels = np.full((len(rows), len(names)), -1, np.int8)
         for row, row_labels in zip(rows, labels, strict=True):
@@ -125,7 +129,7 @@ class RowSet:
     def _division(self) -> dict[str, np.ndarray]:
         """How rows that name no splits are divided: split -> bool [N]."""
         _, rows, labels = self._contents
-        image_ids = [row.image for row in rows]
+        image_ids = [printable(row.image) for row in rows]
         share, seed = self._train_share, self._split_seed
         return divide(self.name, self.splits, image_ids, labels, share, seed)
 
@@ -265,13 +269,12 @@ def _read_csv(file: Path) -> tuple[list[str], list[Row]]:
         )
 
     def read(where: str, cells: list[str]) -> Row:
-        if not cells[image]:
-            raise Failure(f"{where}, column {header[image]!r}: it is empty")
         if labels is None:
             names = _names_of_cells(where, cells, classes)
         else:
             names = _names_of_list(f"{where}, column {header[labels]!r}", cells[labels])
-        return Row(where, _path(cells[image]), *names, "" if split is None else cells[split])
+        path = _path(cells[image], f"{where}, column {header[image]!r}")
+        return Row(where, path, *names, "" if split is None else cells[split])
 
     return list(classes.values()), [read(*row) for row in rows]
 
@@ -327,21 +330,17 @@ def _read_jsonl(file: Path) -> tuple[tuple[()], list[Row]]:
 
 
 def _json_row(where: str, line: str) -> Row:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise Failure(f"{where} is not JSON: {error}") from None
+    fields = json_text.parse(line, where)
     if not isinstance(fields, dict):
         raise Failure(f"{where}: it must be an object with the fields image and labels")
-    image, split = fields.get("image"), fields.get("split")
-    if not (isinstance(image, str) and image):
-        raise Failure(f"{where}: the field image must be a path")
+    image = _path(fields.get("image"), f"{where}: the field image")
+    split = fields.get("split")
     if not (split is None or (isinstance(split, str) and split)):
         raise Failure(f"{where}: the field split must be a name")
     for field, names in (("labels", fields.get("labels")), ("unknown", fields.get("unknown", []))):
         if not _is_names(names):
             raise Failure(f"{where}: the field {field} must be a list of names")
-    return Row(where, _path(image), fields["labels"], fields.get("unknown", []), split or "")
+    return Row(where, image, fields["labels"], fields.get("unknown", []), split or "")
 
 
 # The reader of each kind of table: its file -> the class names (empty: those that occur), the rows.
@@ -363,9 +362,9 @@ def _open(file: Path) -> Any:
         ) from error
 
 
-def _path(text: str) -> str:
+def _path(value: Any, where: str) -> str:
     """A path as an image's id: `./a.jpg` is `a.jpg`."""
-    return Path(text).as_posix()
+    return Path(check_path(value, where)).as_posix()
 
 
 def _is_names(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """PASCAL VOC's layout, images with an XML file each: VOC itself (`VocFolder`), own data too."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlic_jax.data.class_names import VOC as CLASS_NAMES
-from mlic_jax.data.image_files import is_image
+from mlic_jax.data.image_files import is_image, printable
 from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import pixel_boxes, ternary_labels
+from mlic_jax.data.sources.labels import (
+    LARGEST_COORDINATE,
+    check_extent,
+    check_path,
+    pixel_boxes,
+    ternary_labels,
+)
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
 OWN = "own"  # in the place of the year of VOC
 _SETS = Path("ImageSets", "Main")
+_BYTES = 150  # of an object in an annotation, about
+_LARGEST_FILE = 16 * 2**20  # of the annotations of an image, in bytes
 
 
 class VocFolder:
@@ -53,12 +61,13 @@ class VocFolder:
         image_ids = _listed(folder, split)
         annotations = {i: folder / "Annotations" / f"{i}.xml" for i in image_ids}
         annotated = any(file.is_file() for file in annotations.values())
+        position = {name: i for i, name in enumerate(CLASS_NAMES)}
         return [
             _example(
                 image_id,
                 folder / "JPEGImages" / f"{image_id}.jpg",
                 _read_known(file) if annotated else None,
-                CLASS_NAMES,
+                position,
             )
             for image_id, file in annotations.items()
         ]
@@ -147,8 +156,11 @@ class VocLayout:
             for image_id in image_ids:
                 if image_id not in self._objects:
                     raise _no_annotation(self._annotations / f"{image_id}.xml")
+        position = {name: i for i, name in enumerate(self.class_names)}
+        size = sum(_BYTES * (1 + len(objects)) for objects in self._objects.values())
+        check_extent(self.name, len(image_ids), len(position), size)
         return [
-            _example(i, self._image(i), self._objects[i] if annotated else None, self.class_names)
+            _example(i, self._image(i), self._objects[i] if annotated else None, position)
             for i in image_ids
         ]
 
@@ -198,18 +210,26 @@ def _listed(folder: Path, split: str) -> list[str]:
     file = folder / _SETS / f"{split}.txt"
     if not file.is_file():
         raise UsageError(f"no split {split!r}: {file} does not exist")
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-    return [words[0] for words in lines if words]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Failure(f"{file} is not text in UTF-8: {error}") from None
+    image_ids = [words[0] for line in lines if (words := line.split())]
+    for image_id in image_ids:
+        check_path(f"{image_id}.xml", f"{file}: an annotation file")
+    return image_ids
 
 
 def _read_objects(file: Path) -> list[_Object]:
     objects = []
     try:
-        for obj in ElementTree.parse(file).getroot().findall("object"):
+        for obj in _parse(file).findall("object"):
             box = obj.find("bndbox")
             xmin, ymin, xmax, ymax = (
                 float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not all(abs(side) <= LARGEST_COORDINATE for side in (xmin, ymin, xmax, ymax)):
+                raise ValueError("a side of a bndbox is no number of pixels")
             name = obj.findtext("name", "").strip()
             if not name:
                 raise ValueError("an object has no name")
@@ -218,9 +238,19 @@ def _read_objects(file: Path) -> list[_Object]:
             objects.append(_Object(name, difficult, (ymin - 1, xmin - 1, ymax, xmax)))
     except FileNotFoundError:
         raise _no_annotation(file) from None
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise Failure(f"{file} is malformed: {error}") from None
     return objects
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    """The root of an XML file; entities of its own, which could be of any length, are refused."""
+    if file.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"the annotations of an image, and larger than {_LARGEST_FILE:,} bytes")
+    content = file.read_bytes()
+    if b"<!ENTITY" in content.replace(b"\0", b""):  # of UTF-16, too
+        raise ValueError("it declares entities, which no annotation needs")
+    return ElementTree.fromstring(content)
 
 
 def _read_known(file: Path) -> list[_Object]:
@@ -237,15 +267,15 @@ def _no_annotation(file: Path) -> Failure:
 
 
 def _example(
-    image_id: str, image: Path, objects: Sequence[_Object] | None, class_names: Sequence[str]
+    image_id: str, image: Path, objects: Sequence[_Object] | None, position: Mapping[str, int]
 ) -> Example:
     """An example from its objects; None: nothing is known of the image."""
     known = objects or ()
-    classes = np.array([class_names.index(obj.name) for obj in known], np.int32)
+    classes = np.array([position[obj.name] for obj in known], np.int32)
     difficult = np.array([obj.difficult for obj in known], bool)
-    labels = ternary_labels(classes, difficult, len(class_names))
+    labels = ternary_labels(classes, difficult, len(position))
     return Example(
-        image_id=image_id,
+        image_id=printable(image_id),
         image=image,
         labels=np.zeros_like(labels) if objects is None else labels,
         boxes=pixel_boxes([obj.corners for obj in known]),

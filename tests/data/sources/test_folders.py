@@ -1,5 +1,7 @@
 """Class folders with and without folders of splits, and trees that are neither."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -138,3 +140,25 @@ def test_missing_paths(plant, tmp_path):
     (tmp_path / "bare" / "dog").mkdir(parents=True)
     with pytest.raises(Failure, match="set mine: no image is listed"):
         _source(tmp_path / "bare").examples("train")
+
+
+def test_names_that_are_not_utf8(plant, tmp_path):
+    """They are images like others; what is wrong with one is said of its name."""
+    names = [f"dog/{i}.jpg" for i in range(4)]
+    root = plant(*names, "dog/caf\udce9.jpg", "caf\udce9/1.jpg", "caf\udce9/2.jpg")
+    source = _source(root)
+    assert source.class_names == (r"caf\xe9", "dog")
+    folder = records.prepare(source, tmp_path / "good")
+    ids = [
+        record.image_id for split in source.splits for record in records.open_split(folder, split)
+    ]
+    assert sorted(ids) == sorted([*names, r"dog/caf\xe9.jpg", r"caf\xe9/1.jpg", r"caf\xe9/2.jpg"])
+
+    (root / "dog" / "caf\udce9.jpg").write_bytes(b"broken")
+    (root / "dog" / "3.jpg").unlink()
+    os.mkfifo(root / "dog" / "3.jpg")
+    with pytest.raises(Failure, match=r"2 unreadable images: .*dog/caf\\xe9\.jpg\): cannot decode"):
+        records.prepare(_source(root), tmp_path / "bad")
+    listed = (tmp_path / "bad" / "mine.incomplete" / "unreadable.txt").read_text()
+    assert r"dog/caf\xe9.jpg (" in listed
+    assert "dog/3.jpg): a pipe and no file" in listed

@@ -203,7 +203,7 @@ def test_missing_images_fail_or_are_left_out(root):
         ("image,dog\na.jpg,\n", "line 2, column 'dog': '' is neither 1 .* nor 0 .* nor ?"),
         ("image,dog\na.jpg,1\nc.jpg,-1\n", "line 3, column 'dog': '-1' is neither"),
         ("image,dog,cat\na.jpg,1,yes\n", "line 2, column 'cat': 'yes' is neither"),
-        ("image,dog\n,1\n", "line 2, column 'image': it is empty"),
+        ("image,dog\n,1\n", "line 2, column 'image' is empty"),
         ("image,dog\na.jpg,1\n./a.jpg,0\n", "line 3: a.jpg is listed already, in .*line 2"),
         ("image,dog,split\na.jpg,1,train\nc.jpg,1,\n", "line 3: it names no split, and other"),
         ("image,dog,split\na.jpg,1,\nc.jpg,1,val\n", "line 2: it names no split, and other"),
@@ -231,7 +231,7 @@ def test_malformed_csv(root, content, message):
         ('{"image": "a.jpg", "labels": ["dog"]}\n{"image": "c.jpg"', "line 2 is not JSON: "),
         ('["a.jpg", "dog"]', "line 1: it must be an object with the fields image and labels"),
         ('{"path": "a.jpg", "labels": []}', "line 1: the field image must be a path"),
-        ('{"image": "", "labels": []}', "line 1: the field image must be a path"),
+        ('{"image": "", "labels": []}', "line 1: the field image is empty"),
         ('{"image": "a.jpg", "label": ["dog"]}', "line 1: the field labels must be a list of name"),
         ('{"image": "a.jpg", "labels": "dog"}', "line 1: the field labels must be a list of names"),
         ('{"image": "a.jpg", "labels": [""]}', "line 1: the field labels must be a list of names"),
@@ -284,3 +284,32 @@ def test_real_photographs(shared, tmp_path):
             found[record.image_id] = {split.class_names[c] for c in np.where(record.labels == 1)[0]}
             assert record.image == (folder / record.image_id).read_bytes()
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("csv", "image,labels\na\0.jpg,dog\n", "line 2, column 'image': .* has a zero byte"),
+        ("csv", f"image,labels\n{'a' * 300}.jpg,dog\n", "line 2, .* longer than a path can be"),
+        ("csv", f"image,labels\n{'a' * 200_000}.jpg,dog\n", "line 2 is not CSV: field larger"),
+        ("csv", "image,labels\na.jpg,dog\n".encode("utf-16"), "is not text in UTF-8"),
+        ("jsonl", '{"image": "\\ud800", "labels": []}', "line 1 has an escape of half a character"),
+        ("jsonl", '{"image": "a", "labels": ["\\udfff"]}', "line 1 has an escape of half a"),
+        ("jsonl", '{"image": "a\\u0000", "labels": []}', "line 1: the field image: .* zero byte"),
+        ("jsonl", "[" * 100_000, "line 1 is not JSON that can be read: it is nested too deep"),
+        ("jsonl", "9" * 5000, "line 1 is not JSON: Exceeds the limit"),
+        ("jsonl", '{"image": {}, "labels": []}', "line 1: the field image must be a path"),
+    ],
+    ids=lambda value: "" if len(value) > 99 else None,
+)
+def test_hostile_tables_fail_in_one_line(root, kind, content, message):
+    _check_fails(_table(root, content, kind), message)
+
+
+def test_a_label_for_each_image_is_no_class(root):
+    """Less than half a megabyte, of which labels of 400 MB would be made."""
+    rows = "".join(f"{i}.jpg,{i}\n" for i in range(20_000))
+    _check_fails(
+        _table(root, "image,labels\n" + rows),
+        "20,000 images have 20,000 different labels: are texts",
+    )

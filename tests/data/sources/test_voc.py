@@ -108,6 +108,9 @@ def test_prepared_and_read_back(devkit, tmp_path):
         (_object("dog", (1, 1, "x", 2)), "is malformed: .*'x'"),
         ("<object><name>dog</name></object>", "is malformed"),
         ("<object>", "is malformed: mismatched tag"),
+        (_object("dog", (1, 1, "nan", 2)), "a side of a bndbox is no number of pixels"),
+        (_object("dog", (1, 1, "1e300", 2)), "a side of a bndbox is no number of pixels"),
+        ("<a>" * 100_000, "is malformed: mismatched tag"),
     ],
 )
 def test_a_malformed_annotation_is_named(devkit, xml, message):
@@ -116,6 +119,39 @@ def test_a_malformed_annotation_is_named(devkit, xml, message):
     with pytest.raises(Failure, match=message) as failure:
         _examples(devkit)
     assert str(file) in str(failure.value)
+
+
+ENTITIES = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(9))
+LAUGHS = f'<!DOCTYPE a [<!ENTITY e0 "lol">{ENTITIES}]><annotation>&e9;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (LAUGHS.encode(), "it declares entities"),
+        (LAUGHS.encode("utf-16"), "it declares entities"),
+        (b'<?xml version="1.0" encoding="nothing"?><annotation/>', "unknown encoding"),
+        (b'<?xml version="1.0" encoding="utf-7"?><annotation/>', "encoding"),
+        (b"", "no element found"),
+        (b"<annotation>" + b" " * 2**24 + b"</annotation>", "larger than 16,777,216 bytes"),
+    ],
+    ids=["entities", "of UTF-16", "unknown", "utf-7", "empty", "large"],
+)
+def test_a_hostile_annotation_is_named(devkit, content, reason):
+    (devkit / "VOC2007" / "Annotations" / "000005.xml").write_bytes(content)
+    with pytest.raises(Failure, match=rf"000005\.xml is malformed: .*{reason}") as failure:
+        _examples(devkit)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"caf\xe9\n", "is not text in UTF-8"), (b"a\0b\n", "zero byte"), (b"a" * 300, "longer than")],
+)
+def test_a_hostile_list_of_images_is_named(devkit, content, message):
+    (devkit / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_bytes(content)
+    with pytest.raises(Failure, match=rf"trainval\.txt.* {message}"):
+        _examples(devkit)
 
 
 def test_a_missing_annotation_is_named(devkit):
