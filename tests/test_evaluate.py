@@ -171,10 +171,13 @@ def test_protocol_and_label_policy_of_the_command_line(
 
 def test_summary_tells_swept_from_fixed(score_file):
     values = evaluate_file(score_file("a.npz"), "msrn")
+    values |= {"OP_3": 11.1, "OR_3": 22.2, "OF1_3": 33.3}  # of few classes they are as the others
     lines = evaluate.summary(values, "toy test").splitlines()
     (fixed,) = (line for line in lines if "all labels at probability >= 0.5" in line)
     (swept,) = (line for line in lines if "swept on these scores" in line)
     (ranked,) = (line for line in lines if "ranking:" in line)
+    (top,) = (line for line in lines if "top-3 labels at probability >= 0.5" in line)
+    assert "OP 11.1  OR 22.2  OF1 33.3" in top
     assert f"OF1 {values['OF1']:.1f}" in fixed and "swept" not in fixed
     assert f"at logit >= {values['swept']['threshold']:g}," in swept
     assert f"OF1 {values['swept']['OF1']:.1f}" in swept

@@ -105,9 +105,12 @@ def test_columns_are_known_in_any_case(root):
     "content, kind", [("labels,image\ndog,a.jpg\n,c.jpg\n", "csv"), (JSONL, "jsonl")]
 )
 def test_a_byte_order_mark_is_part_of_nothing(root, content, kind):
-    marked, plain = (_table(root, content.encode(code), kind) for code in ("utf-8-sig", "utf-8"))
-    assert marked.class_names == plain.class_names and "dog" in plain.class_names
-    assert _labels(marked) == _labels(plain)
+    def read(encoding):
+        source = _table(root, content.encode(encoding), kind)
+        return source.class_names, _labels(source)
+
+    assert read("utf-8-sig") == read("utf-8")
+    assert "dog" in read("utf-8")[0]
 
 
 @pytest.mark.parametrize("cell", ["dog ?;cat", " cat | dog? ", "\"['dog ?', ' cat']\""])
