@@ -8,8 +8,6 @@ Orbax writes arrays with fsync, and renames a folder when all of it is written; 
 on the disk before what it names is what journaling file systems see to.
 """
 
-import contextlib
-import io
 import os
 import shutil
 import signal
@@ -80,7 +78,9 @@ class CrashState(Fuzzer):
                 step = self._check(each)
                 if rng.random() < RESUMED:
                     self._runs.to_the_end(each)
-                    self._runs.check_same_as_alone(each)
+                    # The lines that the log has lost are of steps that are not done again.
+                    lost = ("metrics.jsonl",) if each is powerless else ()
+                    self._runs.check_same_as_alone(each, lost)
                     kind += ", resumed"
                 shutil.rmtree(each)
                 yield kind if step else f"{kind} before the first checkpoint"
@@ -90,11 +90,9 @@ class CrashState(Fuzzer):
         try:
             latest = self._check_checkpoints(state)
             # As a run does that starts again.
-            with (
-                contextlib.closing(RunCheckpoints(state)),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                pass
+            _, refusal = answer(lambda: RunCheckpoints(state).close())
+            if refusal:
+                raise Broken(f"the run cannot be opened: {refusal}")
             _wait_until_cleared(state)
             check_nothing_half_written(state / "checkpoints")
             if latest_checkpoint(state) != latest:
