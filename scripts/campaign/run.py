@@ -92,10 +92,12 @@ def _run(options: argparse.Namespace) -> None:
         for name, fuzzer in fuzzers.items():
             tally = _begin(name, options)
             seconds = 60 * options.minutes * fuzzer.share / total
-            _fuzz(tally, options, seconds, Path(scratch, name), shared)
             tallies.append(tally)
-            if options.out:
-                tally.write(options.out)
+            try:
+                _fuzz(tally, options, seconds, Path(scratch, name), shared)
+            finally:  # also of a campaign that is interrupted, for --resume
+                if options.out:
+                    tally.write(options.out)
     if options.page:
         present.update_page(options.page, present.to_markdown(present.read_all(options.out)))
     print(present.to_markdown(tallies), end="")

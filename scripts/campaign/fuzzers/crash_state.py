@@ -36,7 +36,7 @@ from mlic_jax.checkpoint import (
     run_checkpoints,
 )
 
-MOST_COPIES = 24  # of a run
+MOST_COPIES = 60  # of a run
 SECONDS_TO_CLEAR = 10
 RESUMED = 0.01  # the share of states from which a run is really resumed
 
@@ -63,7 +63,7 @@ class CrashState(Fuzzer):
         states = []
         with Process(self._runs.command(run)) as process:
             for k in range(rng.integers(1, MOST_COPIES + 1)):
-                times, pause = int(rng.integers(1, 5)), rng.exponential(0.01)
+                times, pause = int(rng.integers(1, 3)), rng.exponential(0.01)
                 if not process.sleep_until_changed(run / "checkpoints", times):
                     break
                 process.sleep(pause)
