@@ -171,8 +171,8 @@ def train(
     splits = processes.first_alone(lambda: sources.open_splits(config.data))
     if not (splits["val"].labels() > 0).any():
         raise UsageError(
-            f"data.splits.val is {splits['val'].split!r}, where no label is known to be present: no "
-            "checkpoint could be told to be the best"
+            f"data.splits.val is {splits['val'].split!r}, where no label is known to be present: "
+            "no checkpoint could be told to be the best"
         )
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
