@@ -43,6 +43,16 @@ def test_a_constant_array_of_some_size_is_read(tmp_path):
     assert npz.read(tmp_path / "a.npz", "a file")["labels"].shape == (40_000, 80)
 
 
+def test_what_arrays_claim_is_added_up(tmp_path):
+    """One of 20 MB may be packed into nothing, two of them may not."""
+    array = np.zeros(20_000_000, np.uint8)
+    npz.write(tmp_path / "one.npz", {"a": array})
+    assert npz.read(tmp_path / "one.npz", "a file")["a"].shape == array.shape
+    npz.write(tmp_path / "two.npz", {"a": array, "b": array})
+    with pytest.raises(Failure, match="'b' claims 20,000,128 bytes, far more than it"):
+        npz.read(tmp_path / "two.npz", "a file")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
