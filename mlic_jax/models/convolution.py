@@ -167,7 +167,7 @@ depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    """`[k, k, F]`, from float32 (or float64) sums over rows: a row and its sums stay in the cache."""
+    """`[k, k, F]`, from float32 or float64 sums over rows: a row and its sums stay in cache."""
     batch, rows, columns, channels = g.shape
     padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
     # At stride 1 a row is one long vector, for few channels alone would fill no register.
