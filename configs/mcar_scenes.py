@@ -2,7 +2,8 @@
 
     python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes
 
-Measured on two CPU cores, in 4 min 25 s: test mAP 90.2, the global stream alone 89.1, chance 21.8.
+Measured with seeds 0 to 4: test mAP 94.5 to 95.6, the global stream alone
+95.2 to 96.8, chance 21.8.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +15,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """A quarter-width ResNet-10 at 96 px."""
     config = default_config()
     config.epochs = 7
-    config.batch_size = 16  # few epochs: more steps are worth more than larger ones
+    config.batch_size = 16  # the run is short: many steps are worth more than large ones
     config.model.backbone = "resnet10"
     config.model.width = 0.25
     config.model.top_n = 2
     config.model.threshold = 0.3  # maps of 3 x 3 are coarse: regions with some margin
-    config.model.local_size = 64  # larger than most regions are, at half the cost of 96
+    config.model.local_size = 64  # about the median region, at less than half the cost of 96
     config.data.source = "scenes"
     config.data.name = "scenes"
     config.data.image_size = 96
