@@ -47,8 +47,13 @@ def exit_code(run: Callable[[], None]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def _one_line(text: str) -> str:
+    """A message as it can be printed: names that files give may have any characters in them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def hush_strays() -> None:

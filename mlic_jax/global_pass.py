@@ -90,6 +90,10 @@ def read(
             f"{path} does not say what weights made it (it is of an earlier version, or not of "
             "MCAR): evaluate again with eval.global_scores empty"
         )
+    if any(getattr(scores, name) is None for name in GLOBAL_OUTPUTS):
+        raise UsageError(
+            f"{path} lacks the regions of a global pass: leave eval.global_scores empty"
+        )
     there = {"set": scores.set_name, "split": scores.split} | scores.origin
     wanted = {"set": split.name, "split": split.split} | origin
     wrong = [

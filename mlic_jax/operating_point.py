@@ -82,7 +82,7 @@ class OperatingPoint:
                 error_after=stored["expected_calibration_error"]["after"],
                 fallback=tuple(stored["fallback"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Failure(f"the operating point is damaged, calibrate again: {error!r}") from None
 
 

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -419,7 +420,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _shortened(name: str, length: int) -> str:

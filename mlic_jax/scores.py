@@ -95,6 +95,9 @@ class Scores:
             raise Failure(f"{path} is not {what}: it is empty, or its labels are not -1, 0 and 1")
         for name, kind in (("set_name", str), ("split", str), ("image_size", int)):
             fields[name] = kind(fields[name])
+        for name in {"logits", "global_logits", "local_logits"} & fields.keys():
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+                fields[name] = fields[name].astype(np.float32)
         if "origin" in fields:
             fields["origin"] = json_text.parse(str(fields["origin"]), f"{path}, origin")
             if not isinstance(fields["origin"], dict):

@@ -21,6 +21,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from mlic_jax import checkpoint, compilation, distributed, evaluate, processes, profiling, resume
+from mlic_jax.atomic import locked
 from mlic_jax.augment import augment
 from mlic_jax.checkpoint import RunCheckpoints, load_weights, merge_weights
 from mlic_jax.data import co_occurrence, label_inputs, pipeline, sources
@@ -157,7 +158,8 @@ def train(
         allow_changes: resume with options that change what has been.
 
     Raises:
-        UsageError: the configuration does not fit the data, the devices or the run in `workdir`.
+        UsageError: the configuration does not fit the data, the devices or the run in `workdir`, or
+            another process is training there.
         Failure: an image cannot be read, the loss is no longer finite, a checkpoint is damaged or
             cannot be written.
     """
@@ -167,6 +169,11 @@ def train(
     distributed.check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
     distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     splits = processes.first_alone(lambda: sources.open_splits(config.data))
+    if not (splits["val"].labels() > 0).any():
+        raise UsageError(
+            f"data.splits.val is {splits['val'].split!r}, where no label is known to be present: "
+            "no checkpoint could be told to be the best"
+        )
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
 
@@ -204,6 +211,9 @@ def train(
         model, eval_model = model.clone(mesh=mesh), eval_model.clone(mesh=mesh)
 
     with contextlib.ExitStack() as stack:
+        if processes.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir))
         checkpoints = RunCheckpoints(workdir, config.keep_checkpoints)
         stack.enter_context(contextlib.closing(checkpoints))
         if resumed:

@@ -26,13 +26,13 @@ class MetricWriter:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
                 keep = entry["step"] <= last_step
                 if entry["step"] == last_step and not validated:
                     keep = "val/mAP" not in entry
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 keep = False  # cut off by the kill
             if keep:
                 kept.append(line + "\n")

@@ -230,6 +230,8 @@ def test_a_global_pass_of_something_else(kept, config):
     names = np.array(split.class_names[::-1])
     assert "it has other classes; other images:" in told(image_ids=ids, class_names=names)
     assert "does not say what weights made it" in told(origin=None)
+    for name in GLOBAL_OUTPUTS:
+        assert "lacks the regions of a global pass" in told(**{name: None})
     config.eval.global_scores = "nowhere.npz"
     with pytest.raises(UsageError, match="no score file at"):
         global_pass.read(config, split, origin, 2)

@@ -374,7 +374,7 @@ def test_photos_that_no_jpeg_file_holds(checkpoint, photos, tmp_path):
             assert image.size == size
 
 
-def test_what_is_no_photo_is_a_row(checkpoint, photos, tmp_path):
+def test_what_is_no_photo_is_a_row(checkpoint, photos, tmp_path, capsys):
     """Links to nothing, pipes, sockets, devices; and names that are not UTF-8 or of two lines."""
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
@@ -391,6 +391,7 @@ def test_what_is_no_photo_is_a_row(checkpoint, photos, tmp_path):
         server.bind(os.path.relpath(folder / "socket.jpg"))
         with pytest.raises(Failure, match="6 of 10 images could not be read or drawn"):
             predict_files(checkpoint, str(folder), out)
+    assert r"1 files that are no images are passed over: .\xe9" in capsys.readouterr().out
     rows = by_file(out)
     good = {r"caf\xe9.jpg", r"caf\\xe9.jpg", r"two\x0alines.jpg", "x" * 251 + ".png"}
     assert {name for name, row in rows.items() if row["error"] is None} == good
@@ -512,9 +513,10 @@ def test_a_killed_run_goes_on(checkpoint, photos, many, whole, tmp_path, capsys)
 
     killed = command(KILLED, "open", ".partial/annotated/.", 16, *flags)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    rows = len(table(out / ".partial"))
+    rows = (out / ".partial" / ".resume.jsonl").read_bytes().count(b"\n") - 1
     assert 0 < rows < 20
-    assert len(lines(out / ".partial")) == rows
+    for others in (table(out / ".partial"), lines(out / ".partial")):
+        assert len(others) in (rows, rows - 1)  # it may die between one file and the next
     complete = {name: content for name, content in contents(out).items() if name in before}
     assert complete == before
 

@@ -332,6 +332,7 @@ def test_training_log_of_a_killed_run_is_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = ['{"step": 1, "loss": 2.5, "note": "x"}', '{"step": 2, "loss": NaN}', "[1]", "", "{}"]
     lines += ['{"step": 3, "loss": 1, "val/mAP": 40.5, "ok": true}', '{"step": 4, "lo']
+    lines += ["[" * 100_000, '{"step": 1%s}' % ("0" * 400), '{"step": 1%s}' % ("0" * 5000)]
     path.write_text("\n".join(lines))
     log = report.read_train_log(path)
     assert {name: [list(v) for v in curve] for name, curve in log.items()} == {

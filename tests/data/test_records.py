@@ -215,6 +215,22 @@ def test_damaged_metadata_are_one_line(file, content, message, toy_source, tmp_p
     assert str(folder) in str(failure.value) and "\n" not in str(failure.value)
 
 
+def test_features_import_nothing(toy_source, tmp_path, monkeypatch):
+    """TFDS imports the module that each feature names."""
+    folder = records.prepare(toy_source(), tmp_path / "prepared")
+    (tmp_path / "harmful.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = (folder / "features.json").read_text()
+    assert "tensorflow_datasets.core.features.text_feature.Text" in features
+    changed = features.replace(
+        "tensorflow_datasets.core.features.text_feature.Text", "harmful.Text"
+    )
+    (folder / "features.json").write_text(changed)
+    with pytest.raises(Failure, match=r"features\.json names 'harmful\.Text': not imported"):
+        records.open_split(folder, "train")
+    assert "harmful" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

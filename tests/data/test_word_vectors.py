@@ -134,6 +134,9 @@ def test_files_of_another_format(content, message, tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match=r"nothing\.txt cannot be read: No such file"):
         word_vectors.from_glove(tmp_path / "nothing.txt", ["cat"])
+    (tmp_path / "line.txt").write_text("cat " + "1 " * 600_000)
+    with pytest.raises(Failure, match=r"line\.txt is no text of word vectors: a line is longer"):
+        word_vectors.from_glove(tmp_path / "line.txt", ["cat"])
     packed = tmp_path / "glove.zip"
     packed.write_bytes(b"PK\x03\x04\xff\xfe\x80" * 100)
     with pytest.raises(Failure, match=r"glove\.zip is no text of word vectors; unpack it"):
