@@ -150,7 +150,7 @@ def run_tests(tests: Sequence[str], copy: Path, limit: float | None = None) -> t
     try:
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        return signal.SIGKILL, f"FAILED (nothing after {limit:.0f} s)"
+        return signal.SIGKILL, f"nothing after {limit:.0f} s"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -167,9 +167,14 @@ def time_without_fault(tests: Sequence[str], copy: Path) -> float:
     started = time.monotonic()
     code, output = run_tests(tests, copy)
     if code:
-        last = (output.strip().splitlines() or ["nothing was printed"])[-1]
-        raise Failure(f"without any fault, pytest {' '.join(tests)} exits with {code}: {last}")
+        failed = f"pytest {' '.join(tests)} exits with {code}: {last_line(output)}"
+        raise Failure(f"without any fault, {failed}")
     return time.monotonic() - started
+
+
+def last_line(output: str) -> str:
+    """What pytest says at its end."""
+    return (output.strip().splitlines() or ["nothing was printed"])[-1]
 
 
 def try_out(fault: Fault, copy: Path, usual: float) -> Outcome:
@@ -182,8 +187,8 @@ def try_out(fault: Fault, copy: Path, usual: float) -> Outcome:
     seconds = round(time.monotonic() - started, 1)
     if code == 0:
         return Outcome(fault.module, fault.what, "not noticed", seconds)
-    by = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
-    return Outcome(fault.module, fault.what, "noticed", seconds, by[1] if by else f"exit {code}")
+    by = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", output, re.MULTILINE)
+    return Outcome(fault.module, fault.what, "noticed", seconds, by[1] if by else last_line(output))
 
 
 def try_all(faults: Sequence[Fault], jobs: int) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -13,7 +14,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -57,6 +61,27 @@ def make_config(prepared_dir) -> Callable:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def in_float64() -> Callable:
+    """(model or backbone, variables) -> both in float64, to be run inside `jax.enable_x64(True)`.
+
+    For comparisons of what jumps: a gradient where a ReLU or a maximum changes sides, a region at
+    its threshold. Of a million values some come within a rounding of float32 of such an edge, and
+    the processor decides their side; within one of float64, none.
+    """
+    from mlic_jax.models.layers import ConvBatchNorm
+
+    def widen(module: nn.Module, variables: dict) -> tuple[nn.Module, dict]:
+        layer = partial(ConvBatchNorm, dtype=jnp.float64)
+        if hasattr(module, "features"):
+            module = module.clone(features=module.features.clone(layer=layer))
+        else:
+            module = module.clone(layer=layer)
+        return module, jax.tree.map(partial(np.asarray, dtype=np.float64), variables)
+
+    return widen
 
 
 @pytest.fixture(scope="session")

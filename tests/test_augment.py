@@ -9,6 +9,8 @@ from PIL import Image, ImageEnhance
 from mlic_jax import augment
 from mlic_jax.config import default_config
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture
 def pixels():
@@ -30,7 +32,8 @@ def test_normalise(pixels, settings):
 def test_without_options_it_only_normalises(pixels, settings):
     settings.flip, settings.jitter = False, 0.0
     out = augment.augment(jnp.array(pixels), jax.random.key(0), settings)
-    np.testing.assert_allclose(out, augment.normalise(pixels, settings), atol=1e-6)
+    # Either is a few roundings of numbers up to 1 off, divided by 0.22.
+    np.testing.assert_allclose(out, augment.normalise(pixels, settings), atol=5e-6)
 
 
 def test_flip_mirrors_some_images_and_leaves_the_others(pixels, settings):

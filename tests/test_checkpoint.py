@@ -267,8 +267,10 @@ def test_what_a_killed_run_was_writing_or_deleting_is_cleared_away(tmp_path):
     for name in ("5.orbax-checkpoint-tmp", "deleted/3/variables"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert steps_of(tmp_path) == [4]
-    RunCheckpoints(tmp_path).close()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    checkpoints = RunCheckpoints(tmp_path)
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    checkpoints.close()
+    assert left == ["4"]
 
 
 def test_merging_takes_the_backbone_alone():

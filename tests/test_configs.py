@@ -1,6 +1,10 @@
 """Every recipe loads, is sound, takes variants, and tells its command."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,8 @@ import pytest
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
 
 
 def load(path):
@@ -35,6 +40,26 @@ def test_recipe(path):
         module.get_config("resnet9")
     with pytest.raises(AttributeError):
         config.epoch = 3  # locked: a misspelt option does not pass
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_the_readme_promises(tmp_path):
+    """On any processor and with a curve to look at: no figure of one machine, but the promise."""
+    command = ("-m", "mlic_jax.main", "--config", "configs/mcar_scenes.py")
+    folders = ("--workdir", tmp_path, "--config.data.prepared_dir", tmp_path / "prepared")
+    answer = subprocess.run(
+        [sys.executable, *command, *folders],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},  # one device
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics_test.json").read_text())
+    assert metrics["mAP"] >= 90.0
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    curve = [line["val/mAP"] for line in lines if "val/mAP" in line]
+    assert len(curve) >= 5 and curve[-1] > curve[0]
 
 
 def test_the_one_variant_with_rates_of_its_own():

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mlic_jax.losses import binary_cross_entropy, total_loss, two_stream_loss
+
+pytestmark = pytest.mark.numerical
 
 
 def test_mean_over_what_is_known():

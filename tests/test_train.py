@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from PIL import Image
 
 from mlic_jax import digests, distributed
 from mlic_jax.atomic import locked
+from mlic_jax.augment import normalise
 from mlic_jax.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
@@ -29,6 +31,7 @@ from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.regions import profiles
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import (
     TrainState,
@@ -127,6 +130,52 @@ def test_a_step_does_not_depend_on_how_many_devices_share_it(one_step):
     np.testing.assert_allclose(alone["loss_global"], shared["loss_global"], rtol=1e-5)
     np.testing.assert_allclose(alone["loss_local"], shared["loss_local"], rtol=1e-4)
     assert_same_moves(before["params"], state.params, other.params)
+
+
+def distance_to_ties(maps, threshold):
+    """How far the profiles of maps `[..., 2, 2]` keep from where they are cut, `[...]`."""
+    distances = []
+    for profile in map(np.asarray, profiles(maps, (64, 64))):
+        low, high = (edge(profile, axis=-1, keepdims=True) for edge in (np.min, np.max))
+        distances.append(np.abs(profile - low - threshold * (high - low)).min(axis=-1))
+    return np.minimum(*distances)
+
+
+def test_more_devices_move_no_region_but_those_on_a_tie(make_config):
+    """At 1/2 a straight ramp from a profile's lowest to its highest value can cross on a pixel.
+
+    Then rounding decides where the region ends, and that depends on how many images a device has.
+    All else is equal: the first look, and of the same regions the second.
+    """
+    config = make_config()
+    assert config.model.threshold == 0.5
+    split = sources.open_splits(config.data)["train"]
+    model = create_model(config.model, len(split.class_names))
+    # In training, where the statistics of all devices' images normalise those of each.
+    options = {"train": True, "mutable": ["batch_stats", "intermediates"]}
+    globally = jax.jit(partial(model.apply, method="look_globally", **options))
+    locally = jax.jit(partial(model.apply, method="look_locally", **options))
+    batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
+    images = np.asarray(normalise(next(batches)["image"], config.augment))
+    batches.close()
+    shared = distributed.to_devices({"image": images}, distributed.create_mesh())["image"]
+    ties = 0
+    for config.seed in range(3):
+        variables = initial_variables(model, config)
+        (alone, moved), (several, _) = (globally(variables, rows) for rows in (images, shared))
+        assert several["global_logits"].sharding.num_devices == 8
+        for name, array in several.items():
+            if name != "boxes":
+                np.testing.assert_allclose(array, alone[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        # A hundred roundings of numbers up to 1; the ties keep within a few, the rest far outside.
+        maps = moved["intermediates"]["class_maps"][0]
+        tied = distance_to_ties(maps, config.model.threshold) < 1e-5
+        np.testing.assert_array_equal(several["boxes"][~tied], alone["boxes"][~tied])
+        ties += tied.sum()
+        seen = jax.device_get(alone)
+        (alone, _), (several, _) = (locally(variables, rows, seen) for rows in (images, shared))
+        np.testing.assert_allclose(several["logits"], alone["logits"], rtol=1e-4, atol=1e-4)
+    assert ties, "otherwise there was nothing to leave out"
 
 
 def test_a_step_of_msrn_is_the_same_on_eight_devices(make_config):

@@ -8,6 +8,9 @@ from jax import lax
 
 from mlic_jax.models import convolution
 
+pytestmark = pytest.mark.numerical
+EPSILON = np.finfo(np.float32).eps
+
 
 def values_and_gradients(function, x, kernel, g):
     value, pullback = jax.vjp(function, x, kernel)
@@ -92,7 +95,9 @@ def test_the_error_of_winograd_is_that_of_float32():
         ):
             assert got.dtype == jnp.float32
             got, want = np.asarray(got), np.asarray(want)
-            assert np.max(np.abs(got - want)) < 3e-6 * np.max(np.abs(want))
+            # Of sums of 256 products, whose roundings have both signs, a root of 256 epsilons;
+            # the transforms before and after enlarge it by no more than 4.
+            assert np.max(np.abs(got - want)) < 4 * 16 * EPSILON * np.max(np.abs(want))
 
 
 @pytest.mark.parametrize("formulation", ["winograd", "dense"])
@@ -162,8 +167,9 @@ def test_max_pool(shape, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     expected, expected_pullback = jax.vjp(convolution.max_pool, x)
     np.testing.assert_array_equal(value, expected)
-    g = jax.random.normal(jax.random.key(1), value.shape)
-    np.testing.assert_allclose(pullback(g)[0], expected_pullback(g)[0], rtol=1e-6)
+    # Whole numbers: their sums are exact in any order.
+    g = jax.random.randint(jax.random.key(1), value.shape, -9, 9).astype(jnp.float32)
+    np.testing.assert_array_equal(pullback(g)[0], expected_pullback(g)[0])
 
 
 def test_max_pool_after_relu_sends_no_gradient_into_ties():

@@ -7,6 +7,8 @@ import pytest
 
 from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_groups
 
+pytestmark = pytest.mark.numerical
+
 NODES, INPUTS, OUTPUTS = 6, 5, 4
 
 

@@ -9,6 +9,8 @@ from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.pooled import global_pool
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(
     ("pooling", "expected"), [("avg", [1.5, 4.0]), ("max", [3.0, 7.0]), ("gwp", [2.25, 5.5])]

@@ -10,6 +10,8 @@ import pytest
 
 from mlic_jax.models import regions
 
+pytestmark = pytest.mark.numerical
+
 
 def literal_interval(scores: list[float], threshold: float) -> tuple[int, int]:
     """The released localiser, sentence by sentence."""
@@ -131,6 +133,7 @@ def upsample(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_profiles_are_the_maxima_of_the_upsampled_map(coarse, fine):
     maps = np.random.default_rng(0).random((6, *coarse)).astype(np.float32)
     rows, columns = regions.profiles(jnp.array(maps), fine)
+    # Of values below 1: four products of three numbers, no more than eight roundings of 6e-8.
     for i in range(len(maps)):
         full = upsample(maps[i].astype(np.float64), *fine)
         np.testing.assert_allclose(rows[i], full.max(axis=1), atol=1e-6)

@@ -1,4 +1,8 @@
-"""MSRN with the same weights and pixels in both frameworks: outputs, loss and every gradient."""
+"""MSRN with the same weights and pixels in both frameworks: outputs, loss and every gradient.
+
+Both compute in float64. A gradient jumps where a ReLU or a maximum changes sides, and of the
+million values here some are so near to that edge that float32 puts them on either.
+"""
 
 import jax
 import numpy as np
@@ -9,7 +13,9 @@ from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
 from weight_conversion.name_tables import detect, to_flax, to_torch
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.numerical]
+# Of the largest value of an array: seven digits above the rounding, which the layers amplify.
+TOLERANCE = 1e-9
 ARCH, LABELS, GROUPS, DIMENSIONS = "resnet18", 4, 2, 9
 # Name in a released state_dict -> path in our tree, and how its axes are turned.
 CONV, LINEAR, SAME = (lambda x: x[:, :, 0, 0].T), (lambda x: x.T), (lambda x: x)
@@ -84,8 +90,8 @@ def test_state_dict_is_the_released_one(torch, source_shapes, labels, pool_ratio
 
 
 @pytest.fixture(scope="module")
-def both(torch, source_tensors):
-    """Outputs, loss and gradients by torch name, of ours in float32 and theirs in float64."""
+def both(torch, source_tensors, in_float64):
+    """Outputs, loss and gradients by torch name, of ours and theirs."""
     from weight_conversion.torch_reference.msrn import MSRN
 
     rng = np.random.default_rng(0)
@@ -107,7 +113,7 @@ def both(torch, source_tensors):
         graph = name.endswith((".W", ".a"))  # the inputs come first there
         inputs = tensor.shape[0] if graph else np.prod(tensor.shape[1:])
         spread = inputs**-0.5 if tensor.ndim > 1 else 0.1
-        state[name] = spread * rng.standard_normal(tuple(tensor.shape), np.float32)
+        state[name] = np.float32(spread) * rng.standard_normal(tuple(tensor.shape), np.float32)
     module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
     module.double().eval()
     theirs = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double())
@@ -128,14 +134,17 @@ def both(torch, source_tensors):
     for name, (layer, leaf, turn) in TENSORS.items():
         params.setdefault(layer, {})[leaf] = turn(state[name])
     statistics = {"features": variables["batch_stats"]["features"]}
+    model, variables = in_float64(model, {"params": params, "batch_stats": statistics})
 
     @jax.jit
     def run(params):
-        out = model.apply({"params": params, "batch_stats": statistics}, images)
+        out = model.apply(variables | {"params": params}, images)
         loss, _ = total_loss(out, targets, np.ones_like(targets))
         return loss, out
 
-    (loss, ours), gradients = jax.value_and_grad(run, has_aux=True)(params)
+    with jax.enable_x64(True):
+        compute = jax.value_and_grad(run, has_aux=True)
+        (loss, ours), gradients = jax.device_get(compute(variables["params"]))
     trunk_gradients = to_torch({"params": {"features": gradients["features"]}}, ARCH)
     our_gradients = {f"resnet_101.{name}": array for name, array in trunk_gradients.items()}
     for name, (layer, leaf, turn) in TENSORS.items():
@@ -150,7 +159,8 @@ def test_outputs_and_loss_agree(both):
     ours, theirs, _, _ = both
     assert set(ours) == set(theirs)
     for name, array in ours.items():
-        np.testing.assert_allclose(array, theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        error = np.abs(array - theirs[name]).max() / np.abs(theirs[name]).max()
+        assert error < TOLERANCE, (name, error)
     # Both groups are some label's likeliest; the loss of the groups is there to be seen.
     assert set(theirs["group_assignment"].argmax(axis=1)) == {0, 1}
     assert theirs["group_loss"] > 1e-4
@@ -163,4 +173,4 @@ def test_every_gradient_agrees(both):
     assert set(ours) == set(theirs) - dead
     for name, gradient in ours.items():
         error = np.abs(gradient - theirs[name]).max() / np.abs(theirs[name]).max()
-        assert error < 1e-4, (name, error)
+        assert error < TOLERANCE, (name, error)

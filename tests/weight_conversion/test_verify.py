@@ -19,6 +19,10 @@ from weight_conversion import sides, verify
 
 pytestmark = pytest.mark.torch
 SIZE, COUNT = 64, 10
+# Each of 20 layers adds the rounding of a sum of up to 4608 products in either framework, which, as
+# its errors have both signs, is that of one times the root of their number; in both 20^(1/2)
+# 4608^(1/2) epsilon of the largest value.
+ROUNDED = 4e-5
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +101,14 @@ def test_an_mcar_checkpoint_agrees(torch, checkpoint, prepared_set, tmp_path, ca
     assert list(result["errors"]) == [*stages, "global_logits", "local_logits", "logits"]
     assert result["errors"]["stage2"]["shape"] == [4, SIZE // 8, SIZE // 8, 128]
     # Two frameworks, so some rounding; and no more than that.
-    assert all(0 < error["relative"] < 1e-5 for error in result["errors"].values())
+    assert all(0 < error["relative"] < ROUNDED for error in result["errors"].values())
     assert result["boxes"] == {
         "count": 2 * COUNT,
         "identical": 1.0,
         "within_one_pixel": 1.0,
         "images_with_identical_boxes": COUNT,
     }
-    assert 0 < result["scores"]["scores"] < 1e-5
+    assert 0 < result["scores"]["scores"] < ROUNDED
     ap = result["average_precision"]
     assert 0 < ap["torch"] < 100 and ap["difference"] == 0
     labels = verify.open_photos(prepared_set, None, None).labels
@@ -139,7 +143,8 @@ def test_a_wrong_weight_is_found(
     assert "FAIL  error of the scores" in printed
     result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert not result["passed"]
-    assert result["errors"]["stage2"]["relative"] < 1e-5 < result["errors"]["stage3"]["relative"]
+    assert result["errors"]["stage2"]["relative"] < ROUNDED
+    assert result["errors"]["stage3"]["relative"] > 10 * ROUNDED
     assert "The two differ" in (tmp_path / "out" / "verify.html").read_text()
 
     arguments = ("--data", photo_folder, "--image-size", 32, "--out", tmp_path / "trunk")
@@ -155,7 +160,7 @@ def test_a_trunk_on_a_folder_of_photos(torch, trunk_file, photo_folder, tmp_path
     assert code == 0, printed + errors
     result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert list(result["errors"]) == ["stage1", "stage2", "stage3", "stage4"]
-    assert all(0 < error["relative"] < 1e-5 for error in result["errors"].values())
+    assert all(0 < error["relative"] < ROUNDED for error in result["errors"].values())
     assert [check["name"] for check in result["checks"]] == ["relative error of the stages"]
     assert result["photos"] == {"name": photo_folder.name, "count": 3, "size": 32}
     assert not result.keys() & {"scores", "boxes", "average_precision", "training"}
@@ -197,7 +202,7 @@ def test_an_msrn_checkpoint_agrees(torch, msrn_checkpoint, photo_folder, tmp_pat
     result = json.loads((tmp_path / "out" / "verify.json").read_text())
     stages = ["stage1", "stage2", "stage3", "stage4"]
     assert list(result["errors"]) == [*stages, "group_assignment", "group_loss", "logits"]
-    assert all(error["relative"] < 1e-5 for error in result["errors"].values())
+    assert all(error["relative"] < ROUNDED for error in result["errors"].values())
     assert result["errors"]["group_assignment"]["shape"] == [5, 2]
     assert result["groups"] == {"labels_in_the_same_group": 1.0}
     assert [check["name"] for check in result["checks"]] == ["error of the scores"]
