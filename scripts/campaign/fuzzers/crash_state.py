@@ -11,7 +11,6 @@ on the disk before what it names is what journaling file systems see to.
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from tiny_run import (
     Process,
     TinyRuns,
     check_nothing_half_written,
-    half_written,
     is_unfinished,
     metric_lines,
 )
@@ -37,7 +35,6 @@ from mlic_jax.checkpoint import (
 )
 
 MOST_COPIES = 60  # of a run
-SECONDS_TO_CLEAR = 10
 RESUMED = 0.01  # the share of states from which a run is really resumed
 
 
@@ -93,7 +90,6 @@ class CrashState(Fuzzer):
             _, refusal = answer(lambda: RunCheckpoints(state).close())
             if refusal:
                 raise Broken(f"the run cannot be opened: {refusal}")
-            _wait_until_cleared(state)
             check_nothing_half_written(state / "checkpoints")
             if latest_checkpoint(state) != latest:
                 raise Broken("opening it has changed which checkpoint is the latest")
@@ -127,13 +123,6 @@ class CrashState(Fuzzer):
         leaves = [leaf.tobytes() for leaf in jax.tree.leaves(loaded[0])]
         if self._weights.setdefault(checkpoint.name, leaves) != leaves:
             raise Broken(f"{checkpoint.name} has other weights than the same step of another run")
-
-
-def _wait_until_cleared(state: Path) -> None:
-    """Orbax deletes what is half-written in a thread of its own."""
-    end = time.monotonic() + SECONDS_TO_CLEAR
-    while half_written(state / "checkpoints") and time.monotonic() < end:
-        time.sleep(0.01)
 
 
 def lose_power(rng: np.random.Generator, state: Path) -> None:
