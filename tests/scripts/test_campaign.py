@@ -107,6 +107,13 @@ def test_what_does_not_hold_is_said_kept_and_can_be_run_again(tool):
         assert (folder / "kept" / f"{name}-7-0" / "input.txt").is_file()
     page = (folder / "page.md").read_text()
     assert page == f"before\n<!-- campaign -->\n{done.stdout}<!-- end -->\nafter\n"
+
+    # What is mended counts as it ends now.
+    mended = folder / "tool" / "fuzzers" / "breaks.py"
+    mended.write_text(OWN.replace("BODY", "yield 'first'; yield 'second'"))
+    again = run_tool("breaks", "--seed", 7, "--retry", "--out", "out")
+    mended.write_text(OWN.replace("BODY", BODIES["breaks"]))
+    assert again.returncode == 0 and "| 2 things | 2 | 0 |" in again.stdout
     (row,) = [line for line in page.splitlines() if line.startswith("| [breaks]")]
     assert [cell.strip() for cell in row.split("|")[2:5]] == ["2 things", "1", "**1**"]
 
@@ -136,7 +143,8 @@ def test_results_are_added_to(tool):
     ("arguments", "words"),
     [
         (("nothing",), "there is no fuzzer 'nothing'; known are all, breaks"),
-        (("holds", "--page", "page.md"), "--page and --resume need --out"),
+        (("holds", "--page", "page.md"), "--page, --resume and --retry need --out"),
+        (("holds", "--out", "o", "--resume", "--only", 3), "--only is for cases by themselves"),
         (("holds", "--out", "o", "--page", "nowhere.md"), "nowhere.md cannot be read"),
     ],
 )
