@@ -84,6 +84,8 @@ class RunCheckpoints:
             self._remove_deleted()
             if processes.is_first():  # Orbax itself would do it some time before the first save
                 _remove_unfinished(self._folder)
+                for path in self._folder.glob("*/metadata/.*.partial"):  # metadata in change
+                    path.unlink(missing_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_handlers={

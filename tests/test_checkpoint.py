@@ -266,11 +266,13 @@ def test_what_a_killed_run_was_writing_or_deleting_is_cleared_away(tmp_path):
     saved_run(tmp_path, (4,))
     for name in ("5.orbax-checkpoint-tmp", "deleted/3/variables"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    partial = tmp_path / "checkpoints" / "4" / "metadata" / ".metadata.partial"
+    partial.write_text("{")
     assert steps_of(tmp_path) == [4]
     checkpoints = RunCheckpoints(tmp_path)
     left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     checkpoints.close()
-    assert left == ["4"]
+    assert left == ["4"] and not partial.exists()
 
 
 def test_merging_takes_the_backbone_alone():

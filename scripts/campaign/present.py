@@ -20,11 +20,12 @@ _KINDS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Fault:
-    """A case that did not hold."""
+    """A case that did not hold, and what of it did before."""
 
     seed: int
     case: int
     message: str
+    held: dict[str, int]
 
     def command(self, name: str) -> str:
         """What runs it again."""

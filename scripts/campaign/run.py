@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="add to what is in --out, from the case on that it came to",
     )
     parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="run what failed in --out again, once it is mended; it counts as it ends now",
+    )
+    parser.add_argument(
         "--page",
         type=Path,
         metavar="FILE",
@@ -74,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     chosen = names() if "all" in options.fuzzers else list(dict.fromkeys(options.fuzzers))
     fuzzers = {name: load(name) for name in chosen}
-    if (options.page or options.resume) and not options.out:
-        raise UsageError("--page and --resume need --out, where results are kept")
+    if (options.page or options.resume or options.retry) and not options.out:
+        raise UsageError("--page, --resume and --retry need --out, where results are kept")
+    if options.only and (options.resume or options.retry):
+        raise UsageError("--only is for cases by themselves: leave --resume and --retry out")
     if options.page:
         present.split_page(options.page)  # before an hour of work, not after
     left_out = {name: lacking for name, each in fuzzers.items() if (lacking := each.lacks())}
@@ -92,10 +100,12 @@ def _run(options: argparse.Namespace) -> None:
         for name, fuzzer in fuzzers.items():
             tally = _begin(name, options)
             seconds = 60 * options.minutes * fuzzer.share / total
-            _fuzz(tally, options, seconds, Path(scratch, name), shared)
             tallies.append(tally)
-            if options.out:
-                tally.write(options.out)
+            try:
+                _fuzz(tally, options, seconds, Path(scratch, name), shared)
+            finally:  # also of a campaign that is interrupted, for --resume
+                if options.out:
+                    tally.write(options.out)
     if options.page:
         present.update_page(options.page, present.to_markdown(present.read_all(options.out)))
     print(present.to_markdown(tallies), end="")
@@ -106,7 +116,7 @@ def _run(options: argparse.Namespace) -> None:
 def _begin(name: str, options: argparse.Namespace) -> Tally:
     """An empty tally, or the one that is to be added to."""
     file = options.out and options.out / f"{name}.json"
-    if not (options.resume and file.is_file()):
+    if not ((options.resume or options.retry) and file.is_file()):
         return Tally(name, options.seed, machine=present.this_machine())
     tally = Tally.read(file)
     if (tally.seed, tally.machine) != (options.seed, present.this_machine()):
@@ -121,6 +131,11 @@ def _fuzz(
     fuzzer = load(tally.name)
     scratch.mkdir()
     numbers: Iterable[int] = options.only or itertools.count(tally.cases)
+    if options.retry:
+        numbers = [fault.case for fault in tally.faults]
+        for fault in tally.faults:
+            tally.held -= Counter(fault.held)
+        tally.faults = []
     with (
         Worker(tally.name, shared, scratch / "log") as worker,
         tqdm(
@@ -138,17 +153,18 @@ def _fuzz(
             outcome = worker.run(options.seed, case, folder)
             tally.held += outcome.held
             if outcome.broken is not None:
-                fault = Fault(options.seed, case, outcome.broken)
+                fault = Fault(options.seed, case, outcome.broken, dict(outcome.held))
                 tally.faults.append(fault)
                 bar.write(f"{fault.command(tally.name)}\n{outcome.broken}\n", sys.stderr)
                 _keep(folder, options.keep)
-            tally.cases += 1
+            tally.cases += not options.retry
             tally.seconds = before + time.monotonic() - start
             left = seconds - (time.monotonic() - start)
             told = f"failed {len(tally.faults)}, {max(left, 0):.0f} s left"
             bar.set_postfix_str(told, refresh=False)
             bar.update(tally.tried - bar.n)
-            if not options.only and left <= 0 and tally.tried >= options.at_least:
+            is_endless = not (options.only or options.retry)
+            if is_endless and left <= 0 and tally.tried >= options.at_least:
                 break
 
 

@@ -1,6 +1,7 @@
 """A disk that is full, has no room for more files, or cannot be written: one line, nothing lost."""
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -31,10 +32,16 @@ class DiskFull(Fuzzer):
     def __init__(self, shared: Path):
         self._runs = TinyRuns(shared)
         self._photos = photos(shared / "photos")
-        self._predictions = shared / "predictions"
-        if not self._predictions.is_dir():
-            self._runs.to_the_end(self._runs.alone, *self._predict(self._predictions))
+        self._shared = shared
         self._bytes = sum(path.stat().st_size for path in self._runs.alone.rglob("*"))
+
+    @functools.cached_property
+    def _predictions(self) -> Path:
+        """What is predicted where there is room."""
+        out = self._shared / "predictions"
+        if not out.is_dir():
+            self._runs.to_the_end(self._runs.alone, *self._predict(out))
+        return out
 
     @classmethod
     def lacks(cls) -> str | None:

@@ -241,7 +241,8 @@ def harm_voc(rng: np.random.Generator, content: bytes) -> bytes:
 def harm_folders(rng: np.random.Generator, data: Path) -> None:
     folder = data / CLASSES[rng.integers(len(CLASSES))]
     image = next(folder.iterdir())
-    text = os.fsencode(hostile_text(rng).replace("\0", "").replace("/", "")[:200] or "x")
+    text = hostile_text(rng).replace("\0", "").replace("/", "")[:200] or "x"
+    text = text.encode("utf-8", "surrogatepass")
     name = Path(os.fsdecode(text if text not in (b".", b"..") else b"x"))
     match rng.integers(8):
         case 0:
@@ -274,6 +275,8 @@ def read_csv(data: Path) -> Labels | None:
         ]
         if header not in (["image", "labels"], ["image", "labels", "split"]):
             return None
+        # A split without a role, such as one that the damage has named, is not prepared.
+        rows = [row for row in rows if row[2:] == [] or row[2].strip() in ("train", "val")]
         return {Path(row[0].strip()).as_posix(): _listed(row[1]) for row in rows if len(row) >= 2}
     except (ValueError, csv.Error):
         return None
