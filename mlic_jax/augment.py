@@ -1,4 +1,7 @@
-"""Colour, flip and normalisation on the device, from a key, inside the jitted step."""
+"""Colour, flip and normalisation on the device, from a key, inside the jitted step.
+
+In float32, or in float64 where JAX has that enabled, as a reference has.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
         float32 `[B, H, W, 3]`.
     """
     flip_key, jitter_key = jax.random.split(key)
-    images = images.astype(jnp.float32) / 255
+    images = jnp.asarray(images, float) / 255
     if config.flip:
         flipped = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
@@ -31,12 +34,12 @@ def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
 
 def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
     """uint8 `[B, H, W, 3]` to float32, as the backbone was trained to see it."""
-    return _standardise(images.astype(jnp.float32) / 255, config)
+    return _standardise(jnp.asarray(images, float) / 255, config)
 
 
 def _standardise(images: jax.Array, config: ConfigDict) -> jax.Array:
     mean, std = (
-        jnp.array(values, jnp.float32).reshape(1, 1, 1, 3) for values in (config.mean, config.std)
+        jnp.array(values, images.dtype).reshape(1, 1, 1, 3) for values in (config.mean, config.std)
     )
     return (images - mean) / std
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mlic_jax.config import default_config
+from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.regions import exact_interval, normalise_profile, profiles
 from mlic_jax.optim import create_optimizer, create_schedule
@@ -201,8 +201,7 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
     arch, num_classes, seed = "resnet18", 5, 3
     config = default_config()
     config.model.update(backbone=arch, top_n=2, threshold=THRESHOLD)
-    # A pixel is its value / 255, in float32 the same everywhere.
-    config.augment.update(flip=False, jitter=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    config.augment.update(flip=False, jitter=0.0)
     config.optim.weight_decay = 0.1  # the released 1e-4 would hardly be seen
     # Rates are float32: powers of two are the same in any precision.
     config.optim.learning_rate, config.optim.multipliers.features = 2**-7, 2**-3
@@ -253,7 +252,7 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
         with jax.enable_x64(True):
             ours, metrics = train_step(ours, batch, jax.random.key(0))
 
-        images = np.float64(pixels[step].astype(np.float32) / 255)
+        images = (pixels[step] / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         outputs = module(to_nchw(torch, images))
         targets = torch.from_numpy((labels[step] > 0).astype(np.float64))
         entropy = torch.nn.functional.binary_cross_entropy_with_logits
