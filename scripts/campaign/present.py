@@ -25,7 +25,7 @@ class Fault:
     seed: int
     case: int
     message: str
-    held: dict[str, int]
+    held: dict[str, int] = field(default_factory=dict)
 
     def command(self, name: str) -> str:
         """What runs it again."""
