@@ -22,9 +22,9 @@ class DiskFull(Fuzzer):
     title = "A full or read-only disk"
     units = "full disks"
     holds = (
-        "the command ends with exit code 1 or 2 and one line, without a stack trace; what was saved "
-        "before loads and is verified; once there is room the same command ends well, training bit "
-        "for bit as a run left alone"
+        "the command ends with exit code 1 or 2 and one line, without a stack trace; what was "
+        "saved before loads and is verified; once there is room the same command ends well, "
+        "training bit for bit as a run left alone"
     )
     share = 6
     seconds = 600
