@@ -233,7 +233,7 @@ def find_checkpoint(path: Path) -> Path:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
-    if (path / "variables").is_dir():
+    if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one
         return path
     if steps := _steps(path):
         return steps[-1]
