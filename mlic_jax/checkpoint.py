@@ -282,7 +282,10 @@ def _read_metadata(checkpoint: Path) -> tuple[Tree, bool]:
     """Metadata, and whether the checkpoint has digests."""
     path = _metadata_file(checkpoint)
     try:
-        return digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
+        metadata, is_sealed = digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
+        if not is_sealed and (checkpoint / "variables" / digests.FILE).exists():
+            raise Failure("it has no digest, and the arrays have theirs")
+        return metadata, is_sealed
     except FileNotFoundError:
         what = "is missing"
     except (OSError, ValueError, TypeError, RecursionError, Failure) as error:

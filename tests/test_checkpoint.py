@@ -61,7 +61,8 @@ def test_damaged_metadata_are_a_failure(tmp_path):
     save_weights(tmp_path / "weights", tree(), {"class_names": ["cat", "dog"]})
     path = tmp_path / "weights" / "metadata" / "metadata"
     text = path.read_text()
-    for damaged in ("{", "[]", "[" * 100_000, text.replace("cat", "car"), "\0"):
+    unsealed = ("{}", text.replace("metadata_sha256", "metadata_sha257"))
+    for damaged in ("{", "[]", "[" * 100_000, text.replace("cat", "car"), "\0", *unsealed):
         path.write_text(damaged)
         for read in (load_weights, read_metadata):
             with pytest.raises(Failure, match=r"metadata/metadata is damaged .* convert it again"):
