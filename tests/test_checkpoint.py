@@ -175,6 +175,14 @@ def test_a_damaged_file_is_named_and_the_run_recovers(item, damage, tmp_path):
     assert set_damaged_aside(tmp_path) == []
 
 
+def test_metadata_of_another_step_are_damaged(tmp_path):
+    saved_run(tmp_path, (1, 2))
+    one, two = (tmp_path / "checkpoints" / str(k) / "metadata" / "metadata" for k in (1, 2))
+    two.write_bytes(one.read_bytes())
+    with pytest.raises(Failure, match=r"2/metadata/metadata is damaged \(it is of step 1\)"):
+        load_weights(tmp_path)
+
+
 def test_a_checkpoint_without_its_arrays_is_a_damaged_one(tmp_path):
     saved_run(tmp_path, (1, 2))
     shutil.rmtree(tmp_path / "checkpoints/2/variables")
