@@ -233,7 +233,7 @@ def find_checkpoint(path: Path) -> Path:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
-    if (path / "variables").is_dir():
+    if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one
         return path
     if steps := _steps(path):
         return steps[-1]
@@ -285,6 +285,9 @@ def _read_metadata(checkpoint: Path) -> tuple[Tree, bool]:
         metadata, is_sealed = digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
         if not is_sealed and (checkpoint / "variables" / digests.FILE).exists():
             raise Failure("it has no digest, and the arrays have theirs")
+        step = metadata.get("step", checkpoint.name)
+        if checkpoint.parent.name == "checkpoints" and str(step) != checkpoint.name:
+            raise Failure(f"it is of step {step}")
         return metadata, is_sealed
     except FileNotFoundError:
         what = "is missing"

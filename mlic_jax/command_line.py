@@ -87,6 +87,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
         return values(argv)
     except SystemExit:  # of --help, which absl takes for an error
         raise SystemExit(0) from None
+    except BrokenPipeError:  # nobody reads the help
+        raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         cause = error.args[0] if error.args else error
         text = str(cause)
@@ -98,8 +100,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
 
 
 def required(*wanted: flags.FlagHolder) -> list:
-    """The values of flags; raises UsageError for the first that is not given."""
+    """The values of flags; raises UsageError for the first that is not given, or empty."""
     for flag in wanted:
-        if flag.value is None:
+        if flag.value in (None, ""):
             raise UsageError(f"--{flag.name} is missing; see --help")
     return [flag.value for flag in wanted]

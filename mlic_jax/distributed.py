@@ -133,3 +133,7 @@ class Agreement:
         wishes = np.full(jax.local_device_count(), wish)
         self._in_flight.append(self._any(to_devices({"wishes": wishes}, self._mesh)["wishes"]))
         return len(self._in_flight) > STEPS_TO_AGREE and bool(self._in_flight.popleft())
+
+    def settled(self, wish: bool) -> bool:
+        """Whether a process wished up to now; waits for all of them."""
+        return any([self.any(wish) for _ in range(STEPS_TO_AGREE + 1)])

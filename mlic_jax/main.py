@@ -39,6 +39,16 @@ PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few step
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
 flags.adopt_module_key_flags(processes)
 
+# In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
+FLAGS_OF_MODES = {
+    ("train", "evaluate", "prepare", "calibrate"): (CONFIG, WORKDIR),
+    ("evaluate", "calibrate", "predict", "serve"): (CHECKPOINT,),
+    ("predict",): (IMAGES, OUT, FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
+    ("serve",): (HOST, PORT),
+    ("train",): (RECOVER, ALLOW_CHANGES),
+    ("train", "evaluate"): (PROFILE,),
+}
+
 
 @processes.joined(MODE, ("train", "evaluate"))
 def main(argv: list[str]) -> None:
@@ -47,9 +57,10 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    for flag, mode in ((RESUME, "predict"), (RECOVER, "train"), (ALLOW_CHANGES, "train")):
-        if flag.value and MODE.value != mode:
-            raise UsageError(f"--{flag.name} is for --mode={mode}, not for {MODE.value}")
+    for modes, known in FLAGS_OF_MODES.items():
+        for flag in known:
+            if flag.present and MODE.value not in modes:
+                raise UsageError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
@@ -86,6 +97,8 @@ def work_on_a_set() -> None:
         sources.open_splits(config.data)
         return
     workdir = Path(*required(WORKDIR))
+    if file := next((path for path in (workdir, *workdir.parents) if path.is_file()), None):
+        raise UsageError(f"--workdir {workdir}: {file} is a file; it must be a folder")
     if MODE.value == "train":
         train.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
     elif MODE.value == "calibrate":

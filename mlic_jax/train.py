@@ -174,6 +174,12 @@ def train(
             f"data.splits.val is {splits['val'].split!r}, where no label is known to be present: "
             "no checkpoint could be told to be the best"
         )
+    if config.batch_size > len(splits["train"]):
+        logger.warning(
+            "batch_size is %d and there are %d images to train with: a step sees all, and padding",
+            config.batch_size,
+            len(splits["train"]),
+        )
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), config.batch_size)
     last_step = config.epochs * epoch_steps
 
@@ -273,6 +279,9 @@ def train(
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
+        if agreement.settled(stop.requested):  # after the last step
+            print("stopped before the final evaluation, saved; the same command continues")
+            return
     evaluate.evaluate_run(config, workdir)
 
 

@@ -1,11 +1,14 @@
 """Where a run's numbers go: `metrics.jsonl` for programs, TensorBoard event files for people."""
 
 import json
+import logging
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
 from mlic_jax.atomic import write_text
+
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -24,6 +27,8 @@ class MetricWriter:
 
     def _drop_after(self, last_step: int, validated: bool) -> None:
         if not self._path.exists():
+            if last_step:
+                logger.warning("%s is not there: its curves begin at %d", self._path, last_step)
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():

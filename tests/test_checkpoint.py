@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +173,24 @@ def test_a_damaged_file_is_named_and_the_run_recovers(item, damage, tmp_path):
     assert steps_of(tmp_path) == [1] and kernel_of(load_weights(tmp_path)[0]).max() == 1
     assert (tmp_path / "damaged" / "2" / "variables").is_dir()
     assert set_damaged_aside(tmp_path) == []
+
+
+def test_metadata_of_another_step_are_damaged(tmp_path):
+    saved_run(tmp_path, (1, 2))
+    one, two = (tmp_path / "checkpoints" / str(k) / "metadata" / "metadata" for k in (1, 2))
+    two.write_bytes(one.read_bytes())
+    with pytest.raises(Failure, match=r"2/metadata/metadata is damaged \(it is of step 1\)"):
+        load_weights(tmp_path)
+
+
+def test_a_checkpoint_without_its_arrays_is_a_damaged_one(tmp_path):
+    saved_run(tmp_path, (1, 2))
+    shutil.rmtree(tmp_path / "checkpoints/2/variables")
+    for path in (tmp_path, tmp_path / "checkpoints/2"):
+        with pytest.raises(Failure, match=r"2/variables/digests\.json is missing.*--recover"):
+            load_weights(path)
+    assert len(set_damaged_aside(tmp_path)) == 1
+    assert kernel_of(load_weights(tmp_path)[0]).max() == 1
 
 
 def test_nothing_that_was_set_aside_is_lost(tmp_path):

@@ -60,6 +60,13 @@ def test_help():
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
         (PREDICT, "no image of a format that Pillow reads"),
+        ((*SCENES, "--workdir="), "--workdir is missing"),
+        ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),
+        ((*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"), "--flip is for --mode=predict"),
+        ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for --mode=predict"),
+        ((*SCENES, "--workdir", "w", "--mode=evaluate", "--recover"), "--recover is for"),
+        ((*PREDICT, "--profile"), "--profile is for --mode=train|evaluate, not predict"),
+        ((*SCENES, "--workdir", "w", "--config.data.scenes_sizes=(6,)"), "data.scenes_sizes is"),
         ((*SCENES, "--workdir", "w", "--resume"), "--resume is for --mode=predict"),
         ((*PREDICT, "--distributed"), "--mode=predict is for one process"),
         (
@@ -133,19 +140,10 @@ def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_conf
     assert (tmp_path / "predictions" / "index.html").is_file()
 
 
-def test_a_workdir_that_cannot_be_written_is_one_line(config, tmp_path):
+def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    answer = run(
-        *SCENES,
-        *(
-            f"--config.data.prepared_dir={config.data.prepared_dir}",
-            "--config.data.name=tiny_scenes",
-        ),
-        *("--config.data.scenes_sizes=(20, 9, 11)", f"--workdir={tmp_path}/file/run"),
-        *("--config.model.width=0.125", "--config.data.image_size=64"),
-        cwd=ROOT,
-    )
-    assert answer.returncode == 1
-    assert "Traceback" not in answer.stderr
-    line = answer.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: ") and "file/run" in line and "Not a directory" in line
+    recipe = str(ROOT / "configs" / "mcar_scenes.py")
+    answer = run("--config", recipe, "--workdir", "file/run", cwd=tmp_path)
+    assert answer.returncode == 2
+    wanted = "error: --workdir file/run: file is a file; it must be a folder\n"
+    assert answer.stderr == wanted

@@ -41,6 +41,7 @@ from mlic_jax.train import (
     shared_modules,
     start_weights,
     train,
+    validate_step,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,6 +369,23 @@ def test_one_process_at_a_time_trains_in_a_folder(config, tmp_path):
     ):
         train(config, tmp_path / "run")
     assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkeypatch, capsys):
+    """It comes in the last validation, and the final evaluation would take long."""
+
+    def interrupted(*arguments):
+        validate_step(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("mlic_jax.train.validate_step", interrupted)
+    config.epochs = 1
+    train(config, tmp_path)
+    assert "stopped before the final evaluation, saved" in capsys.readouterr().out
+    assert not (tmp_path / "metrics_test.json").exists()
+    monkeypatch.undo()
+    train(config, tmp_path)
+    assert (tmp_path / "metrics_test.json").exists()
 
 
 def test_batches_must_divide_among_the_devices(config, tmp_path):

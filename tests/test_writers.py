@@ -37,6 +37,25 @@ def test_both_files_hold_every_scalar(tmp_path):
     assert events(tmp_path) == [(1, "loss"), (2, "loss"), (2, "val/mAP")]
 
 
+def test_a_validation_that_was_not_noted_is_dropped(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    for step, scalars in ((3, {"loss": 0.5}), (3, {"val/mAP": 90.0}), (4, {"loss": 0.4})):
+        writer.write(step, scalars)
+    writer.close()
+    MetricWriter(tmp_path, 3, validated=True).close()
+    assert lines(tmp_path) == [{"step": 3, "loss": 0.5}, {"step": 3, "val/mAP": 90.0}]
+    MetricWriter(tmp_path, 3, validated=False).close()
+    assert lines(tmp_path) == [{"step": 3, "loss": 0.5}]
+
+
+def test_curves_that_are_gone_are_missed_aloud(tmp_path, caplog):
+    MetricWriter(tmp_path, 0).close()
+    assert caplog.text == ""
+    (tmp_path / "metrics.jsonl").unlink()
+    MetricWriter(tmp_path, 7).close()
+    assert "metrics.jsonl is not there: its curves begin at 7" in caplog.text
+
+
 def test_what_lies_beyond_the_resumed_step_is_dropped(tmp_path):
     text = '{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 3}\n{"step": 4, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)

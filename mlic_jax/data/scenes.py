@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mlic_jax.data.records import Example
+from mlic_jax.errors import UsageError
 
 COLOURS = {
     "red": (214, 48, 44),
@@ -86,7 +87,16 @@ class SceneSequence(Sequence):
 
 
 def create(config) -> Scenes:
-    """The source that `config.data` describes."""
+    """The source that `config.data` describes.
+
+    Raises:
+        UsageError: `scenes_sizes` are not three positive numbers.
+    """
+    if len(config.scenes_sizes) != len(SPLIT_SIZES) or min(config.scenes_sizes) < 1:
+        raise UsageError(
+            f"data.scenes_sizes is {tuple(config.scenes_sizes)}; it must be the numbers of images "
+            f"of {', '.join(SPLIT_SIZES)}, given once"
+        )
     sizes = dict(zip(SPLIT_SIZES, config.scenes_sizes, strict=True))
     return Scenes(name=config.name, seed=config.scenes_seed, sizes=sizes)
 
