@@ -13,6 +13,8 @@ from absl import flags
 
 from mlic_jax.errors import Failure, UsageError
 
+LONGEST_LINE = 2000  # characters of an error
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
@@ -52,7 +54,9 @@ def _say(message: str, code: int) -> int:
 
 
 def _one_line(text: str) -> str:
-    """A message as it can be printed: names that files give may have any characters in them."""
+    """A message as it can be printed: names that files give may have any characters, and many."""
+    if len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]} ... ({len(text) - LONGEST_LINE} characters more)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -41,6 +41,13 @@ def test_an_error_is_one_line(error, code, line, capsys):
     assert printed.err.count("\n") == 1
 
 
+def test_a_line_has_an_end_whatever_a_file_is_called(capsys):
+    assert exit_code(ending(Failure("no file " + "a\n" * 50_000))) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and len(printed) < 6000
+    assert printed.endswith("... (98008 characters more)\n")
+
+
 def test_what_nobody_expected_keeps_its_traceback_and_ends_all_the_same(capsys):
     assert exit_code(ending(KeyError("boxes"))) == 1
     printed = capsys.readouterr().err
