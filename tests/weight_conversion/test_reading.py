@@ -253,7 +253,7 @@ STORAGE = (
         (b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.", r"holds code \(os.system\)"),
     ],
 )
-def test_a_pickle_is_gone_through_before_torch_has_it(zipped, content, reason, tmp_path):
+def test_a_pickle_is_gone_through_before_torch_has_it(torch, zipped, content, reason, tmp_path):
     path = tmp_path / "weights.pth"
     if zipped:
         with zipfile.ZipFile(path, "w") as archive:
