@@ -80,7 +80,8 @@ class TinyRuns:
     def command(self, workdir: Path, *more: str) -> list[str]:
         prepared = f"--config.data.prepared_dir={self.prepared}"
         start = (sys.executable, "-m", "mlic_jax.main")
-        return [*start, *_OPTIONS, prepared, "--workdir", str(workdir), *more]
+        recipe = [*_OPTIONS, prepared, "--workdir", str(workdir)]
+        return [*start, *([] if "--mode=predict" in more else recipe), *more]
 
     def to_its_end(self, workdir: Path, *more: str) -> Ended:
         """Runs it until it ends, well or not."""
