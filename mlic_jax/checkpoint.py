@@ -11,6 +11,7 @@ it follows from the validation that each of them has in its own metadata.
 """
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -181,7 +182,7 @@ class RunCheckpoints:
 
 def _remove_unfinished(folder: Path, name: str = "") -> None:
     """Frees the space of what could not be written to its end."""
-    for leftover in folder.glob(f"{name}*.orbax-checkpoint-tmp*"):
+    for leftover in folder.glob(f"{glob.escape(name)}*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
