@@ -1,9 +1,9 @@
 """What every command shares: errors are one line on stderr, and an exit code."""
 
-import _thread
 import argparse
 import logging
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -70,7 +70,8 @@ def hush_strays() -> None:
 
     def log(error: BaseException | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            threading.Timer(0.1, _thread.interrupt_main).start()
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
         logging.getLogger(__name__).debug("in a thread or callback", exc_info=error)
 
     sys.excepthook = lambda _, error, __: log(error)
