@@ -46,7 +46,8 @@ def check(folder: Path) -> None:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON content with its digest, under `KEY`."""
+    """JSON content, as it will be read, with its digest under `KEY`."""
+    content = json.loads(json.dumps(content))
     return content | {KEY: _digest_of_json(content)}
 
 
