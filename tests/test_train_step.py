@@ -55,14 +55,13 @@ def take_step(make_config, batch):
             (config if name in config else config.model)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
         variables = initial_variables(model, config)
-        optimizer = create_optimizer(
-            config.optim, variables["params"], create_schedule(config.optim, 3, 2)
-        )
+        schedule = create_schedule(config.optim, 3, 2)
+        optimizer = create_optimizer(config.optim, variables["params"], schedule)
         copies = jax.tree.map(jnp.copy, variables)
         state = TrainState(
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
-        step = make_train_step(model, optimizer, config)
+        step = make_train_step(model, optimizer, schedule, config)
         state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
         return moves, state, metrics
