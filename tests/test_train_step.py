@@ -1,10 +1,12 @@
 """A step in parts, with recomputation and in bfloat16 beside the plain step in float32."""
 
+import collections
 from collections.abc import Callable
 from functools import cache, partial
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mlic_jax.augment import normalise
 from mlic_jax.config import default_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
-from mlic_jax.models import create_model
+from mlic_jax.models import create_model, spread
 from mlic_jax.models.convolution import plain
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.pooled import Pooled
@@ -145,6 +147,36 @@ def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, group
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
         losses.append(float(metrics["loss"]))
     assert len(set(losses)) == 8
+
+
+def sums_of_devices(jaxpr, in_loop=False):
+    """(size of an array that devices add up, whether a loop does it) for every such array."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield from ((variable.aval.size, in_loop) for variable in equation.invars)
+        loop = in_loop or equation.primitive.name in ("scan", "while")
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from sums_of_devices(inner, loop)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
+    config.accumulation, config.batch_size = parts, 16
+    model = spread(Pooled(Deep(), 12, "avg"), distributed.ROWS)
+    variables = initial_variables(Pooled(Deep(), 12, "avg"), config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    mesh = distributed.create_mesh()
+    shardings = distributed.lying(state, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    traced = step.trace(state, distributed.abstract_batch(mesh, 16, 64, 12), jax.random.key(0))
+    found = collections.Counter(sums_of_devices(traced.jaxpr.jaxpr))
+    of_statistics = (2 * 4 + 1, parts > 1)  # sums, squares and the number of values of 4 channels
+    assert found.pop(of_statistics) == 2 * 20  # of 20 layers, forwards and backwards
+    assert not any(in_loop for _, in_loop in found)
+    gradient = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert sum(size * count for (size, _), count in found.items()) == gradient + 1  # and the loss
 
 
 def test_parts_are_dealt_out_in_turns_and_add_up():
