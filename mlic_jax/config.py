@@ -65,7 +65,11 @@ def default_config() -> ConfigDict:
     config.data.annotations = "instances_{split}.json"
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
+    config.data.crowds = "unknown"  # coco: what objects with iscrowd are: unknown | present
     config.data.label_separator = ""  # folders: between labels in a name; "": it is one label
+    config.data.cell_separator = ""  # csv: between labels in a cell; "": it is told
+    config.data.image_column = ""  # csv: of the paths; "": it is told
+    config.data.label_column = ""  # csv: of labels, or several of attributes; "": it is told
     # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
     # or `test`.
     config.data.train_share = 0.8

@@ -13,6 +13,17 @@ from mlic_jax.errors import Failure
 # What a line of text would not show as it is: control characters, what else ends a line, what
 # Python puts for bytes that are no UTF-8; and the backslash, with which they are written.
 _UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_JUNK = {
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "@eadir",
+    "lost+found",
+    "icon\r",
+}
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -35,7 +46,21 @@ def image_suffixes() -> frozenset[str]:
 
 def is_image(path: Path) -> bool:
     """Whether a path has the name of an image; hidden files have none."""
-    return path.suffix.lower() in image_suffixes() and not path.name.startswith(".")
+    return path.suffix.lower() in image_suffixes() and not is_junk(path)
+
+
+def is_junk(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that an operating system leaves everywhere."""
+    return path.name.startswith(".") or path.name.lower() in _JUNK
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without junk.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sorted(path for path in folder.iterdir() if not is_junk(path))
 
 
 def printable(name: str | bytes | os.PathLike) -> str:

@@ -13,7 +13,9 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
-from mlic_jax.data.sources.voc import OWN, VocFolder, VocLayout
+from mlic_jax.data.sources.voc import VocFolder
+from mlic_jax.data.sources.voc_layout import OWN, VocLayout
+from mlic_jax.data.sources.yolo import Yolo
 from mlic_jax.errors import UsageError
 
 
@@ -47,11 +49,15 @@ def _files(data: Any) -> tuple[str, Path, tuple[str, ...]]:
 
 
 def _options(data: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(data, name) for name in names}
+    """Options of a source; what a configuration of an earlier version lacks keeps its default."""
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
 _DIVIDED = ("train_share", "split_seed")
 _TABLE = ("annotations", "image_dir", *_DIVIDED)
+
+
+_CSV = (*_TABLE, "image_column", "label_column", "cell_separator")
 
 
 def _voc(data: Any) -> Source:
@@ -64,7 +70,7 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "scenes": scenes.create,
     "coco": lambda data: CocoFolder(
         *_files(data),
-        **_options(data, *_TABLE, "class_order", "keep_unlabelled"),
+        **_options(data, *_TABLE, "class_order", "keep_unlabelled", "crowds"),
     ),
     "voc": _voc,
     "tfds": lambda data: TfdsSet(
@@ -80,7 +86,8 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "folders": lambda data: FolderSet(
         *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
-    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_TABLE)),
+    "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
+    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_CSV)),
     "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
 }
 

@@ -1,10 +1,14 @@
 """The Apparel images of Kaggle: folders named `<colour>_<garment>`, so two labels an image."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlic_jax.data.class_names import APPAREL as CLASS_NAMES
-from mlic_jax.data.sources.folders import read_folders
-from mlic_jax.data.sources.table import Row, RowSet
+from mlic_jax.data.sources import layout
+from mlic_jax.data.sources.folders import class_folders, read_folders
+from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.rows import Row, Rows, RowSet
 from mlic_jax.errors import Failure
 
 COLOURS, GARMENTS = CLASS_NAMES[:6], CLASS_NAMES[6:]
@@ -35,8 +39,8 @@ class Apparel(RowSet):
         super().__init__(
             name,
             splits,
-            images=root,
-            read=lambda: (CLASS_NAMES, _read(root)),
+            root=root,
+            read=lambda: Rows(CLASS_NAMES, _read(root)),
             description={
                 "kind": "apparel",
                 "root": str(root),
@@ -58,3 +62,19 @@ def _read(root: Path) -> list[Row]:
                 f"{', '.join(COLOURS)} and one of {', '.join(GARMENTS)}"
             )
     return rows
+
+
+# --- telling the format
+
+
+def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Layout | None:
+    """See `layout.Format`."""
+    names = {f"{colour}_{garment}" for colour in COLOURS for garment in GARMENTS}
+    folders = class_folders(images, annotations)
+    if not folders or not {folder.name for folder in folders} <= names:
+        return None
+    seen = f"{len(folders)} folders <colour>_<garment>"
+    return Layout("apparel", seen, {"root": os.path.abspath(images)})
+
+
+FORMAT = layout.Format(find, "folders of images named <colour>_<garment>")

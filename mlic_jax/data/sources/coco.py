@@ -1,8 +1,8 @@
 """Images with annotations in COCO's `instances` JSON: one file a split, or one that is divided."""
 
-import glob
+import os
 import re
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,31 @@ import numpy as np
 
 from mlic_jax import json_text
 from mlic_jax.data.records import Example
+from mlic_jax.data.sources import layout
+from mlic_jax.data.sources.coco_file import CocoFile
 from mlic_jax.data.sources.labels import (
-    LARGEST_COORDINATE,
     check_extent,
     check_path,
+    forward,
     order_classes,
     pixel_boxes,
     ternary_labels,
 )
+from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.photos import Photos
+from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
 
-_SPLIT = "{split}"
+# Where files of annotations in COCO's format usually lie, a file a split.
+_PATTERNS = (
+    "instances_{split}.json",
+    "annotations/instances_{split}.json",
+    "{split}/_annotations.coco.json",
+    "{split}.json",
+    "annotations/{split}.json",
+)
+_MANY_CROWDS = 0.1  # of the objects; of COCO's 1.2 % are crowds
 
 
 class CocoFolder:
@@ -32,7 +45,8 @@ class CocoFolder:
     splits of them.
 
     The image id is the file name. A class is present with any object that is not a crowd, unknown
-    (0) where there are only crowds. Boxes are those of the objects that are not crowds.
+    (0) where there are only crowds. Boxes are those of the objects that are not crowds, as far as
+    they have any. A category without objects that is above all others is no class.
 
     Args:
         name: of the prepared set.
@@ -42,6 +56,8 @@ class CocoFolder:
         annotations: pattern of the JSON file.
         class_order: "alphabetical" or "annotation" (the order of the file's categories).
         keep_unlabelled: whether images without any annotation are kept; the originals drop them.
+        crowds: what objects are that say `iscrowd`: "unknown", or "present" where a tool says it of
+            every mask.
         train_share, split_seed: of `splitting.divide`.
     """
 
@@ -55,12 +71,20 @@ class CocoFolder:
         annotations: str = "instances_{split}.json",
         class_order: str = "alphabetical",
         keep_unlabelled: bool = False,
+        crowds: str = "unknown",
         train_share: float = 0.8,
         split_seed: int = 0,
     ):
         order_classes((), class_order)
-        self._is_divided = _SPLIT not in annotations
-        if self._is_divided and _SPLIT in image_dir:
+        if crowds == "ask":
+            raise UsageError(
+                "many objects say `iscrowd`: say --crowds present if your tool says it of masks, "
+                "as CVAT does, and --crowds unknown if they are crowds that nobody counted"
+            )
+        if crowds not in ("unknown", "present"):
+            raise UsageError(f"crowds is {crowds!r}; it must be 'unknown' or 'present'")
+        self._is_divided = SPLIT not in annotations
+        if self._is_divided and SPLIT in image_dir:
             raise UsageError(
                 f"annotations is {annotations!r}, one file of all images: then image_dir must be "
                 f"one folder, and it is {image_dir!r}"
@@ -76,23 +100,58 @@ class CocoFolder:
             "class_order": class_order,
             "keep_unlabelled": bool(keep_unlabelled),
         }
+        if crowds != "unknown":
+            self.description["crowds"] = crowds
         if self._is_divided:
             self.description |= {"train_share": train_share, "split_seed": split_seed}
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         first, *others = self.splits
-        names = self._annotations[first].class_names
+        names = set(self._annotations[first].class_names.values())
         for split in others:
-            if self._annotations[split].class_names != names:
+            if set(self._annotations[split].class_names.values()) != names:
                 file, other = self._annotation_file(first), self._annotation_file(split)
                 raise Failure(f"the categories of {file} and {other} are not the same")
-        return order_classes(list(names.values()), self.description["class_order"])
+        ordered = [
+            name
+            for name in dict.fromkeys(self._annotations[first].class_names.values())
+            if name != self._root_category
+        ]
+        return order_classes(ordered, self.description["class_order"])
+
+    @cached_property
+    def _root_category(self) -> str | None:
+        """The category that is above all others, if no object is of it."""
+        root = self._annotations[self.splits[0]].root
+        for annotations in self._annotations.values():
+            names = annotations.class_names
+            if any(names[c] == root for found in annotations.objects.values() for c, *_ in found):
+                return None
+        return root
 
     @property
     def own_splits(self) -> tuple[str, ...]:
-        """The splits that have a file of annotations, sorted; empty where one file is of all."""
-        return splits_of(self._root, self.description["annotations"])
+        """The splits that have a file of annotations, sorted; empty where one file is of all.
+
+        A list of images to predict, without annotations, is none.
+        """
+        splits = splits_of(self._root, self.description["annotations"])
+        return tuple(s for s in splits if _has_fields(self._annotation_file(s))) or splits
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided in reading, for a person."""
+        notes = []
+        if root := self._root_category:
+            notes.append(f"the category {root} is above all others, and no class")
+        files = {self._annotation_file(s): self._annotations[s] for s in self.splits}.values()
+        bare = sum(image not in file.objects for file in files for image in file.file_names)
+        if bare and not self.description["keep_unlabelled"]:
+            notes.append(
+                f"{bare:,} photos without annotations are left out; --keep-unlabelled keeps them"
+            )
+        return tuple(notes)
 
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the annotation file.
@@ -107,17 +166,24 @@ class CocoFolder:
     def _annotated(self, split: str) -> list[Example]:
         """All examples of the annotation file that the split is in."""
         annotations = self._annotations[split]
-        folder = self._root / self.description["image_dir"].replace(_SPLIT, split)
+        folder = self._root / self.description["image_dir"].replace(SPLIT, split)
         if not folder.is_dir():
             raise UsageError(f"no image folder {folder}: check `root` and `image_dir`")
         size = self._annotation_file(split).stat().st_size
         check_extent(self.name, len(annotations.file_names), len(self.class_names), size)
         position = {name: i for i, name in enumerate(self.class_names)}
-        positions = {c: position[name] for c, name in annotations.class_names.items()}
-        return [
-            _example(folder, file_name, annotations.objects[image], positions)
+        positions = {c: position.get(name) for c, name in annotations.class_names.items()}
+        listed = {
+            image: file_name
             for image, file_name in annotations.file_names.items()
-            if self.description["keep_unlabelled"] or annotations.objects[image]
+            if self.description["keep_unlabelled"] or annotations.objects.get(image)
+        }
+        crowds_count = self.description.get("crowds") == "present"
+        place = self.description["image_dir"].replace(SPLIT, split)
+        files = Photos(self._root, place).locate(list(listed.values()))
+        return [
+            _example(file_name, file, annotations.objects.get(image, []), positions, crowds_count)
+            for (image, file_name), file in zip(listed.items(), files, strict=True)
         ]
 
     @cached_property
@@ -126,123 +192,115 @@ class CocoFolder:
         return divide_examples(self, self._annotated(self.splits[0]))
 
     @cached_property
-    def _annotations(self) -> dict[str, "_Annotations"]:
+    def _annotations(self) -> dict[str, CocoFile]:
         files = {split: self._annotation_file(split) for split in self.splits}
-        read = {file: _Annotations(file) for file in dict.fromkeys(files.values())}
+        read = {file: CocoFile(file) for file in dict.fromkeys(files.values())}
         return {split: read[file] for split, file in files.items()}
 
     def _annotation_file(self, split: str) -> Path:
-        return self._root / self.description["annotations"].replace(_SPLIT, split)
-
-
-def splits_of(root: Path, annotations: str) -> tuple[str, ...]:
-    """The splits for which a pattern below root has files, sorted; none if it is no pattern."""
-    first, *others = annotations.split(_SPLIT)
-    if not others:
-        return ()
-    wanted = re.escape(first) + r"(\w+)" + r"\1".join(map(re.escape, others))
-    files = root.glob("*".join(map(glob.escape, (first, *others))))
-    matches = (re.fullmatch(wanted, file.relative_to(root).as_posix()) for file in files)
-    return tuple(sorted(match[1] for match in matches if match))
-
-
-class _Annotations:
-    """One annotation file, checked: what it says of each image.
-
-    Attributes:
-        class_names: category id -> name, in the file's order.
-        file_names: image id -> file name, in the file's order.
-        objects: image id -> (category id, box [x, y, width, height], is it a crowd) of each object.
-    """
-
-    def __init__(self, file: Path):
-        if not file.is_file():
-            raise UsageError(f"no annotation file {file}: check `root` and `annotations`")
-        content = json_text.read(file)
-        categories, images, annotations = (
-            _entries(file, content, *fields)
-            for fields in (
-                ("categories", "id", "name"),
-                ("images", "id", "file_name"),
-                ("annotations", "id", "image_id", "category_id", "bbox"),
-            )
-        )
-        self.class_names = {c["id"]: c["name"] for c in categories}
-        self.file_names = {image["id"]: image["file_name"] for image in images}
-        if len(self.class_names) != len(categories):
-            raise Failure(f"{file}: category ids occur more than once")
-        if len(self.file_names) != len(images):
-            raise Failure(f"{file}: image ids occur more than once")
-        objects = [
-            (a["id"], a["image_id"], a["category_id"], a["bbox"], bool(a.get("iscrowd", 0)))
-            for a in annotations
-        ]
-        self.objects = defaultdict(list)
-        for annotation, image, category, box, crowd in objects:
-            where = f"{file}: annotation {annotation}"
-            if image not in self.file_names:
-                raise Failure(f"{where} is of image {image}, which the file does not list")
-            if category not in self.class_names:
-                raise Failure(f"{where} is of category {category}, which the file does not list")
-            self.objects[image].append((category, box, crowd))
-
-
-def _entries(file: Path, content: Any, name: str, *fields: str) -> list[dict[str, Any]]:
-    """A list of the file, the entries of which have the fields, of the right types."""
-    where = f"{file} is not in COCO's format"
-    if not isinstance(content, dict):
-        raise Failure(f"{where}: it must be an object with images, annotations and categories")
-    if name not in content:
-        raise Failure(f"{where}: it lacks the field {name!r}")
-    if not isinstance(content[name], list):
-        raise Failure(f"{where}: the field {name!r} must be a list")
-    for position, entry in enumerate(content[name]):
-        if not isinstance(entry, dict):
-            raise Failure(f"{where}: {name}[{position}] must be an object")
-        for field in fields:
-            if field not in entry:
-                raise Failure(f"{where}: {name}[{position}] lacks the field {field!r}")
-            _check_field(entry[field], field, f"{where}: {name}[{position}], field {field!r}")
-    return content[name]
-
-
-def _check_field(value: Any, field: str, where: str) -> None:
-    if field == "file_name":
-        check_path(value, where)
-    elif field == "name":
-        if not (isinstance(value, str) and value):
-            raise Failure(f"{where} must be a name")
-    elif field == "bbox":
-        if not _is_box(value):
-            raise Failure(f"{where} must be 4 finite numbers [x, y, width, height]")
-    elif not _is_id(value):
-        raise Failure(f"{where} must be a number or a text")
-
-
-def _is_id(value: Any) -> bool:
-    # Whole numbers without a bound could be made so that all have the same hash.
-    return type(value) is str or (type(value) in (int, float) and abs(value) < 2**64)
-
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(side) in (int, float) and abs(side) <= LARGEST_COORDINATE for side in box)
-    )
+        return self._root / self.description["annotations"].replace(SPLIT, split)
 
 
 def _example(
-    folder: Path, file_name: str, objects: list[tuple], positions: dict[Any, int]
+    file_name: str,
+    file: Path,
+    objects: list[tuple],
+    positions: dict[Any, int],
+    crowds_count: bool,
 ) -> Example:
     classes = np.array([positions[category] for category, _, _ in objects], np.int32)
-    crowd = np.array([crowd for _, _, crowd in objects], bool)
-    x, y, width, height = np.array([box for _, box, _ in objects], np.float64).reshape(-1, 4).T
+    crowd = np.array([crowd and not crowds_count for _, _, crowd in objects], bool)
+    boxed = np.array([box is not None for _, box, _ in objects], bool) & ~crowd
+    sides = [box or [0, 0, 0, 0] for _, box, _ in objects]
+    x, y, width, height = np.array(sides, np.float64).reshape(-1, 4).T
     boxes = pixel_boxes(np.stack([y, x, y + height, x + width], axis=1))
     return Example(
         image_id=file_name,
-        image=folder / file_name,
+        image=file,
         labels=ternary_labels(classes, crowd, len(positions)),
-        boxes=boxes[~crowd],
-        box_classes=classes[~crowd],
+        boxes=boxes[boxed],
+        box_classes=classes[boxed],
     )
+
+
+# --- telling the format
+
+
+def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Layout | None:
+    """See `layout.Format`."""
+    if annotations is not None and SPLIT in str(annotations):
+        return _layout(images, annotations) if annotations.suffix == ".json" else None
+    if annotations is not None and annotations.is_file():
+        return _layout(images, annotations) if _is_coco(annotations) else None
+    root = annotations or images
+    if not root.is_dir():
+        return None
+    for pattern in _PATTERNS:
+        files = [root / pattern.replace(SPLIT, split) for split in splits_of(root, pattern)]
+        files = [file for file in files if _is_coco(file)]
+        if len(files) > 1 and any("train" in str(f.relative_to(root)) for f in files):
+            return _layout(images, root / pattern)
+    for files in layout.files_in(root, (".json",)):
+        what = "files in COCO's format"
+        if found := layout.one_or_a_split_each(root, list(filter(_is_coco, files)), what):
+            return _layout(images, found[0])
+    return None
+
+
+FORMAT = layout.Format(find, "annotations in COCO's JSON, one file or one a split", ("crowds",))
+
+
+def _layout(images: Path, annotations: Path) -> Layout:
+    options = layout.options(images, annotations)
+    root, pattern = Path(options["root"]), options["annotations"]
+    splits = splits_of(root, pattern)
+    if SPLIT in pattern and not splits:
+        raise UsageError(f"no file fits --annotations {annotations}")
+    files = {split: root / pattern.replace(SPLIT, split) for split in splits or ("",)}
+    without = [os.path.relpath(file, root) for file in files.values() if not _has_fields(file)]
+    files = {split: file for split, file in files.items() if _has_fields(file)} or files
+    folder, notes = layout.image_folder(
+        images, annotations, {split: _file_names(file) for split, file in files.items()}
+    )
+    options = layout.options(folder, annotations)
+    if without:
+        notes += (f"{', '.join(without)}: no annotations, not read",)
+    if crowds := _crowds(list(files.values())):
+        options["crowds"] = crowds
+        notes += (f"objects with iscrowd are {crowds}",)
+    seen = f"{annotations.name} for {', '.join(splits)}" if splits else annotations.name
+    return Layout("coco", seen, options, notes)
+
+
+def _is_coco(file: Path) -> bool:
+    return file.suffix == ".json" and _has_fields(file)
+
+
+def _has_fields(file: Path) -> bool:
+    """Whether a file has the fields of COCO's format; it may be too large to be parsed for that."""
+    content = file.read_bytes() if file.is_file() else b""
+    return all(field in content for field in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+def _file_names(file: Path) -> list[str]:
+    found = re.findall(rb'"file_name"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', file.read_bytes())
+    where = f"{file}: a file_name"
+    return [forward(check_path(json_text.parse(name, where), where)) for name in found]
+
+
+def _crowds(files: Sequence[Path]) -> str:
+    """What objects with `iscrowd` are, if it is not what COCO means by it: "unknown".
+
+    CVAT says it of every mask that was drawn with a brush.
+    """
+    crowds, others = 0, 0
+    of_cvat = any(file.stem.endswith("_default") for file in files)
+    for file in files:
+        content = file.read_bytes()
+        said = re.findall(rb'"iscrowd"\s*:\s*(1|true)?', content)
+        crowds += sum(map(bool, said))
+        others += sum(not value for value in said)
+        of_cvat |= re.search(rb'"attributes"\s*:\s*\{\s*"occluded"', content) is not None
+    if not crowds:
+        return ""
+    return "present" if of_cvat else "ask" if crowds > _MANY_CROWDS * (crowds + others) else ""

@@ -1,9 +1,14 @@
 """Own data in class folders, whose names are the labels of the images in them."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from mlic_jax.data.image_files import printable
-from mlic_jax.data.sources.table import Row, RowSet
+from mlic_jax.data.image_files import is_image, printable, visible
+from mlic_jax.data.sources import layout
+from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.split_names import role_of
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -11,7 +16,8 @@ class FolderSet(RowSet):
     """Images in `<class>/<image>`, or in `<split>/<class>/<image>` if there are splits.
 
     Every file of a class folder is an image, and its path is its id. The classes are sorted. Hidden
-    files and folders do not count, nor does any file beside the outermost folders. See `RowSet`
+    files and folders do not count, nor those that operating systems leave everywhere, nor any file
+    beside the outermost folders. See `RowSet`
     about sets without splits of their own.
 
     Args:
@@ -36,8 +42,8 @@ class FolderSet(RowSet):
         super().__init__(
             name,
             splits,
-            images=root,
-            read=lambda: ((), read_folders(root, label_separator)),
+            root=root,
+            read=lambda: Rows((), read_folders(root, label_separator)),
             description={
                 "kind": "folders",
                 "root": str(root),
@@ -82,7 +88,7 @@ def _class_rows(root: Path, folder: Path, label_separator: str, split: str) -> l
     if folders:
         raise Failure(f"{folders[0]}: a class folder must have no folders in it")
     names = folder.name.split(label_separator) if label_separator else [folder.name]
-    labels = [printable(name) for name in names]
+    labels = [printable(name).strip() for name in names]
     if "" in labels:
         raise Failure(f"{folder}: a label in its name, split at {label_separator!r}, is empty")
     return [
@@ -91,10 +97,44 @@ def _class_rows(root: Path, folder: Path, label_separator: str, split: str) -> l
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, sorted, without hidden ones."""
+    """The folders and the files in a folder, sorted, without junk."""
     try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        entries = visible(folder)
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}: check `root`") from error
     folders = [path for path in entries if path.is_dir()]
     return folders, [path for path in entries if not path.is_dir()]
+
+
+# --- telling the format
+
+
+def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Layout | None:
+    """See `layout.Format`."""
+    folders = class_folders(images, annotations)
+    if len(folders) < 2:
+        return None
+    names = sorted({folder.name for folder in folders})
+    seen = f"folders of images: {layout.listing(names)}"
+    splits = [name for name in names if role_of(name)]
+    notes = ()
+    if splits and len({folder.parent for folder in folders}) == 1:
+        seen = f"{seen}, of which {layout.listing(splits)} may be no class"
+        notes = (f"{layout.listing(splits)} is taken as a class",)
+    return Layout("folders", seen, {"root": os.path.abspath(images)}, notes)
+
+
+def class_folders(images: Path, annotations: Path | None) -> list[Path]:
+    """The folders, one or two levels deep, of images, if they may be named for classes."""
+    if annotations is not None or not images.is_dir():
+        return []
+    folders = [
+        folder for folder in layout.folders_in(images) if any(map(is_image, visible(folder)))
+    ]
+    named = [f for f in folders if not (role_of(f.name) or f.name.lower() in layout.OF_PHOTOS)]
+    return sorted(folders) if named else []
+
+
+FORMAT = layout.Format(
+    find, "two or more folders of images, and no annotations", ("label_separator",)
+)

@@ -1,5 +1,6 @@
 """What the sources share: from annotated objects to ternary labels, boxes and class order."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,13 @@ def check_path(value: Any, where: str) -> str:
     if max(names) > _LONGEST_NAME or sum(names) + len(names) > _LONGEST_PATH:
         raise Failure(f"{where}: {value[:60]!r}... is longer than a path can be")
     return value
+
+
+def forward(path: str) -> str:
+    """A path of annotations as it is below a folder; of Windows' with slashes, without a drive."""
+    if "\\" not in path:
+        return path
+    return re.sub("^[A-Za-z]:", "", path).replace("\\", "/").lstrip("/")
 
 
 def check_extent(set_name: str, images: int, classes: int, size: int) -> None:

@@ -1,175 +1,54 @@
-"""Own data in a table, CSV or JSON Lines; and `RowSet`, for all sets of image files with labels."""
+"""Own data in a table, CSV or JSON Lines."""
 
-import ast
-import csv
-import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from mlic_jax import json_text
-from mlic_jax.data.image_files import printable
-from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import check_extent, check_path
-from mlic_jax.data.splitting import divide
+from mlic_jax.data.sources import layout
+from mlic_jax.data.sources.cells import is_names
+from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
+from mlic_jax.data.sources.csv_table import photo_path, read_csv
+from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
+from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
-
-_IMAGE_COLUMNS = ("image", "path", "filepath", "file")
-_LABELS_COLUMNS = ("labels", "label")
-_SPLIT_COLUMNS = ("split", "split_name")
-_CELLS = {"1": 1, "0": -1, "?": 0}
-
-
-class Row(NamedTuple):
-    """What a table says of one image."""
-
-    where: str  # how an error message names the row
-    image: str  # its path below the folder of images, which is also its id, `printable`
-    present: Sequence[str]
-    unknown: Sequence[str] = ()
-    split: str = ""  # "": the table does not say
-
-
-class RowSet:
-    """A source of rows, each an image file with the names of its labels.
-
-    A split has the rows that name it. If no row names any, `splitting.divide` makes two of them.
-
-    Args:
-        name: of the prepared set.
-        splits: those that are asked for.
-        images: the folder of images.
-        read: returns the class names in their order (empty: those that occur, sorted) and the rows.
-        description: see `records.Source`.
-        train_share, split_seed: of `splitting.divide`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        splits: tuple[str, ...],
-        *,
-        images: Path,
-        read: Callable[[], tuple[Sequence[str], list[Row]]],
-        description: dict[str, Any],
-        train_share: float = 0.8,
-        split_seed: int = 0,
-    ):
-        self.name = name
-        self.splits = splits
-        self.description = description
-        self._images = images
-        self._read = read
-        self._train_share = train_share
-        self._split_seed = split_seed
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._contents[0]
-
-    @property
-    def own_splits(self) -> tuple[str, ...]:
-        """The splits that the rows name, sorted; empty where they name none."""
-        return tuple(sorted({row.split for row in self._contents[1]} - {""}))
-
-    def examples(self, split: str) -> list[Example]:
-        """The examples in the order of the rows.
-
-        Raises:
-            UsageError: a file or folder is missing; the rows know no such split.
-            Failure: a row is malformed or names an unknown class; an image is listed twice.
-        """
-        _, rows, labels = self._contents
-        if not self._images.is_dir():
-            raise UsageError(f"no image folder {self._images}: check `root` and `image_dir`")
-        return [
-            Example(
-                image_id=printable(rows[i].image),
-                image=self._images / rows[i].image,
-                labels=labels[i],
-                boxes=np.zeros((0, 4), np.int32),
-                box_classes=np.zeros(0, np.int32),
-            )
-            for i in np.flatnonzero(self._members(split))
-        ]
-
-    @cached_property
-    def _contents(self) -> tuple[tuple[str, ...], list[Row], np.ndarray]:
-        """The class names, the rows, and the labels int8 [N, C]."""
-        names, rows = self._read()
-        _check_rows(self.name, rows)
-        if not names:
-            names = sorted({name for row in rows for name in (*row.present, *row.unknown)})
-        size = sum(len(row.image) + sum(map(len, row.present)) + 8 for row in rows)
-        check_extent(self.name, len(rows), len(names), size)
-        position = {name: i for i, name in enumerate(names)}
-        labels = np.full((len(rows), len(names)), -1, np.int8)
-        for row, row_labels in zip(rows, labels, strict=True):
-            for value, row_names in ((1, row.present), (0, row.unknown)):
-                for name in row_names:
-                    if name not in position:
-                        raise Failure(f"{row.where}: unknown label {name!r}")
-                    row_labels[position[name]] = value
-        return tuple(names), rows, labels
-
-    def _members(self, split: str) -> np.ndarray:
-        """bool [N]: the rows of a split."""
-        rows = self._contents[1]
-        if not self.own_splits:
-            return self._division[split]
-        if split not in self.own_splits:
-            has = ", ".join(self.own_splits)
-            raise UsageError(f"set {self.name} has no split {split!r}; it has {has}")
-        return np.array([row.split == split for row in rows])
-
-    @cached_property
-    def _division(self) -> dict[str, np.ndarray]:
-        """How rows that name no splits are divided: split -> bool [N]."""
-        _, rows, labels = self._contents
-        image_ids = [printable(row.image) for row in rows]
-        share, seed = self._train_share, self._split_seed
-        return divide(self.name, self.splits, image_ids, labels, share, seed)
-
-
-def _check_rows(name: str, rows: list[Row]) -> None:
-    if not rows:
-        raise Failure(f"set {name}: no image is listed")
-    first: dict[str, Row] = {}
-    for row in rows:
-        if (earlier := first.setdefault(row.image, row)) is not row:
-            raise Failure(f"{row.where}: {row.image} is listed already, in {earlier.where}")
-        if bool(row.split) != bool(rows[0].split):
-            without = rows[0] if row.split else row
-            raise Failure(f"{without.where}: it names no split, and other images have one")
-        if both := set(row.present) & set(row.unknown):
-            raise Failure(f"{row.where}: {min(both)!r} is both present and unknown")
 
 
 class Table(RowSet):
     """Own data: images, and a CSV or JSON Lines file that says what each of them shows.
 
     Every path is relative to the folder of images, and is the image's id. Images without labels are
-    kept, and show none of the classes. A table may name a split for each image; else see `RowSet`.
+    kept, and show none of the classes. A table may name a split for each image, or be one of a file
+    a split; else see `RowSet`.
 
-    CSV: UTF-8, commas, a header. The column `image` (or path, filepath, file; failing these, the
-    first one) has the paths, `split` (or split_name) the splits. Then there is either
-      a column `labels` (or label) with the names of the labels present, separated by `;`, `|` or
-        `,`, or as a Python list; a name that ends in `?` is unknown; the classes are sorted;
-      or a column a class, in the order of the classes, with 1 (present), 0 (absent) or ? (unknown).
+    CSV: a header, and between columns commas, semicolons or tabs; see `text.read_text` about
+    encodings. One column has the paths (image, path, file_name, ...: `columns.IMAGE`, else the
+    first one), `split` (or split_name) the splits. Then there is either
+      a column `labels` (or tags, classes, ...: `columns.LABELS`) with the names of the labels
+        present, separated by `;`, `|`, `,` or blanks, or as a list, tuple, set or array of Python
+        or NumPy; a name that ends in `?` is unknown; the classes are sorted. An image may have a
+        row for each of its labels;
+      or a column a class, in the order of the classes, with 1 (present), 0 (absent) or ? (unknown);
+        also 1.0 and 0.0, True and False. An empty cell is 0. -1 is 0 where no cell is 0, as in
+        CelebA, and else ?, as in CheXpert;
+      or columns of attributes, of which `red` in the column colour is the label colour=red.
 
-    JSON Lines: objects of `image`, `labels` (a list of names), and, if wanted, `unknown` (likewise)
-    and `split`; other fields do not count. The classes are sorted.
+    JSON Lines: objects of `image`, `labels` (a name or a list of names), and, if wanted, `unknown`
+    (likewise) and `split`; other fields do not count. The classes are sorted.
 
     Args:
         name: of the prepared set.
         root: the folder that the other two are relative to.
         splits: those that are asked for.
         kind: "csv" or "jsonl".
-        annotations: the table.
-        image_dir: the folder of images; "" is root itself.
+        annotations: the table, or a pattern with `{split}` in it.
+        image_dir: the folder of images, or a pattern; "" is root itself.
+        image_column, label_column, cell_separator: of a CSV, where they are not to be told;
+            several columns of labels, with commas between, are attributes.
         train_share, split_seed: see `RowSet`.
     """
 
@@ -182,15 +61,23 @@ class Table(RowSet):
         kind: str,
         annotations: str,
         image_dir: str = "",
+        image_column: str = "",
+        label_column: str = "",
+        cell_separator: str = "",
         train_share: float = 0.8,
         split_seed: int = 0,
     ):
-        file = root / annotations
+        told = {
+            "image_column": image_column,
+            "label_column": label_column,
+            "cell_separator": cell_separator,
+        }
         super().__init__(
             name,
             splits,
-            images=root / image_dir,
-            read=lambda: TABLES[kind](file),
+            root=root,
+            image_dir=image_dir,
+            read=lambda: read_tables(kind, root, annotations, **told),
             description={
                 "kind": kind,
                 "root": str(root),
@@ -198,178 +85,149 @@ class Table(RowSet):
                 "image_dir": image_dir,
                 "train_share": train_share,
                 "split_seed": split_seed,
-            },
+            }
+            | {option: value for option, value in told.items() if value},
             train_share=train_share,
             split_seed=split_seed,
         )
 
 
-# --- CSV ---
-
-
-def csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV file: where each is, for messages, and its cells, stripped of blanks.
-
-    The first one is the header; every other has as many cells. Empty lines are left out.
+def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
+    """What a table says, or all tables of a pattern.
 
     Raises:
         UsageError: there is no such file.
-        Failure: it is not CSV in UTF-8, or a row has too few or too many cells.
+        Failure: one is malformed, or they are not of the same classes.
     """
-    width = None
-    with _open(file) as lines:
-        reader = csv.reader(lines, strict=True)
-        try:
-            for row in reader:
-                where = f"{file}, line {reader.line_num}"
-                width = width or len(row)
-                if row and len(row) != width:
-                    raise Failure(f"{where}: {len(row)} columns, and the header has {width}")
-                if row:
-                    yield where, [cell.strip() for cell in row]
-        except csv.Error as error:
-            raise Failure(f"{file}, line {reader.line_num} is not CSV: {error}") from None
-        except UnicodeDecodeError as error:
-            raise Failure(f"{file} is not text in UTF-8: {error}") from None
-    if width is None:
-        raise Failure(f"{file} is empty: it must have a header")
+    if SPLIT not in annotations:
+        return TABLES[kind](root / annotations, **told)
+    splits = splits_of(root, annotations)
+    if not splits:
+        raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
+    files = {split: root / annotations.replace(SPLIT, split) for split in splits}
+    tables = {
+        split: TABLES[kind](file, **told) for split, file in files.items() if has_labels(kind, file)
+    }
+    names = [table.class_names for table in tables.values()]
+    for split, table in tables.items():
+        if set(table.class_names) != set(names[0]):
+            other = next(iter(tables))
+            raise Failure(f"the columns of {files[split]} and {files[other]} are not the same")
+    rows = [row._replace(split=split) for split, table in tables.items() for row in table.rows]
+    notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
+    without = [files[split].name for split in splits if split not in tables]
+    if without:
+        notes[f"{', '.join(without)}: no labels, not read"] = None
+    return Rows(names[0] if names else (), rows, tuple(notes))
 
 
-def python_list(text: str) -> list[str]:
-    """The names in a Python list, such as `['sky', 'dog']`; nothing but literals is evaluated.
-
-    Raises:
-        ValueError: it is no list of names.
-    """
-    try:
-        names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        names = None
-    if not _is_names(names):
-        raise ValueError(f"{_short(text)} is not a Python list of names")
-    return names
-
-
-def _read_csv(file: Path) -> tuple[list[str], list[Row]]:
-    rows = csv_rows(file)
-    where, header = next(rows)
-    for number, column in enumerate(header, 1):
-        if not column:
-            raise Failure(f"{where}: column {number} has no name")
-        if header.index(column) != number - 1:
-            raise Failure(f"{where}: two columns are named {column!r}")
-    image = _column(header, _IMAGE_COLUMNS) or 0
-    split = _column(header, _SPLIT_COLUMNS)
-    labels = _column(header, _LABELS_COLUMNS)
-    classes = {i: name for i, name in enumerate(header) if i not in (image, split, labels)}
-    if (labels is None) != bool(classes):
-        raise Failure(
-            f"{where}: beside image and split there must be either the column labels or a column a "
-            f"class, and there are {', '.join(map(repr, header))}"
-        )
-
-    def read(where: str, cells: list[str]) -> Row:
-        if labels is None:
-            names = _names_of_cells(where, cells, classes)
-        else:
-            names = _names_of_list(f"{where}, column {header[labels]!r}", cells[labels])
-        path = _path(cells[image], f"{where}, column {header[image]!r}")
-        return Row(where, path, *names, "" if split is None else cells[split])
-
-    return list(classes.values()), [read(*row) for row in rows]
-
-
-def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    """The first column of one of the names."""
-    return next((i for i, column in enumerate(header) if column.lower() in names), None)
-
-
-def _names_of_cells(
-    where: str, cells: list[str], classes: dict[int, str]
-) -> tuple[list[str], list[str]]:
-    """The labels present and the unknown ones, from a column a class."""
-    names: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for i, name in classes.items():
-        value = _CELLS.get(cells[i])
-        if value is None:
-            raise Failure(
-                f"{where}, column {name!r}: {_short(cells[i])} is neither 1 (present) nor 0 "
-                "(absent) nor ? (unknown)"
-            )
-        names[value].append(name)
-    return names[1], names[0]
-
-
-def _names_of_list(where: str, text: str) -> tuple[list[str], list[str]]:
-    """The labels present and the unknown ones, from a cell that lists them."""
-    try:
-        names = python_list(text) if text.startswith("[") else re.split("[;|,]", text)
-    except ValueError as error:
-        raise Failure(f"{where}: {error}") from None
-    names = [name.strip() for name in names] if text else []
-    present = [name for name in names if not name.endswith("?")]
-    unknown = [name[:-1].strip() for name in names if name.endswith("?")]
-    if "" in (*present, *unknown):
-        raise Failure(f"{where}: a name in {_short(text)} is empty")
-    return present, unknown
+def has_labels(kind: str, file: Path) -> bool:
+    """Whether a table has a column beside that of photos: lists of what to predict have none."""
+    return kind != "csv" or len(next(csv_rows(file))[1]) > 1
 
 
 # --- JSON Lines ---
 
 
-def _read_jsonl(file: Path) -> tuple[tuple[()], list[Row]]:
+def _read_jsonl(file: Path, **told: str) -> Rows:
     rows = []
-    with _open(file) as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    rows.append(_json_row(f"{file}, line {number}", line))
-        except UnicodeDecodeError as error:
-            raise Failure(f"{file} is not text in UTF-8: {error}") from None
-    return (), rows
-
-
-def _json_row(where: str, line: str) -> Row:
-    fields = json_text.parse(line, where)
-    if not isinstance(fields, dict):
-        raise Failure(f"{where}: it must be an object with the fields image and labels")
-    image = _path(fields.get("image"), f"{where}: the field image")
-    split = fields.get("split")
-    if not (split is None or (isinstance(split, str) and split)):
-        raise Failure(f"{where}: the field split must be a name")
-    for field, names in (("labels", fields.get("labels")), ("unknown", fields.get("unknown", []))):
-        if not _is_names(names):
-            raise Failure(f"{where}: the field {field} must be a list of names")
-    return Row(where, image, fields["labels"], fields.get("unknown", []), split or "")
-
-
-# The reader of each kind of table: its file -> the class names (empty: those that occur), the rows.
-TABLES: dict[str, Callable[[Path], tuple[Sequence[str], list[Row]]]] = {
-    "csv": _read_csv,
-    "jsonl": _read_jsonl,
-}
-
-
-# --- what both need ---
-
-
-def _open(file: Path) -> Any:
     try:
-        return file.open(encoding="utf-8-sig", newline="")
+        for number, line in enumerate(_lines(file), 1):
+            if line.strip():
+                rows.append(_json_row(f"{file}, line {number}", line))
+    except UnicodeDecodeError as error:
+        raise Failure(f"{file} is not text in UTF-8: {error}") from None
+    return Rows((), rows)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield from lines
     except OSError as error:
         raise UsageError(
             f"annotation file {file}: {error.strerror}: check `root` and `annotations`"
         ) from error
 
 
-def _path(value: Any, where: str) -> str:
-    """A path as an image's id: `./a.jpg` is `a.jpg`."""
-    return Path(check_path(value, where)).as_posix()
+def _json_row(where: str, line: str) -> Row:
+    fields = json_text.parse(line, where)
+    if not isinstance(fields, dict):
+        raise Failure(f"{where}: it must be an object with the fields image and labels")
+    image = photo_path(fields.get(_field(fields, IMAGE)), f"{where}: the field image")
+    split = fields.get("split")
+    if not (split is None or (isinstance(split, str) and split)):
+        raise Failure(f"{where}: the field split must be a name")
+    labels = fields.get(_field(fields, LABELS))
+    labels = [labels] if isinstance(labels, str) and labels else labels
+    for field, names in (("labels", labels), ("unknown", fields.get("unknown", []))):
+        if not is_names(names):
+            raise Failure(f"{where}: the field {field} must be a list of names")
+    stripped = [name.strip() for name in labels], [n.strip() for n in fields.get("unknown", [])]
+    return Row(where, image, *stripped, split or "")
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
+    """The field of the first of the names that there is."""
+    known = {plain(field): field for field in reversed(fields)}
+    return next((known[name] for name in names if name in known), names[0])
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+# The reader of each kind of table.
+TABLES: dict[str, Callable[..., Rows]] = {"csv": read_csv, "jsonl": _read_jsonl}
+
+
+# --- telling the format
+
+_FOLDERS = ("annotations", "annotation", "labels", "metadata", "data")
+_SUFFIXES = {"csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
+
+
+def find(
+    kind: str, images: Path, annotations: Path | None, told: Mapping[str, str]
+) -> Layout | None:
+    """See `layout.Format`."""
+    splits: tuple[str, ...] = ()
+    if annotations is None:
+        if not images.is_dir():
+            return None
+        for files in layout.files_in(images, _SUFFIXES[kind])[:2]:
+            # Kaggle's list of what to predict, with labels for an example.
+            files = [file for file in files if not file.stem.startswith("sample_submission")]
+            if len(files) > 1:
+                files = [file for file in files if has_labels(kind, file)]
+            files = [file for file in files if _is_in_place(images, file)]
+            if found := layout.one_or_a_split_each(images, files, f"files of the format {kind}"):
+                annotations, splits = found
+                break
+    if annotations is None or annotations.suffix.lower() not in _SUFFIXES[kind]:
+        return None
+    if SPLIT in str(annotations):
+        root = Path(layout.fixed_part(str(annotations)))
+        splits = splits_of(root, annotations.relative_to(root).as_posix())
+        if not splits:
+            raise UsageError(f"no file fits --annotations {annotations}")
+    elif not annotations.is_file():
+        return None
+    root = annotations if not splits else Path(layout.fixed_part(str(annotations)))
+    names: dict[str, list[str]] = defaultdict(list)
+    if splits:
+        rows = read_tables(kind, root, annotations.relative_to(root).as_posix(), **told).rows
+    else:
+        rows = TABLES[kind](annotations, **told).rows
+    for row in rows:
+        names[row.split if splits else ""].append(row.image)
+    folder, notes = layout.image_folder(images, annotations, names)
+    seen = annotations.name + (f" for {', '.join(splits)}" if splits else "")
+    return Layout(kind, seen, layout.options(folder, annotations), notes)
+
+
+def _is_in_place(images: Path, file: Path) -> bool:
+    """Whether a file lies where tables of a set do, and not among the photos of a class."""
+    folder = file.parent
+    return folder == images or bool(role_of(folder.name)) or folder.name.lower() in _FOLDERS
+
+
+_CSV_OPTIONS = ("image_column", "label_column", "cell_separator")
+CSV = layout.Format(partial(find, "csv"), "a .csv table of images and labels", _CSV_OPTIONS)
+JSONL = layout.Format(partial(find, "jsonl"), "a .jsonl file of images and labels")

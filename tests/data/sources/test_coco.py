@@ -208,15 +208,15 @@ def _changed(**changes):
         ),
         (
             _changed(annotations=[_annotation(5, 9, 1, [0, 0, 1])]),
-            r"annotations\[0\], field 'bbox' must be 4",
+            r"annotation 5, field 'bbox' must be 4",
         ),
         (
             _changed(annotations=[_annotation(5, 9, 1, "abcd")]),
-            r"annotations\[0\], field 'bbox' must be 4",
+            r"annotation 5, field 'bbox' must be 4",
         ),
         (
             _changed(annotations=[_annotation(5, 9, 1, [0, 0, float("nan"), 1])]),
-            r"annotations\[0\], field 'bbox' must be 4 finite numbers",
+            r"annotation 5, field 'bbox' must be 4 finite numbers",
         ),
         (_changed(annotations=[{"id": 1}]), "lacks the field 'image_id'"),
         (_changed(images=[{"id": 9}]), "lacks the field 'file_name'"),

@@ -13,7 +13,8 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
-from mlic_jax.data.sources.voc import VocFolder, VocLayout
+from mlic_jax.data.sources.voc import VocFolder
+from mlic_jax.data.sources.voc_layout import VocLayout
 from mlic_jax.errors import UsageError
 
 COCO = dict(
@@ -135,7 +136,7 @@ def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
         (
             {**VOC, "source": "imagenet"},
             "unknown data source 'imagenet'; there are apparel, coco, csv, folders, jsonl, "
-            "nuswide, scenes, tfds, voc$",
+            "nuswide, scenes, tfds, voc, yolo$",
         ),
         ({**OWN, "source": "csv", "root": ""}, "data source csv: `root`, .* is not set"),
         ({**VOC, "root": ""}, "`root`, the data's folder, is not set"),

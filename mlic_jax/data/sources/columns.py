@@ -1,0 +1,201 @@
+"""Which column of a table is what: the photo, the split, the labels or a class."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlic_jax.data.image_files import image_suffixes
+from mlic_jax.data.sources.cells import ABSENT, MINUS_ONE, MISSING, PRESENT, UNKNOWN, suspicious
+from mlic_jax.data.sources.split_names import role_of
+from mlic_jax.errors import Failure, UsageError
+
+# Names of columns, the likeliest first; only letters and digits of them count, in lower case.
+IMAGE = (
+    *("image", "path", "filepath", "file", "filename", "imagepath", "imagename", "imagefile"),
+    *("imagefilename", "img", "imgpath", "imgname", "photo", "picture", "imageindex", "imageid"),
+    *("imgid", "photoid", "imageurl", "externalid", "id", "name"),
+)
+LABELS = (
+    *("labels", "label", "tags", "tag", "classes", "class", "classname", "classnames"),
+    *("labelname", "labelnames", "categories", "category", "categoryname", "findinglabels"),
+    *("choices", "choice", "targets", "target", "keywords", "genres", "genre", "attributes"),
+)
+SPLIT = ("split", "splitname")
+_PERHAPS_SPLIT = ("subset", "set", "partition", "datasplit")  # if the cells are names of splits
+_ROW_NUMBERS = ("", "index", "unnamed0", "row", "rowid")
+_OF_A_LABEL = ("confidence", "value", "present")
+_VALUES = PRESENT | ABSENT | UNKNOWN | MINUS_ONE
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Positions of columns; either `labels` or `classes` or `attributes` are there."""
+
+    image: int
+    split: int | None = None
+    labels: int | None = None
+    value: int | None = None  # beside a label: whether it is there
+    classes: Mapping[int, str] = field(default_factory=dict)
+    attributes: Mapping[int, str] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
+
+
+def plain(name: str) -> str:
+    """The name of a column as it is compared: `Image Index` is imageindex."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def find_columns(
+    where: str, header: list[str], rows: Sequence[list[str]], image: str, labels: str
+) -> Columns:
+    """What the columns of a table are, from their names and cells.
+
+    Args:
+        where: how a message begins.
+        header: the names of the columns.
+        rows: the cells of the other lines.
+        image: the name of the column of photos; "" finds it.
+        labels: likewise of labels; or several, with commas between: each attribute is then a label
+            such as `colour=red`.
+
+    Raises:
+        UsageError: there is no such column.
+        Failure: it cannot be told, or there is no header.
+    """
+    _check_header(where, header)
+    cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    numbered = {i for i, name in enumerate(header) if _is_row_numbers(name, cells[i])}
+    image_at = _image(where, header, cells, numbered, image)
+    _check_names(where, header, {*numbered, image_at})
+    split_at = _split(header, cells)
+    others = {
+        i: name
+        for i, name in enumerate(header)
+        if i not in (image_at, split_at) and i not in numbered
+    }
+    return _of_labels(where, header, cells, image_at, split_at, others, labels)
+
+
+def _of_labels(where, header, cells, image_at, split_at, others, said) -> Columns:
+    def ignored(*used: int) -> list[str]:
+        return [name for i, name in others.items() if i not in used]
+
+    if said:
+        used = [_named(where, header, name) for name in said.split(",")]
+        if len(used) == 1:
+            return Columns(image_at, split_at, labels=used[0], ignored=ignored(*used))
+        attributes = {i: header[i] for i in used}
+        return Columns(image_at, split_at, attributes=attributes, ignored=ignored(*used))
+    classes = {i: name for i, name in others.items() if _is_class(cells[i])}
+    named = [i for name in LABELS for i in others if plain(others[i]) == name]
+    named = [i for i in named if i not in classes or len(classes) == 1]
+    named = sorted(named, key=lambda i: bool(suspicious(sorted({*cells[i]} - MISSING))))
+    if named:
+        beside = {i for i in classes if plain(others[i]) in _OF_A_LABEL}
+        rest = others.keys() - {named[0], *beside}
+        if rest and rest <= classes.keys() and all(_decides(cells[i]) for i in rest):
+            raise Failure(
+                f"{where}: beside image and split there must be either the column labels or a "
+                f"column a class, and there are {_listed(header)}; which counts? Say "
+                f"--label-column {header[named[0]]!r}, or remove one of the two"
+            )
+        value = min(beside, default=None)
+        used = ignored(named[0], *beside)
+        return Columns(image_at, split_at, labels=named[0], value=value, ignored=used)
+    if classes:
+        return Columns(image_at, split_at, classes=classes, ignored=ignored(*classes))
+    attributes = {i: name for i, name in others.items() if _is_attribute(cells[i])}
+    if attributes and attributes.keys() == others.keys():
+        if len(attributes) == 1:
+            return Columns(image_at, split_at, labels=next(iter(attributes)))
+        return Columns(image_at, split_at, attributes=attributes)
+    if not others or len(others) > 1:
+        raise Failure(
+            f"{where}: beside image and split there must be either the column labels or a column a "
+            f"class, and there are {_listed(header)}; say --label-column NAME"
+        )
+    return Columns(image_at, split_at, classes=others)
+
+
+def _check_header(where: str, header: list[str]) -> None:
+    photo = next((name for name in header if _is_photo(name)), None)
+    if photo is None and len(header) > 1 and all(name in _VALUES for name in header[1:]):
+        photo = header[0]
+    if photo is not None:
+        raise Failure(
+            f"{where}: the table has no header, its first line is of the photo {photo}. Put a line "
+            "with the names of the columns before it: image,labels or image,<class>,<class>"
+        )
+
+
+def _check_names(where: str, header: list[str], nameless: set[int]) -> None:
+    for number, column in enumerate(header, 1):
+        if not column and number - 1 not in nameless:
+            raise Failure(f"{where}: column {number} has no name")
+        if header.index(column) != number - 1:
+            raise Failure(f"{where}: two columns are named {column!r}")
+
+
+def _image(where, header, cells, numbered, said: str) -> int:
+    if said:
+        return _named(where, header, said)
+    candidates = [i for i in range(len(header)) if i not in numbered]
+    named = [i for name in IMAGE for i in candidates if plain(header[i]) == name]
+    photos = [
+        i for i in candidates if cells[i] and sum(map(_is_photo, cells[i])) * 2 > len(cells[i])
+    ]
+    likely = [i for i in named if i in photos] or named or photos or candidates
+    if not likely:
+        raise Failure(f"{where}: there is no column of photos; say --image-column NAME")
+    return likely[0]
+
+
+def _split(header, cells) -> int | None:
+    for i, name in enumerate(header):
+        given = {cell for cell in cells[i] if cell}
+        if plain(name) in SPLIT:
+            return i
+        if plain(name) in _PERHAPS_SPLIT and given and all(map(role_of, given)):
+            return i
+    return None
+
+
+def _named(where: str, header: list[str], name: str) -> int:
+    for i, column in enumerate(header):
+        if column.lower() == name.strip().lower():
+            return i
+    raise UsageError(f"{where}: there is no column {name.strip()!r}, but {_listed(header)}")
+
+
+def _is_photo(cell: str) -> bool:
+    return Path(cell.replace("\\", "/")).suffix.lower() in image_suffixes()
+
+
+def _is_row_numbers(name: str, cells: Sequence[str]) -> bool:
+    """Whether a column only numbers the rows, as pandas writes it."""
+    return plain(name) in _ROW_NUMBERS and any(
+        list(cells) == [str(i) for i in range(start, start + len(cells))] for start in (0, 1)
+    )
+
+
+def _is_class(cells: Sequence[str]) -> bool:
+    """Whether at least half of the cells that are not empty say if a label is there."""
+    given = [cell.lower() for cell in cells if cell not in MISSING]
+    return sum(cell in _VALUES for cell in given) * 2 >= len(given)
+
+
+def _decides(cells: Sequence[str]) -> bool:
+    given = {cell.lower() for cell in cells}
+    return bool(given & PRESENT) and bool(given & (ABSENT | MINUS_ONE) or given & MISSING)
+
+
+def _is_attribute(cells: Sequence[str]) -> bool:
+    """Whether cells are of few kinds, with names."""
+    given = Counter(cell for cell in cells if cell not in MISSING)
+    return bool(given) and 2 * len(given) <= given.total() and not suspicious(sorted(given))
+
+
+def _listed(header: list[str]) -> str:
+    return ", ".join(map(repr, header[:12])) + (" and more" if len(header) > 12 else "")

@@ -1,0 +1,180 @@
+"""`RowSet`: every set of photos in files, of which each has a row with the names of its labels."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlic_jax.data.image_files import printable
+from mlic_jax.data.records import Example
+from mlic_jax.data.sources.labels import check_extent
+from mlic_jax.data.sources.photos import Photos
+from mlic_jax.data.sources.split_names import SPLIT
+from mlic_jax.data.splitting import divide
+from mlic_jax.errors import Failure, UsageError
+
+
+class Row(NamedTuple):
+    """What a table says of one image."""
+
+    where: str  # how an error message names the row
+    image: str  # its path in the folder of images, which is also its id, `printable`
+    present: Sequence[str]
+    unknown: Sequence[str] = ()
+    split: str = ""  # "": the table does not say
+
+
+class Rows(NamedTuple):
+    """What annotations say of a whole set."""
+
+    class_names: Sequence[str]  # in their order; empty: those that occur, sorted
+    rows: list[Row]
+    notes: Sequence[str] = ()  # what was decided in reading them, for a person
+
+
+class RowSet:
+    """A source of rows, each an image file with the names of its labels.
+
+    A split has the rows that name it. If none or only one is named, `splitting.divide` makes two.
+
+    Args:
+        name: of the prepared set.
+        splits: those that are asked for.
+        root: the folder of the set.
+        image_dir: the folder of images in it, perhaps with `{split}` in it; see `photos.Photos`
+            about how they are named.
+        read: reads the annotations.
+        description: see `records.Source`.
+        train_share, split_seed: of `splitting.divide`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        splits: tuple[str, ...],
+        *,
+        root: Path,
+        image_dir: str = "",
+        read: Callable[[], Rows],
+        description: dict[str, Any],
+        train_share: float = 0.8,
+        split_seed: int = 0,
+    ):
+        self.name = name
+        self.splits = splits
+        self.description = description
+        self._root = root
+        self._image_dir = image_dir
+        self._read = read
+        self._train_share = train_share
+        self._split_seed = split_seed
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._contents[0]
+
+    @property
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits that the rows name, sorted; empty where they name none, or one alone."""
+        splits = sorted({row.split for row in self._contents[1]} - {""})
+        return tuple(splits) if len(splits) > 1 else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided in reading, for a person."""
+        return tuple(self._read_once.notes)
+
+    def examples(self, split: str) -> list[Example]:
+        """The examples in the order of the rows.
+
+        Raises:
+            UsageError: a file or folder is missing; the rows know no such split.
+            Failure: a row is malformed or names an unknown class; an image is listed twice.
+        """
+        _, rows, labels = self._contents
+        return [
+            Example(
+                image_id=printable(rows[i].image),
+                image=self._files[i],
+                labels=labels[i],
+                boxes=np.zeros((0, 4), np.int32),
+                box_classes=np.zeros(0, np.int32),
+            )
+            for i in np.flatnonzero(self._members(split))
+        ]
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        """The file of every row."""
+        rows = self._contents[1]
+        files: list[Path] = [Path()] * len(rows)
+        folders = [self._image_dir.replace(SPLIT, row.split) for row in rows]
+        for folder in dict.fromkeys(folders):
+            if not (self._root / folder).is_dir():
+                raise UsageError(
+                    f"no image folder {self._root / folder}: check `root` and `image_dir`"
+                )
+            here = [i for i, other in enumerate(folders) if other == folder]
+            found = Photos(self._root, folder).locate([rows[i].image for i in here])
+            for i, file in zip(here, found, strict=True):
+                files[i] = file
+        return files
+
+    @cached_property
+    def _read_once(self) -> Rows:
+        return self._read()
+
+    @cached_property
+    def _contents(self) -> tuple[tuple[str, ...], list[Row], np.ndarray]:
+        """The class names, the rows, and the labels int8 [N, C]."""
+        names, rows, _ = self._read_once
+        _check_rows(self.name, rows, SPLIT in self._image_dir)
+        if not names:
+            names = sorted({name for row in rows for name in (*row.present, *row.unknown)})
+        size = sum(len(row.image) + sum(map(len, row.present)) + 8 for row in rows)
+        check_extent(self.name, len(rows), len(names), size)
+        position = {name: i for i, name in enumerate(names)}
+        labels = np.full((len(rows), len(names)), -1, np.int8)
+        for row, row_labels in zip(rows, labels, strict=True):
+            for value, row_names in ((1, row.present), (0, row.unknown)):
+                for name in row_names:
+                    if name not in position:
+                        raise Failure(f"{row.where}: unknown label {name!r}")
+                    row_labels[position[name]] = value
+        return tuple(names), rows, labels
+
+    def _members(self, split: str) -> np.ndarray:
+        """bool [N]: the rows of a split."""
+        rows = self._contents[1]
+        if not self.own_splits:
+            return self._division[split]
+        if split not in self.own_splits:
+            has = ", ".join(self.own_splits)
+            raise UsageError(f"set {self.name} has no split {split!r}; it has {has}")
+        return np.array([row.split == split for row in rows])
+
+    @cached_property
+    def _division(self) -> dict[str, np.ndarray]:
+        """How rows that name no splits are divided: split -> bool [N]."""
+        _, rows, labels = self._contents
+        image_ids = [printable(row.image) for row in rows]
+        share, seed = self._train_share, self._split_seed
+        return divide(self.name, self.splits, image_ids, labels, share, seed)
+
+
+def _check_rows(name: str, rows: list[Row], by_split: bool) -> None:
+    """Refuses rows that contradict themselves; of images in a folder a split, names may recur."""
+    if not rows:
+        raise Failure(f"set {name}: no image is listed")
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        place = (row.split if by_split else "", row.image)
+        if (earlier := first.setdefault(place, row)) is not row:
+            raise Failure(f"{row.where}: {row.image} is listed already, in {earlier.where}")
+        if bool(row.split) != bool(rows[0].split):
+            without = rows[0] if row.split else row
+            raise Failure(f"{without.where}: it names no split, and other images have one")
+        if both := set(row.present) & set(row.unknown):
+            raise Failure(f"{row.where}: {min(both)!r} is both present and unknown")

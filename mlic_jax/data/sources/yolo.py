@@ -1,0 +1,186 @@
+"""Own data as YOLO takes them: beside each photo's folder `images` one of text files, `labels`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from mlic_jax.data.image_files import is_image, visible
+from mlic_jax.data.sources import layout
+from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.split_names import SPLIT, splits_of
+from mlic_jax.data.sources.text import read_text
+from mlic_jax.errors import Failure, UsageError
+
+_LISTS = ("classes.txt", "obj.names", "_darknet.labels")  # a name a line
+# Folders of labels and of images, in the order in which they are looked for.
+_PLACES = (
+    ("{split}/labels", "{split}/images"),
+    ("labels/{split}", "images/{split}"),
+    ("labels", "images"),
+    ("{split}", "{split}"),  # side by side
+    ("obj_train_data", "obj_train_data"),
+    ("", ""),
+)
+
+
+class Yolo(RowSet):
+    """Photos, and for each a text file with a line an object: the number of its class, and a box.
+
+    A photo without a file, or with an empty one, shows none of the classes. Their names, in order,
+    are those of a YAML file with `names`, of classes.txt or obj.names, in root or beside the files.
+
+    Args:
+        name: of the prepared set.
+        root: the folder that the other two are relative to.
+        splits: those that are asked for.
+        annotations: the folder of text files, or a pattern with `{split}` in it.
+        image_dir: the folder of images, or a pattern.
+        train_share, split_seed: see `RowSet`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: tuple[str, ...],
+        *,
+        annotations: str,
+        image_dir: str,
+        train_share: float = 0.8,
+        split_seed: int = 0,
+    ):
+        super().__init__(
+            name,
+            splits,
+            root=root,
+            image_dir=image_dir,
+            read=lambda: read_yolo(root, annotations, image_dir),
+            description={
+                "kind": "yolo",
+                "root": str(root),
+                "annotations": annotations,
+                "image_dir": image_dir,
+                "train_share": train_share,
+                "split_seed": split_seed,
+            },
+            train_share=train_share,
+            split_seed=split_seed,
+        )
+
+
+def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
+    """What all text files say.
+
+    Raises:
+        UsageError: a folder is missing.
+        Failure: a file is malformed, or the names of the classes are not to be found.
+    """
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    folders = {split: root / annotations.replace(SPLIT, split) for split in splits}
+    source, names = _class_names(root, list(folders.values()))
+    rows = []
+    for split, folder in folders.items():
+        files = {file.stem: file for file in _texts(folder)}
+        photos = root / image_dir.replace(SPLIT, split)
+        if not photos.is_dir():
+            raise UsageError(f"no image folder {photos}: check `root` and `image_dir`")
+        named = {file.stem: file.name for file in visible(photos) if is_image(file)}
+        for stem in sorted(named.keys() | files):
+            file = files.get(stem)
+            present = [] if file is None else _classes(file, names)
+            where = str(file or photos / named[stem])
+            rows.append(Row(where, named.get(stem, stem), present, split=split))
+    used = {name for row in rows for name in row.present}
+    return Rows(names, rows, [f"{len(names)} names of classes are those of {source}"] * bool(used))
+
+
+def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
+    """The file that names the classes, and the names."""
+    places = dict.fromkeys([root, *folders, *(folder.parent for folder in folders)])
+    files = [file for place in places if place.is_dir() for file in visible(place)]
+    for file in files:
+        if file.suffix.lower() in (".yaml", ".yml"):
+            try:
+                content = yaml.safe_load(read_text(file)[0])
+            except yaml.YAMLError as error:
+                raise Failure(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+            names = content.get("names") if isinstance(content, dict) else None
+            if isinstance(names, dict):  # by number
+                if sorted(names) != list(range(len(names))):
+                    raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
+                names = [names[number] for number in sorted(names)]
+            if isinstance(names, list) and names:
+                return file.name, [str(name).strip() for name in names]
+    for file in files:
+        if file.name in _LISTS:
+            return file.name, [
+                line.strip() for line in read_text(file)[0].split("\n") if line.strip()
+            ]
+    raise Failure(
+        f"nothing in {root} names the classes of its YOLO labels: put a file classes.txt there, "
+        "with a name a line"
+    )
+
+
+def _classes(file: Path, names: list[str]) -> list[str]:
+    numbers = {}
+    for number, line in enumerate(read_text(file)[0].splitlines(), 1):
+        if words := line.split():
+            if not words[0].isdecimal() or int(words[0]) >= len(names):
+                raise Failure(
+                    f"{file}, line {number}: {words[0][:20]!r} is not the number of a class, "
+                    f"0 to {len(names) - 1}"
+                )
+            numbers[int(words[0])] = None
+    return [names[number] for number in sorted(numbers)]
+
+
+def _texts(folder: Path) -> list[Path]:
+    """The files of labels in a folder."""
+    if not folder.is_dir():
+        return []
+    return [
+        file
+        for file in visible(folder)
+        if file.suffix == ".txt" and file.name not in _LISTS and "readme" not in file.name.lower()
+    ]
+
+
+# --- telling the format
+
+
+def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Layout | None:
+    """See `layout.Format`."""
+    if annotations is not None:
+        if not annotations.is_dir() or not any(map(_is_yolo, _texts(annotations)[:20])):
+            return None
+        names = {"": [file.stem for file in _texts(annotations)]}
+        folder, notes = layout.image_folder(images, annotations / "x.txt", names)
+        seen = f"{annotations.name}/*.txt"
+        return Layout("yolo", seen, layout.options(folder, annotations), notes)
+    if not images.is_dir():
+        return None
+    for labels, photos in _PLACES:
+        splits = splits_of(images, labels) if SPLIT in labels else ("",)
+        folders = [images / labels.replace(SPLIT, split) for split in splits]
+        texts = [file for folder in folders for file in _texts(folder)[:20]]
+        if any(map(_is_yolo, texts)):
+            options = {"root": str(images.resolve()), "annotations": labels, "image_dir": photos}
+            return Layout("yolo", f"{labels or images.name}/*.txt", options)
+    return None
+
+
+def _is_yolo(file: Path) -> bool:
+    """Whether the first line is a number of a class and coordinates."""
+    line = file.read_bytes()[:500].split(b"\n")[0].split()
+    try:
+        return len(line) >= 5 and line[0].isdigit() and all(map(float, line[1:])) is not None
+    except ValueError:
+        return False
+
+
+FORMAT = layout.Format(
+    find, "a text file of numbers for each image, as YOLO's, and names of classes"
+)
