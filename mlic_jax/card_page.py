@@ -16,6 +16,7 @@ from mlic_jax.data.records import Split
 from mlic_jax.report import data_uri, page_template
 
 PHOTOS = 12
+PHOTOS_HELD_OUT = 4  # of each other split
 PHOTO_SIDE = 280  # of the longer side, pixels
 MATRIX_CLASSES = 40  # the most frequent ones: more cannot be read
 DOTS = 1500  # of the chart of sizes, the most frequent ones
@@ -34,6 +35,7 @@ def render_page(
     roles: Mapping[str, str],
     train: Split,
     commands: Mapping[str, str],
+    held_out: Sequence[Split] = (),
 ) -> str:
     """The page of a card.
 
@@ -42,7 +44,11 @@ def render_page(
         roles: train, val and test -> split.
         train: the split that photos are shown of.
         commands: what each is for -> the command.
+        held_out: the other splits, of which a few photos are shown, too.
     """
+    photos = [_photo(train, i) for i in choose_photos(train, PHOTOS)]
+    for split in held_out:
+        photos += [_photo(split, i) for i in choose_photos(split, PHOTOS_HELD_OUT)]
     splits = card["splits"]
     return page_template(_TEMPLATE, _FILTERS).render(
         card=card,
@@ -55,7 +61,7 @@ def render_page(
         histogram=histogram(card),
         matrix=matrix(card),
         sizes=draw_sizes(card["sizes"]),
-        photos=[_photo(train, i) for i in choose_photos(train)],
+        photos=photos,
         photos_of=train.split,
         duplicates=card["duplicates"][:LISTED],
     )
@@ -174,11 +180,11 @@ def draw_sizes(sizes: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def choose_photos(split: Split) -> list[int]:
+def choose_photos(split: Split, most: int) -> list[int]:
     """A fixed random sample of the images that show a class, or of all if none does."""
     with_label = np.flatnonzero((split.labels() == 1).any(axis=1))
     candidates = with_label if len(with_label) else np.arange(len(split))
-    return sorted(np.random.default_rng(0).permutation(candidates)[:PHOTOS].tolist())
+    return sorted(np.random.default_rng(0).permutation(candidates)[:most].tolist())
 
 
 def _photo(split: Split, position: int) -> dict[str, Any]:
@@ -187,6 +193,7 @@ def _photo(split: Split, position: int) -> dict[str, Any]:
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     labels = split.labels()[position]
     return {
+        "split": split.split,
         "id": record.image_id,
         "src": data_uri(image),
         "width": record.width,

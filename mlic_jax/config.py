@@ -72,6 +72,7 @@ def default_config() -> ConfigDict:
     config.data.label_column = ""  # csv: of labels, or several of attributes; "": it is told
     # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
     # or `test`.
+    config.data.merge_classes = False  # names that differ in case and blanks alone are one class
     config.data.train_share = 0.8
     config.data.split_seed = 0
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)

@@ -4,9 +4,10 @@
     python scripts/prepare_data.py --images photos --annotations labels.csv --name mydata \
         --init-from weights/mobilenet_v2
 
-Formats: COCO's JSON, VOC's XML, CSV or JSON Lines of images and labels, class folders, NUS-WIDE,
-Apparel. The format is told from the files. Labels may be unknown: `?` in a CSV, crowds in COCO,
-difficult objects in VOC. A set without splits of its own is divided into train and val.
+Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, class
+folders, NUS-WIDE, Apparel. The format is told from the files; --dry-run says what was told. Labels
+may be unknown: `?` in a CSV, crowds in COCO, difficult objects in VOC. A set without splits of its
+own is divided into train and val.
 
 Written to --output: `<name>.py`, the recipe; `data_card.html`, a page to read first, and the same
 as JSON; `label_graph.npz` and, where there are any, `word_vectors.npz`, for MSRN.
@@ -29,14 +30,22 @@ from mlic_jax import card_page
 from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, check_config, default_config
-from mlic_jax.data import card, co_occurrence, sources, word_vectors
+from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, Layout, detect, roles_of
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 
 LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
+# Options of sources that are told from the files if nobody says them.
+TOLD = (
+    ("image_column", "NAME", "csv: the column of the photos; default: told"),
+    ("label_column", "NAME", "csv: the column of labels, or several of attributes: colour,shape"),
+    ("cell_separator", "TEXT", "csv: what is between labels in a cell; default: told"),
+    ("label_separator", "TEXT", "folders: between labels in a name, as _ in red_shirt"),
+    ("crowds", "WHAT", "coco: objects with iscrowd are `unknown`, or `present` as CVAT means it"),
+)
 FINE_TUNED_FROM = 2000  # images to train on; with fewer a pretrained backbone stays as it is
 
 _COMMENTS = {
@@ -60,11 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="the annotations: a file; for COCO also a pattern with {split}, for VOC a folder; "
+        help="the annotations: a file, or a pattern with {split}; for VOC and YOLO a folder; "
         "default: looked for in --images",
     )
     parser.add_argument("--format", choices=FORMATS, help="default: told from the files")
-    parser.add_argument("--name", required=True, help="of the prepared set: a-z, 0-9 and _")
+    parser.add_argument("--name", help="of the prepared set: a-z, 0-9 and _")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be read, from where, and with which labels; write nothing",
+    )
+    for option, metavar, meaning in TOLD:
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar=metavar, help=meaning)
+    parser.add_argument(
+        "--merge-classes",
+        action="store_true",
+        help="classes whose names differ in case, blanks, _ and - alone are one",
+    )
     parser.add_argument(
         "--split",
         type=float,
@@ -101,11 +122,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    layout = detect(options.images, options.annotations, options.format)
-    print(f"format {layout.format}, {'as said' if options.format else 'told'} from {layout.seen}")
-    settings = data_settings(options, layout) | start_settings(options)
-    check_config(configured(settings))
-    source = sources.create(configured(settings).data)
+    if not (options.name or options.dry_run):
+        raise UsageError("the following arguments are required: --name; see --help")
+    options.name = options.name or "dry_run"
+    told = {option: getattr(options, option) for option, *_ in TOLD}
+    told = {option: value for option, value in told.items() if value is not None}
+    layout = detect(options.images, options.annotations, options.format, told)
+    try:
+        settings = data_settings(options, layout) | start_settings(options)
+        check_config(configured(settings))
+        source = sources.create(configured(settings).data)
+        for split in source.splits:
+            source.examples(split)
+    except Failure as error:
+        was = "as said" if options.format else f"told from {layout.seen}"
+        raise Failure(f"{error} (read as {layout.format}, {was}; see --format)") from None
+    decided = plan.decisions(layout, source, options.format is not None)
+    print("\n".join(decided))
+    if options.dry_run:
+        own = "data.train_share" not in settings
+        print("\n".join(plan.preview(layout, source, settings["data.splits"], own)))
+        return
     vectors = find_word_vectors(options.word_vectors, source.class_names)
 
     folder = prepare(source, options.prepared_dir, options.on_corrupt)
@@ -123,8 +160,9 @@ def _run(options: argparse.Namespace) -> None:
     recipe = output / f"{options.name}.py"
     commands = command_lines(recipe, options.name, roles, images_folder(settings))
 
-    described = card.describe(splits, count_unlisted(source, settings))
-    page = card_page.render_page(described, roles, train, commands)
+    described = card.describe(splits, count_unlisted(source, settings)) | {"decided": decided}
+    held_out = [split for split in splits.values() if split is not train]
+    page = card_page.render_page(described, roles, train, commands, held_out)
     try:
         co_occurrence.from_split(train, LABEL_POLICY).save(graph_file)
         if vectors:
@@ -170,6 +208,8 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
     settings |= {f"data.{option}": value for option, value in layout.options.items()}
     if options.keep_unlabelled:
         settings["data.keep_unlabelled"] = True
+    if options.merge_classes:
+        settings["data.merge_classes"] = True
     own_splits = sources.create(configured(settings | {"data.splits": {}}).data).own_splits
     if not own_splits:
         settings["data.train_share"] = 0.8 if options.split is None else options.split

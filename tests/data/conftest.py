@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax.data import records
+from mlic_jax.config import default_config
+from mlic_jax.data import records, sources
+from mlic_jax.data.detect import detect, roles_of
 
 
 def _jpeg(seed: int, width: int = 24, height: int = 18) -> bytes:
@@ -74,3 +76,60 @@ def toy_split(toy_source, tmp_path_factory):
     """A prepared split of ten images."""
     folder = records.prepare(toy_source(train=10), tmp_path_factory.mktemp("prepared"))
     return records.open_split(folder, "train")
+
+
+@pytest.fixture
+def plant(tmp_path):
+    """plant({name: text or bytes}, photos=[names]) -> a folder of these files."""
+
+    def make(files=(), photos=()):
+        for i, name in enumerate(photos):
+            _write(tmp_path / "data" / name, _jpeg(i, 8, 8))
+        for name, content in dict(files).items():
+            _write(
+                tmp_path / "data" / name,
+                content.encode() if isinstance(content, str) else content,
+            )
+        return tmp_path / "data"
+
+    return make
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+class OwnData:
+    """What is read of own data: the layout, the source, and the labels of every photo.
+
+    `labels` is file -> the names of its labels, those that are unknown with a `?`; `of` has the
+    same of one split.
+    """
+
+    def __init__(self, folder, annotations=None, format=None, **told):
+        annotations = annotations and str(folder / annotations)
+        self.layout = detect(str(folder), annotations, format, told)
+        data = default_config().data
+        data.update({"source": self.layout.format, "name": "mine", **self.layout.options})
+        with data.unlocked():
+            data.splits = {}
+            self.own_splits = sources.create(data).own_splits
+            data.splits = roles_of(self.own_splits)
+        self.source = sources.create(data)
+        self.of = {split: dict(self._labels(split, folder)) for split in self.source.splits}
+        self.labels = {file: names for part in self.of.values() for file, names in part.items()}
+        self.notes = "\n".join((*self.layout.notes, *getattr(self.source, "notes", ())))
+
+    def _labels(self, split, folder):
+        for example in self.source.examples(split):
+            assert example.image.is_file(), example.image
+            names = zip(self.source.class_names, example.labels, strict=True)
+            shown = {name if label else f"{name}?" for name, label in names if label >= 0}
+            yield example.image.relative_to(folder).as_posix(), shown
+
+
+@pytest.fixture
+def read_own():
+    """read_own(folder, annotations, format, **options) -> an `OwnData`."""
+    return OwnData

@@ -10,6 +10,7 @@ from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
 from mlic_jax.data.sources.coco import CocoFolder
 from mlic_jax.data.sources.folders import FolderSet
+from mlic_jax.data.sources.merge import Merged
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
 from mlic_jax.data.sources.tfds import TfdsSet
@@ -34,7 +35,8 @@ def create(config_data: Any) -> Source:
     kind = config_data.source
     if kind not in SOURCES:
         raise UsageError(f"unknown data source {kind!r}; there are {', '.join(sorted(SOURCES))}")
-    return SOURCES[kind](config_data)
+    source = SOURCES[kind](config_data)
+    return Merged(source) if getattr(config_data, "merge_classes", False) else source
 
 
 def _splits(data: Any) -> tuple[str, ...]:

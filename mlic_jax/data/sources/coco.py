@@ -149,7 +149,7 @@ class CocoFolder:
         bare = sum(image not in file.objects for file in files for image in file.file_names)
         if bare and not self.description["keep_unlabelled"]:
             notes.append(
-                f"{bare:,} photos without annotations are left out; --keep-unlabelled keeps them"
+                f"photos without annotations are left out: {bare:,}; --keep-unlabelled keeps them"
             )
         return tuple(notes)
 
@@ -178,11 +178,10 @@ class CocoFolder:
             for image, file_name in annotations.file_names.items()
             if self.description["keep_unlabelled"] or annotations.objects.get(image)
         }
-        crowds_count = self.description.get("crowds") == "present"
         place = self.description["image_dir"].replace(SPLIT, split)
         files = Photos(self._root, place).locate(list(listed.values()))
         return [
-            _example(file_name, file, annotations.objects.get(image, []), positions, crowds_count)
+            _example(file_name, file, annotations.objects.get(image, []), positions, len(position))
             for (image, file_name), file in zip(listed.items(), files, strict=True)
         ]
 
@@ -194,7 +193,8 @@ class CocoFolder:
     @cached_property
     def _annotations(self) -> dict[str, CocoFile]:
         files = {split: self._annotation_file(split) for split in self.splits}
-        read = {file: CocoFile(file) for file in dict.fromkeys(files.values())}
+        crowds_count = self.description.get("crowds") == "present"
+        read = {file: CocoFile(file, crowds_count) for file in dict.fromkeys(files.values())}
         return {split: read[file] for split, file in files.items()}
 
     def _annotation_file(self, split: str) -> Path:
@@ -206,10 +206,10 @@ def _example(
     file: Path,
     objects: list[tuple],
     positions: dict[Any, int],
-    crowds_count: bool,
+    num_classes: int,
 ) -> Example:
     classes = np.array([positions[category] for category, _, _ in objects], np.int32)
-    crowd = np.array([crowd and not crowds_count for _, _, crowd in objects], bool)
+    crowd = np.array([crowd for _, _, crowd in objects], bool)
     boxed = np.array([box is not None for _, box, _ in objects], bool) & ~crowd
     sides = [box or [0, 0, 0, 0] for _, box, _ in objects]
     x, y, width, height = np.array(sides, np.float64).reshape(-1, 4).T
@@ -217,7 +217,7 @@ def _example(
     return Example(
         image_id=file_name,
         image=file,
-        labels=ternary_labels(classes, crowd, len(positions)),
+        labels=ternary_labels(classes, crowd, num_classes),
         boxes=boxes[boxed],
         box_classes=classes[boxed],
     )

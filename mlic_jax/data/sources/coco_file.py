@@ -11,6 +11,10 @@ from mlic_jax.errors import Failure, UsageError
 class CocoFile:
     """One annotation file, checked: what it says of each image.
 
+    Args:
+        file: the file.
+        crowds_count: whether objects with `iscrowd` are objects as others.
+
     Attributes:
         class_names: category id -> name, in the file's order.
         file_names: image id -> file name, in the file's order.
@@ -19,7 +23,7 @@ class CocoFile:
         root: the name of the one category that all others say is above them, or None.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, crowds_count: bool = False):
         if not file.is_file():
             raise UsageError(f"no annotation file {file}: check `root` and `annotations`")
         content = json_text.read(file)
@@ -49,7 +53,7 @@ class CocoFile:
                 raise Failure(f"{where} is of image {image}, which the file does not list")
             if category not in self.class_names:
                 raise Failure(f"{where} is of category {category}, which the file does not list")
-            self.objects.setdefault(image, []).append((category, box, crowd))
+            self.objects.setdefault(image, []).append((category, box, crowd and not crowds_count))
 
 
 def _root_of(categories: list[dict[str, Any]]) -> str | None:

@@ -70,7 +70,12 @@ class Photos:
         *folders, last = name.split("/")
         depth = len(self.folder.parts)
         return _one(
-            name, [f for f in self._tree.find(last) if agree(folders, f.parent.parts[depth:])]
+            name,
+            [
+                file
+                for file in self._tree.find(last)
+                if agree(folders, [*self._of_split, *file.parent.parts[depth:]])
+            ],
         )
 
     @cached_property

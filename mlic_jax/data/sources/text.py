@@ -15,13 +15,15 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+_TOUCHING = re.compile(rb"[A-Za-z][\x80-\xff]+|(?<![\x80-\xff])[\x80-\xff]+[A-Za-z]")
 
 
 def read_text(file: Path) -> tuple[str, str]:
     """The text of a file, and its encoding as Python calls it.
 
     UTF-8 or UTF-16 if it says so; else UTF-8 where it is that; else what Windows writes, cp1252 in
-    the west and GBK in China. Of Chinese every character is two bytes above 0xa0, side by side.
+    the west and GBK in China: of Chinese every character is two bytes above 0xa0, and few of them
+    touch a Latin letter.
 
     Raises:
         UsageError: it cannot be read.
@@ -35,7 +37,9 @@ def read_text(file: Path) -> tuple[str, str]:
         ) from error
     marked = [encoding for mark, encoding in _MARKS.items() if content.startswith(mark)]
     runs = _HIGH_BYTES.findall(content)
+    touching = len(_TOUCHING.findall(content))
     chinese = all(len(run) % 2 == 0 and min(run) > 0xA0 for run in runs)
+    chinese &= 2 * touching < len(runs)
     for encoding in marked or ("utf-8", "gbk" if chinese else "cp1252"):
         try:
             return content.decode(encoding), encoding

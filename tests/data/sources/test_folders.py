@@ -162,3 +162,69 @@ def test_names_that_are_not_utf8(plant, tmp_path):
     listed = (tmp_path / "bad" / "mine.incomplete" / "unreadable.txt").read_text()
     assert r"dog/caf\xe9.jpg (" in listed
     assert "dog/3.jpg): a pipe and no file" in listed
+
+
+# --- as people have them
+
+CATS_AND_DOGS = [f"{name}/{name}{i}.jpg" for name in ("cat", "dog") for i in range(5)]
+
+
+@pytest.fixture
+def plant_own(plant):
+    def make(*names, **junk):
+        root = plant(*names)
+        for name, content in junk.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(content)
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        ("cat/Thumbs.db", "dog/Thumbs.db", "cat/desktop.ini"),
+        ("__MACOSX/cat/._cat0.jpg", "__MACOSX/dog/._dog0.jpg"),
+        (".DS_Store", "cat/.DS_Store", "cat/._cat0.jpg", "dog/.ipynb_checkpoints/dog0.jpg"),
+        ("$RECYCLE.BIN/a.jpg", "@eaDir/cat0.jpg/a.jpg", "System Volume Information/x.jpg"),
+    ],
+)
+def test_what_operating_systems_leave(plant_own, read_own, junk):
+    own = read_own(plant_own(*CATS_AND_DOGS, **dict.fromkeys(junk, "")))
+    assert own.source.class_names == ("cat", "dog")
+    assert own.labels == {file: {file[:3]} for file in CATS_AND_DOGS}
+
+
+def test_names_of_splits_in_any_case(plant, read_own):
+    splits = ("Train", "Val", "TEST")
+    files = [f"{split}/{file}" for split in splits for file in CATS_AND_DOGS]
+    own = read_own(plant(*files))
+    assert own.own_splits == ("TEST", "Train", "Val")
+    assert own.source.splits == own.own_splits
+    assert own.labels == {file: {file.split("/")[1]} for file in files}
+
+
+def test_folders_of_splits_are_no_classes(plant, read_own):
+    with pytest.raises(UsageError, match="nothing of any format"):
+        read_own(plant("train/1.jpg", "valid/1.jpg", "test_data/1.jpg"))
+    with pytest.raises(UsageError, match="nothing of any format"):
+        read_own(plant("train/images/1.jpg", "test/images/1.jpg"))
+
+
+def test_a_folder_of_a_split_beside_classes_is_asked_about(plant, read_own):
+    root = plant(*CATS_AND_DOGS, "test/x.jpg")
+    with pytest.raises(UsageError, match=r"of which test may be no class: move it, or say --form"):
+        read_own(root)
+    own = read_own(root, None, "folders")
+    assert own.labels["test/x.jpg"] == {"test"} and "test is taken as a class" in own.notes
+
+
+def test_one_level_down(plant, read_own):
+    root = plant(*(f"archive/photos/{file}" for file in CATS_AND_DOGS))
+    own = read_own(root)
+    assert own.labels == {f"archive/photos/{file}": {file[:3]} for file in CATS_AND_DOGS}
+    assert "data itself holds no set: archive inside it is taken" in own.notes
+    plant(*(f"other/photos/{file}" for file in CATS_AND_DOGS))
+    with pytest.raises(UsageError, match=r"sets in several folders of .*: archive \(folders\), ot"):
+        read_own(root)

@@ -1,0 +1,70 @@
+"""YOLO's text files: where they lie, who names the classes, and what is refused."""
+
+import pytest
+
+from mlic_jax.errors import Failure, UsageError
+
+LINES = {"a": "1 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.1 0.1\n1 .2 .2 .1 .1\n", "b": "1 .1 .2 .3 .4 .5 .6\n"}
+PHOTOS = ["a.jpg", "b.jpg", "c.jpg"]
+EXPECTED = {"a.jpg": {"cat", "dog"}, "b.jpg": {"dog"}, "c.jpg": set()}
+NAMES = {"classes.txt": "cat\ndog\n"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        NAMES,
+        {"data.yaml": "names:\n- cat\n- dog\n"},
+        {"set.yaml": "path: .\nnames:\n  0: cat\n  1: dog\n"},
+        {"labels/classes.txt": "cat\r\ndog\r\n"},
+        {"obj.names": "cat\ndog"},
+    ],
+)
+def test_names_of_classes(plant, read_own, names):
+    files = {f"labels/{stem}.txt": text for stem, text in LINES.items()}
+    own = read_own(plant(files | names, [f"images/{name}" for name in PHOTOS]))
+    assert own.source.class_names == ("cat", "dog")
+    assert own.labels == {f"images/{name}": labels for name, labels in EXPECTED.items()}
+
+
+@pytest.mark.parametrize(
+    ("labels", "images"),
+    [("labels/{}", "images/{}"), ("{}/labels", "{}/images"), ("{}", "{}")],
+)
+def test_places(plant, read_own, labels, images):
+    files = {f"{labels.format('train')}/a.txt": LINES["a"]}
+    files[f"{labels.format('val')}/b.txt"] = LINES["b"]
+    photos = [f"{images.format('train')}/a.jpg", f"{images.format('val')}/b.jpg"]
+    own = read_own(plant(files | NAMES, photos))
+    assert own.own_splits == ("train", "val")
+    assert own.of["train"] == {photos[0]: {"cat", "dog"}} and own.of["val"] == {photos[1]: {"dog"}}
+
+
+def test_side_by_side_and_named(plant, read_own):
+    files = {f"x/{stem}.txt": text for stem, text in LINES.items()} | NAMES
+    own = read_own(plant(files, [f"x/{name}" for name in PHOTOS]) / "x", "../x", "yolo")
+    assert own.labels == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"labels/a.txt": LINES["a"]}, "names the classes of its YOLO labels: put a file classes"),
+        ({"labels/a.txt": "2 .1 .1 .1 .1"} | NAMES, "a.txt, line 1: '2' is not the number of a cl"),
+        (
+            {"labels/a.txt": LINES["a"], "labels/b.txt": "cat 1"} | NAMES,
+            "b.txt, line 1: 'cat' is not the number",
+        ),
+        ({"labels/a.txt": LINES["a"], "d.yaml": "names: {0: cat, 2: dog}"}, "must be 0, 1, 2 and"),
+        ({"labels/a.txt": LINES["a"], "d.yaml": "names: ["}, "d.yaml is not YAML"),
+    ],
+)
+def test_what_is_refused(plant, read_own, files, message):
+    with pytest.raises(Failure, match=message) as failure:
+        read_own(plant(files, [f"images/{name}" for name in PHOTOS]))
+    assert "\n" not in str(failure.value)
+
+
+def test_texts_of_something_else(plant, read_own):
+    with pytest.raises(UsageError, match="nothing of any format"):
+        read_own(plant({"notes.txt": "10 good photos", "labels/a.txt": "a dog"}, PHOTOS))
