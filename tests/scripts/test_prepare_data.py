@@ -192,6 +192,64 @@ def test_given_again(run, table, capsys):
         assert "have changed since prepared/ours was prepared" in refused()
 
 
+def test_dry_run(run, table, capsys):
+    before = sorted(Path().rglob("*"))
+    assert run("--images", "data", "--dry-run") == 0
+    assert sorted(Path().rglob("*")) == before
+    said = capsys.readouterr().out
+    assert "format csv, told from labels.csv" in said
+    assert f"photos: {table}/photos" in said and f"annotations: {table}/labels.csv" in said
+    assert "splits: none of its own, it is divided" in said
+    assert "train (train): 16 photos" in said and "val (val, test): 4 photos" in said
+    rows = [line.split(",") for line in (table / "labels.csv").read_text().splitlines()[1:]]
+    for i, colour in enumerate(COLOURS, 1):
+        assert f"  {colour}: {sum(row[i] == '1' for row in rows)}" in said
+    for row in rows[:2]:
+        names = [c for c, cell in zip(COLOURS, row[1:], strict=True) if cell == "1"]
+        assert f"photos/{row[0]}: {', '.join(names)}" in said
+    assert "If any of this is wrong: --format, --images, --annotations, --image-column" in said
+    (table / "photos" / "3.jpg").unlink()
+    assert run("--images", "data", "--dry-run", "--name", "ours") == 0
+    assert f"1 photos are not there: {table}/photos/3.jpg" in capsys.readouterr().out
+    assert not Path("own").exists() and not Path("prepared").exists()
+
+
+def test_what_was_decided_is_on_the_card(run, table, capsys):
+    text = (table / "labels.csv").read_text().replace("image,", "image,Blue ,", 1)
+    text = "\n".join(
+        line if i == 0 else line.replace(",", ",-1,", 1) for i, line in enumerate(text.splitlines())
+    )
+    (table / "labels.csv").write_text(text)
+    assert run("--images", "data", "--name", "ours") == 0
+    said = capsys.readouterr().out
+    told = "20 cells are -1: unknown, since others are 0"
+    assert told in said
+    assert "problem: the classes Blue, blue differ in case and blanks alone; --merge-class" in said
+    assert told in json.loads(Path("own/ours/data_card.json").read_text())["decided"]
+    page = Path("own/ours/data_card.html").read_text()
+    assert told in page and "val: " in page
+    arguments = ("--images", "data", "--name", "one", "--merge-classes")
+    assert run(*arguments) == 0
+    assert "one class: Blue, blue" in capsys.readouterr().out
+    splits = sources.open_splits(read_module(Path("own/one/one.py")).get_config().data)
+    assert splits["train"].class_names == ("Blue", "green", "red")
+
+
+def test_a_guess_that_fails_says_what_decides(run, table, capsys):
+    (table / "labels.csv").write_text("photos/1.jpg,1,0\nphotos/2.jpg,0,1\n")
+    assert run("--images", "data", "--dry-run") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the table has no header" in line and "(taken for csv; --format says another)" in line
+    (table / "labels.csv").unlink()
+    (table / "a.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
+    assert run("--images", "data", "--dry-run") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lacks the field 'id' (read as coco, told from a.json; see --format)" in line
+    assert run("--images", "data", "--dry-run", "--label-column", "x") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--label-column does not count for the format coco, told from a.json" in line
+
+
 def test_unreadable_images(run, table, capsys):
     (table / "photos" / "7.jpg").write_bytes(b"no image")
     arguments = ("--images", "data", "--name", "ours")
