@@ -10,7 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlic_jax.data.image_files import visible
-from mlic_jax.data.sources import apparel, coco, folders, nuswide, table, voc_layout, yolo
+from mlic_jax.data.sources import (
+    apparel,
+    coco,
+    exports,
+    folders,
+    lists,
+    nuswide,
+    table,
+    voc_layout,
+    yolo,
+)
 from mlic_jax.data.sources.layout import Format, Layout, fixed_part
 from mlic_jax.data.sources.split_names import SPLIT
 from mlic_jax.errors import Failure, UsageError
@@ -19,6 +29,8 @@ FORMATS: dict[str, Format] = {
     "coco": coco.FORMAT,
     "voc": voc_layout.FORMAT,
     "yolo": yolo.FORMAT,
+    "lists": lists.FORMAT,
+    **exports.FORMATS,
     "csv": nuswide.CSV,
     "jsonl": table.JSONL,
     "nuswide": nuswide.FORMAT,

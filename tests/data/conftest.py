@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +128,8 @@ class OwnData:
             assert example.image.is_file(), example.image
             names = zip(self.source.class_names, example.labels, strict=True)
             shown = {name if label else f"{name}?" for name, label in names if label >= 0}
-            yield example.image.relative_to(folder).as_posix(), shown
+            file = Path(os.path.normpath(example.image))
+            yield file.relative_to(folder).as_posix(), shown
 
 
 @pytest.fixture

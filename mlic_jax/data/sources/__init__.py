@@ -9,7 +9,9 @@ from mlic_jax.data import scenes
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
 from mlic_jax.data.sources.coco import CocoFolder
+from mlic_jax.data.sources.exports import PARSERS, Export
 from mlic_jax.data.sources.folders import FolderSet
+from mlic_jax.data.sources.lists import Lists
 from mlic_jax.data.sources.merge import Merged
 from mlic_jax.data.sources.nuswide import NusWide
 from mlic_jax.data.sources.table import Table
@@ -88,10 +90,14 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "folders": lambda data: FolderSet(
         *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
+    "lists": lambda data: Lists(*_files(data), **_options(data, *_TABLE)),
     "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
     "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_CSV)),
     "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
 }
+SOURCES |= dict.fromkeys(
+    PARSERS, lambda data: Export(*_files(data), kind=data.source, **_options(data, *_TABLE))
+)
 
 
 def open_splits(config_data: Any) -> dict[str, Split]:

@@ -1,6 +1,7 @@
 """Which file is meant by the name of a photo in annotations."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,6 +10,9 @@ from pathlib import Path
 from mlic_jax.data.image_files import image_suffixes, is_image, is_junk
 from mlic_jax.data.sources.split_names import agree
 from mlic_jax.errors import Failure
+
+# What Label Studio puts before the names of files that were uploaded to it.
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 
 
 class Photos:
@@ -63,7 +67,7 @@ class Photos:
                 return None
             if found := self.held("/".join(parts[start:])):
                 return found
-        return None
+        return self.held(_UPLOADED.sub("", parts[-1]))
 
     def _below(self, name: str) -> Path | None:
         """The one file of that name in any folder below."""

@@ -1,0 +1,46 @@
+"""What the formats of exports share: a photo with its labels, and what makes a format."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Malformed(ValueError):
+    """A file is not as its format has it; the message says what."""
+
+
+class Photo(NamedTuple):
+    """What an export says of one image."""
+
+    image: Any  # its path, to be checked
+    present: Sequence[str]
+    unknown: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Parser:
+    """A format: how its files are known, and how they are read."""
+
+    photos: Callable[[Any], Iterable[Photo]]  # of what the JSON holds; raises Malformed
+    words: Sequence[bytes]  # which are in every file of the format
+    needs: str  # for a person
+    file_an_image: bool = False  # else one file of all, or of a split
+    unlike: Sequence[bytes] = ()  # words that are in files of other formats
+    start: bytes = b""  # how a file begins, a regular expression
+
+    def knows(self, content: bytes) -> bool:
+        """Whether a file looks like one of the format; it may be too large to be parsed."""
+        return (
+            re.match(self.start, content.lstrip(b"\xef\xbb\xbf \t\r\n")) is not None
+            and all(word in content for word in self.words)
+            and not any(word in content for word in self.unlike)
+        )
+
+
+def names(value: Any, where: str) -> list[str]:
+    """A name or a list of names as a list."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise Malformed(f"{where} must be a name or a list of names")
+    return listed
