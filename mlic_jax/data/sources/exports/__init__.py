@@ -130,11 +130,11 @@ def find(
     parser = PARSERS[kind]
     if annotations is None:
         annotations = _looked_for(images, kind)
-    if annotations is None or (
-        annotations.is_dir() != parser.file_an_image and SPLIT not in str(annotations)
-    ):
+    if annotations is None:
         return None
     is_pattern = SPLIT in str(annotations)
+    if not is_pattern and annotations.is_dir() != parser.file_an_image:
+        return None
     root = Path(layout.fixed_part(str(annotations))) if is_pattern else annotations.parent
     pattern = annotations.relative_to(root).as_posix()
     files = [file for _, file in _files(root, pattern, parser)]
