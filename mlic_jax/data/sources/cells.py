@@ -18,12 +18,13 @@ PRESENT, ABSENT, UNKNOWN = (
 )
 MINUS_ONE = frozenset({"-1", "-1.0"})
 _USUAL_SEPARATORS = "[;|,]"
+_OTHER_SEPARATORS = "/+&:~#"  # where what they divide also occurs alone
 # A list, tuple, set or array as Python, NumPy and pandas write them; and the texts in them.
 _OBJECT = re.compile(
     r"(?s)\s*(?:(?:np\.|numpy\.|pd\.)?(?:array|frozenset|set|tuple|list|Index)\((.*?)"
     r"(?:,\s*dtype=[^)]*)?\)|([\[({].*))\s*"
 )
-_TEXT = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_TEXT = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 _NUMPY_TEXT = re.compile(rf"(?:np\.|numpy\.)?str_\(({_TEXT})\)")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
@@ -115,7 +116,7 @@ def names_in(where: str, text: str, separator: str) -> tuple[list[str], list[str
 
 
 def separator_of(where: str, cells: Sequence[str]) -> str:
-    """What is between the labels in a column: "" (any of `;`, `|` and `,`) or " ".
+    """What is between the labels in a column: "" (any of `;`, `|` and `,`), " " or another mark.
 
     Blanks are, where the words of every cell that has some are also cells alone, or where there are
     cells of many lengths, made of the same words. They are part of names, as in `traffic light`,
@@ -126,8 +127,14 @@ def separator_of(where: str, cells: Sequence[str]) -> str:
     """
     plain = {cell for cell in cells if cell not in MISSING and not is_object(cell)}
     cells = sorted({cell.removesuffix("?").strip() for cell in plain})
+    if any(re.search(_USUAL_SEPARATORS, cell) for cell in cells):
+        return ""
+    for mark in _OTHER_SEPARATORS:
+        parts = [part.strip() for cell in cells if mark in cell for part in cell.split(mark)]
+        if parts and {*parts} <= {*cells}:
+            return mark
     several = [cell.split() for cell in cells if len(cell.split()) > 1]
-    if not several or any(re.search(_USUAL_SEPARATORS, cell) for cell in cells):
+    if not several:
         return ""
     words = {word for cell in several for word in cell}
     in_cells = Counter(word for cell in cells for word in set(cell.split()))

@@ -137,7 +137,7 @@ class CocoFolder:
         A list of images to predict, without annotations, is none.
         """
         splits = splits_of(self._root, self.description["annotations"])
-        return tuple(s for s in splits if _has_fields(self._annotation_file(s))) or splits
+        return tuple(s for s in splits if _has_annotations(self._annotation_file(s))) or splits
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -257,8 +257,8 @@ def _layout(images: Path, annotations: Path) -> Layout:
     if SPLIT in pattern and not splits:
         raise UsageError(f"no file fits --annotations {annotations}")
     files = {split: root / pattern.replace(SPLIT, split) for split in splits or ("",)}
-    without = [os.path.relpath(file, root) for file in files.values() if not _has_fields(file)]
-    files = {split: file for split, file in files.items() if _has_fields(file)} or files
+    without = [os.path.relpath(file, root) for file in files.values() if not _has_annotations(file)]
+    files = {split: file for split, file in files.items() if _has_annotations(file)} or files
     folder, notes = layout.image_folder(
         images, annotations, {split: _file_names(file) for split, file in files.items()}
     )
@@ -280,6 +280,11 @@ def _has_fields(file: Path) -> bool:
     """Whether a file has the fields of COCO's format; it may be too large to be parsed for that."""
     content = file.read_bytes() if file.is_file() else b""
     return all(field in content for field in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+def _has_annotations(file: Path) -> bool:
+    """Whether a file in COCO's format has any annotations."""
+    return _has_fields(file) and not re.search(rb'"annotations"\s*:\s*\[\s*\]', file.read_bytes())
 
 
 def _file_names(file: Path) -> list[str]:

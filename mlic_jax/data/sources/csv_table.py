@@ -147,29 +147,25 @@ def _merged(
     """
     if any(len(row.present) + len(row.unknown) > 1 for row in rows):
         return rows, []
-    if columns.value is None and len({row.image for row in rows}) == len(rows):
+    if columns.value is None and len({(row.split, row.image) for row in rows}) == len(rows):
         return rows, []
-    merged: dict[str, Row] = {}
-    absent: dict[str, set[str]] = {}
+    merged: dict[tuple[str, str], Row] = {}
+    absent: dict[tuple[str, str], set[str]] = {}
     for row, (_, cells) in zip(rows, lines, strict=True):
-        earlier = merged.setdefault(row.image, row._replace(present=[], unknown=[]))
-        absent.setdefault(row.image, set())
-        if earlier.split != row.split:
-            raise Failure(
-                f"{row.where}: {row.image} is of the split {row.split!r}, and in {earlier.where} "
-                f"of {earlier.split!r}"
-            )
+        photo = row.split, row.image
+        earlier = merged.setdefault(photo, row._replace(present=[], unknown=[]))
+        absent.setdefault(photo, set())
         value = "1" if columns.value is None else cells[columns.value].lower()
         if value in ABSENT | MINUS_ONE:
-            absent[row.image].update(row.present)
+            absent[photo].update(row.present)
         else:
             sure = earlier.present if value in PRESENT else earlier.unknown
             sure.extend(set(row.present) - {*sure})
             earlier.unknown.extend(set(row.unknown) - {*earlier.unknown})
     notes = [f"{len(rows):,} rows are of {len(merged):,} photos: one row a label"]
     classes = {name for row in rows for name in row.present}
-    for row in merged.values() if any(absent.values()) else ():
-        row.unknown[:] = classes - {*row.present} - absent[row.image]
+    for photo, row in merged.items() if any(absent.values()) else ():
+        row.unknown[:] = classes - {*row.present} - absent[photo]
     if any(absent.values()):
         notes.append("labels that are not mentioned are unknown, since some are said to be absent")
     for row in merged.values():

@@ -11,7 +11,7 @@ from mlic_jax.data.sources.split_names import SPLIT, agree, by_pattern, pattern_
 from mlic_jax.errors import Failure, UsageError
 
 _NAMES_SHOWN = 5
-_INSIDE = "inside --images"
+_GIVEN, _INSIDE = "--images", "inside --images"
 _ENOUGH = 300  # names of a split that are looked for to tell where the photos are
 OF_PHOTOS = {"jpegimages", "images", "image", "img", "imgs", "photos", "pictures"}
 
@@ -52,7 +52,7 @@ def image_folder(
     Args:
         images: as a person named it; a pattern with `{split}` is taken as it is.
         annotations: the file, or a pattern of files.
-        names: split ("" if there is one file of all) -> the names of photos.
+        names: split ("" where the annotations name none) -> the names of photos.
 
     Raises:
         UsageError: two folders inside, of which neither is the more likely, hold such photos; or
@@ -62,7 +62,7 @@ def image_folder(
         return images, ()
     sample = [(split, name) for split in names for name in _some(names[split])]
     split = _split_of(images, annotations) or ""
-    groups = _candidates(images, annotations)
+    groups = _candidates(images, annotations, SPLIT if len(names) > 1 else split)
     for by_end in (False, True):
         held = {folder: _held(folder, sample, by_end) for _, group in groups for folder in group}
         if any(held.values()):
@@ -76,12 +76,24 @@ def image_folder(
             likely = [f for f in likely if agree([split], f.relative_to(images).parts)] or likely
         if likely:
             break
-    chosen = likely[0]
-    rivals = [folder for folder in held if held[folder] and folder not in (chosen, *likely)]
-    if len(likely) > 1:
-        if not any(held[chosen] & held[other] for other in likely[1:]):
-            return images, ()  # each holds a part
-        both = " and ".join(_relative(folder, images) for folder in likely[:2])
+    chosen, *rivals = likely
+    if rivals and not any(held[chosen] & held[other] for other in rivals):
+        return images, ()  # each holds a part
+    _check_choice(chosen, rivals, why, images, annotations, split)
+    others = [folder for folder in held if folder != chosen and held[folder] & held[chosen]]
+    if not others or SPLIT in str(chosen):
+        return chosen, ()
+    told = f"photos are taken from {_relative(chosen, images)} ({why})"
+    places = listing([_relative(folder, images) for folder in others])
+    return chosen, (f"{told}; there are others of the same names, not read, in {places}",)
+
+
+def _check_choice(
+    chosen: Path, rivals: Sequence[Path], why: str, images: Path, annotations: Path, split: str
+) -> None:
+    """Asks where it would be a guess, or where folder and annotations are of other splits."""
+    if rivals:
+        both = " and ".join(_relative(folder, images) for folder in (chosen, rivals[0]))
         raise UsageError(
             f"{both} both hold photos of the names in {annotations.name}: say which with --images"
         )
@@ -90,22 +102,21 @@ def image_folder(
             f"{_relative(annotations, images)} is of {split}, and only "
             f"{_relative(chosen, images)} holds photos of its names: say which with --images"
         )
-    rivals = [folder for folder in rivals if held[folder] & held[chosen]]
-    if rivals and SPLIT not in str(chosen):
-        told = f"photos are taken from {_relative(chosen, images)} ({why})"
-        others = listing([_relative(folder, images) for folder in rivals])
-        return chosen, (f"{told}; there are others of the same names, not read, in {others}",)
-    return chosen, ()
+    own = annotations.parent
+    if why == _GIVEN and not _is_inside(own, images) and not agree([own.name], [chosen.name]):
+        raise UsageError(
+            f"--images is {chosen.name}, and {annotations.name} is of {own.name}: are these its "
+            f"photos? Then put it into another folder; else say --images {own}"
+        )
 
 
-def _candidates(images: Path, annotations: Path) -> list[tuple[str, list[Path]]]:
+def _candidates(images: Path, annotations: Path, split: str) -> list[tuple[str, list[Path]]]:
     """Folders that may hold the photos, the likeliest first, in groups; each with the reason."""
     own = annotations.parent
-    inside = Path(os.path.abspath(own)).is_relative_to(os.path.abspath(images))
-    split = SPLIT if SPLIT in str(annotations) else _split_of(images, annotations)
+    inside = _is_inside(own, images)
     below = [] if not images.is_dir() else folders_in(images)
     named = []
-    for base in (images, own) if split else ():
+    for base in dict.fromkeys((images, own)) if split else ():
         paths = (split, f"images/{split}", f"{split}/images", f"{split}_images", f"images_{split}")
         named += [base / path for path in paths]
         named += [f for f in folders_in(base) if split != SPLIT and f.name.lower() == split.lower()]
@@ -115,7 +126,7 @@ def _candidates(images: Path, annotations: Path) -> list[tuple[str, list[Path]]]
         beside = [f for f in visible(own.parent) if f.is_dir() and f.name.lower() in OF_PHOTOS]
     first = [("the folder of the annotations", [own])]
     by_split = [("named like the annotations", [folder]) for folder in dict.fromkeys(named)]
-    given = [("--images", [images])]
+    given = [(_GIVEN, [images])]
     rest = [
         *((_INSIDE, [folder]) for folder in usual if folder.parent == images),
         ("beside the annotations", beside),
@@ -138,6 +149,10 @@ def folders_in(folder: Path) -> list[Path]:
         return inside + [path for place in inside for path in visible(place) if path.is_dir()]
     except OSError:
         return []
+
+
+def _is_inside(folder: Path, other: Path) -> bool:
+    return Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(other))
 
 
 def _split_of(images: Path, annotations: Path) -> str | None:

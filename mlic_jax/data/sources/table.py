@@ -122,8 +122,12 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
 
 
 def has_labels(kind: str, file: Path) -> bool:
-    """Whether a table has a column beside that of photos: lists of what to predict have none."""
-    return kind != "csv" or len(next(csv_rows(file))[1]) > 1
+    """Whether a table says more than which photos there are: lists of what to predict do not."""
+    if kind == "csv":
+        return len(next(csv_rows(file))[1]) > 1
+    where = f"{file}, line 1"
+    first = next((json_text.parse(line, where) for line in _lines(file) if line.strip()), None)
+    return not isinstance(first, dict) or _field(first, LABELS) in first
 
 
 # --- JSON Lines ---
@@ -216,7 +220,7 @@ def find(
     else:
         rows = TABLES[kind](annotations, **told).rows
     for row in rows:
-        names[row.split if splits else ""].append(row.image)
+        names[row.split].append(row.image)
     folder, notes = layout.image_folder(images, annotations, names)
     seen = annotations.name + (f" for {', '.join(splits)}" if splits else "")
     return Layout(kind, seen, layout.options(folder, annotations), notes)

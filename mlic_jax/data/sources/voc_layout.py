@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlic_jax.data.image_files import is_image
+from mlic_jax.data.image_files import is_image, is_junk
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.labels import check_extent
@@ -181,7 +181,7 @@ def _files_of_lists(folder: Path) -> dict[str, list[Path]]:
     The sets of VOC come with one more file for each class, cat_train.txt beside train.txt; VoTT
     writes these alone.
     """
-    files = {file.stem: file for file in sorted(folder.glob("*.txt"))}
+    files = {file.stem: file for file in sorted(folder.glob("*.txt")) if not is_junk(file)}
     of_classes = {name for name in files for other in files if name.endswith(f"_{other}")}
     splits = {name: [file] for name, file in files.items() if name not in of_classes}
     of_split: dict[str, list[Path]] = defaultdict(list)

@@ -243,6 +243,7 @@ def test_attributes(plant, read_own):
         ("image,label\n" + "".join(f"{n},{n[:4]}.png\n" for n in NAMES), "are files"),
         ("image,label\n" + "".join(f"{n},say{n[:-4]}\n" for n in NAMES), "hardly ever occur twice"),
         ("image,labels\nimg0.jpg,\"{'cat': 1}\"\n", "is not a Python list of names"),
+        ("image,labels\nimg0.jpg,\"['cat', 'd\no']\"\n", "is not a Python list of names"),
         ("image,labels\nimg0.jpg,\"['cat', 3]\"\n", "is not a Python list of names"),
         ("image,label,cat\nimg0.jpg,dog,1\nimg1.jpg,dog,0\n", "which counts"),
     ],
@@ -266,6 +267,20 @@ def test_the_answer_is_taken(plant, read_own):
 
 
 def test_an_image_of_two_splits(plant, read_own):
+    """Unless each split has its own folder, in which it is another one."""
     text = "image,label,split\na.jpg,cat,train\na.jpg,dog,val\nb.jpg,dog,val\n"
-    with pytest.raises(Failure, match=r"line 3: a.jpg is of the split 'val', and in .*line 2 of"):
-        read_own(plant({"l.csv": text}, ["a.jpg", "b.jpg"]))
+    folder = plant({"l.csv": text}, ["a.jpg", "b.jpg"])
+    with pytest.raises(Failure, match=r"line 3: a.jpg is listed already, in .*line 2"):
+        read_own(folder)
+    (folder / "a.jpg").unlink()
+    own = read_own(plant({}, ["train/a.jpg", "val/a.jpg", "val/b.jpg"]))
+    assert own.labels == {"train/a.jpg": {"cat"}, "val/a.jpg": {"dog"}, "val/b.jpg": {"dog"}}
+
+
+@pytest.mark.parametrize("mark", ["/", "+", " & "])
+def test_marks_that_divide_what_occurs_alone(plant, read_own, mark):
+    own = read_own(plant({"l.csv": table(mark.join)}, NAMES))
+    assert own.labels == EXPECTED
+    text = f"image,label\na.jpg,cat{mark}big\nb.jpg,cat{mark}big\nc.jpg,cat\n"
+    names = read_own(plant({"l.csv": text}, ["a.jpg", "b.jpg", "c.jpg"]), cell_separator=";")
+    assert names.source.class_names == ("cat", f"cat{mark}big")

@@ -85,6 +85,18 @@ def test_splits_without_labels_do_not_count(plant, read_own):
     assert "instances_test.json: no annotations, not read" in own.notes
 
 
+def test_empty_annotations_of_test(plant, read_own):
+    files = {f"{s}/_annotations.coco.json": coco(SPLITS[s]) for s in ("train", "valid")}
+    files["test/_annotations.coco.json"] = coco(SPLITS["test"], annotations=[])
+    own = read_own(plant(files, IN_SPLITS))
+    assert own.own_splits == ("train", "valid")
+    lines = {s: [{"file_name": n, "labels": sorted(OF[n])} for n in SPLITS[s]] for s in SPLITS}
+    lines["test"] = [{"file_name": name} for name in SPLITS["test"]]
+    files = {f"{s}/metadata.jsonl": "\n".join(map(json.dumps, lines[s])) for s in SPLITS}
+    own = read_own(plant(files), None, "jsonl")
+    assert own.own_splits == ("train", "valid") and len(own.labels) == 9
+
+
 def test_kaggle(plant, read_own):
     files = {"train.csv": boxes(NAMES), "test.csv": "filename\nx.jpg\n"}
     files["sample_submission.csv"] = "filename,class\nx.jpg,cat\n"

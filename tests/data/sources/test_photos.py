@@ -78,6 +78,17 @@ def test_only_another_split_has_them(plant, read_own):
         read_own(folder)
 
 
+def test_annotations_of_another_split_than_images(plant, read_own):
+    folder = plant({"train/labels.csv": CSV}, BOTH)
+    with pytest.raises(UsageError, match=r"--images is test, and labels.csv is of train: are the"):
+        read_own(folder / "test", "../train/labels.csv")
+    own = read_own(
+        plant({"old/labels.csv": CSV}, [f"old/{n}" for n in NAMES]) / "test", "../old/labels.csv"
+    )
+    assert own.labels == OF
+    assert "photos are taken from" in own.notes and "(--images)" in own.notes
+
+
 def test_a_photo_that_is_gone_is_not_taken_from_elsewhere(plant):
     folder = plant({}, BOTH)
     (folder / "train" / NAMES[3]).unlink()
