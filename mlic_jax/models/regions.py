@@ -224,7 +224,7 @@ def crops_by_products(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax
 
 def _weights(first: jax.Array, second: jax.Array, weight: jax.Array, size: int) -> jax.Array:
     """How much of every source position an output takes, `[B, N, L, size]`, from its `_taps`."""
-    position = jnp.arange(size)
+    position = jnp.arange(size, dtype=jnp.int32)
     first, second, weight = (x[..., None] for x in (first, second, weight))
     return jnp.where(position == first, 1 - weight, 0) + jnp.where(position == second, weight, 0)
 
