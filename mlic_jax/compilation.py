@@ -46,6 +46,16 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def make_deterministic() -> None:
+    """Has XLA take no operation on a GPU whose sums change their order from run to run.
+
+    XLA reads it once, where JAX starts its devices: this must come before. CPUs and TPUs have no
+    such operations.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+
+
 def compile_ahead(name: str, function: Callable, *arguments: Any) -> Callable:
     """Compiles a jitted function, and says on the log how long it took.
 

@@ -39,6 +39,9 @@ def default_config() -> ConfigDict:
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
     config.model.dtype = "float32"
+    # Of float32 products where a platform has several: auto (highest for results, the platform's
+    # default in training) | default | high | highest. What decides regions is highest in any case.
+    config.model.precision = "auto"
     # Parts of a batch that batch normalisation treats each by itself, as so many GPUs of PyTorch.
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.

@@ -39,6 +39,7 @@ from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.precision import in_precision
 from mlic_jax.report_graph import LabelGraph
 from mlic_jax.scores import GLOBAL_OUTPUTS, OUTPUTS, Scores
 
@@ -85,7 +86,8 @@ def make_eval_step(
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
         apply = partial(model.apply, variables, **second_look)
-        outputs = views.score_views(apply, batch["image"], config)
+        with in_precision(config.model, training=False):
+            outputs = views.score_views(apply, batch["image"], config)
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 

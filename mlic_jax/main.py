@@ -36,6 +36,9 @@ ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "train: resume with options that change what has been."
 )
 PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "On a GPU: the same numbers to the bit every time, more slowly."
+)
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
 flags.adopt_module_key_flags(processes)
 
@@ -47,6 +50,7 @@ FLAGS_OF_MODES = {
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
     ("train", "evaluate"): (PROFILE,),
+    ("train", "evaluate", "calibrate", "predict"): (DETERMINISTIC,),
 }
 
 
@@ -107,11 +111,21 @@ def work_on_a_set() -> None:
         evaluate.evaluate_run(config, workdir, CHECKPOINT.value, PROFILE.value)
 
 
+def parse(argv: list[str]) -> list[str]:
+    """`parse_flags`, and what has to be said before JAX starts its devices."""
+    rest = parse_flags(argv)
+    if DETERMINISTIC.value:
+        from mlic_jax import compilation
+
+        compilation.make_deterministic()
+    return rest
+
+
 def run() -> None:
     """`main`, its errors as one line and an exit code; see `exit_code`."""
     show_log()
     hush_strays()
-    code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
+    code = exit_code(lambda: app.run(main, flags_parser=parse))
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stdout.flush()
     os._exit(code)  # threads of a half-run pipeline must not keep the process alive

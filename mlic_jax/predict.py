@@ -31,6 +31,7 @@ from mlic_jax.drawing import Box
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import create_eval_model, on_own_rows
 from mlic_jax.metrics import PROTOCOLS
+from mlic_jax.models.precision import in_precision
 from mlic_jax.operating_point import OperatingPoint, calibrated
 from mlic_jax.scores import OUTPUTS
 from mlic_jax.views import host_size, score_views
@@ -272,7 +273,8 @@ def make_predict_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.M
             maps = beside.get("intermediates", {}).get("class_maps", ())
             return outputs | dict(zip(("class_maps",), maps, strict=False))
 
-        outputs = score_views(apply, images, config)
+        with in_precision(config.model, training=False):
+            outputs = score_views(apply, images, config)
         return {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
 
     step = on_own_rows(predict_step, config, mesh)

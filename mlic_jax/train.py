@@ -32,6 +32,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.losses import smooth_targets, total_loss
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.layers import deal_rows
+from mlic_jax.models.precision import in_precision
 from mlic_jax.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
 from mlic_jax.step_log import StepLog
 
@@ -95,9 +96,10 @@ def make_train_step(
     def of_own_rows(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
         """(new batch_stats, (metrics, gradient) of all devices together), from the rows here."""
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params)
-        batch_stats, sums = accumulate(
-            partial(gradient_of, known=known), config.accumulation, batch_stats, rows
-        )
+        with in_precision(config.model, training=True):
+            batch_stats, sums = accumulate(
+                partial(gradient_of, known=known), config.accumulation, batch_stats, rows
+            )
         if mesh is None:
             return batch_stats, sums
         metrics, gradient = sums  # exchanged once for all parts

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mlic_jax.compilation import compile_ahead, keep_programs
+from mlic_jax.compilation import compile_ahead, keep_programs, make_deterministic
 from mlic_jax.train import train
 
 OPTIONS = (
@@ -108,3 +108,14 @@ def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
         jax.monitoring.unregister_event_duration_listener(count)
     assert validations.count(0) >= 2, "the steps themselves"
     assert validations.count(1) == validations.count(2) == 0
+
+
+def test_what_the_environment_says_to_xla_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_gpu_deterministic_ops=false")
+    make_deterministic()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[:2] == ["--xla_a=1", "--xla_gpu_deterministic_ops=false"]
+    assert flags[2:] == ["--xla_gpu_deterministic_ops=true"]  # the last one counts
+    monkeypatch.delenv("XLA_FLAGS")
+    make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"

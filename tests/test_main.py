@@ -63,6 +63,7 @@ def test_help():
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),
         ((*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"), "--flip is for --mode=predict"),
+        ((*SCENES, "--mode=prepare", "--deterministic"), "--deterministic is for --mode=train|ev"),
         ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for --mode=predict"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--recover"), "--recover is for"),
         ((*PREDICT, "--profile"), "--profile is for --mode=train|evaluate, not predict"),
@@ -132,6 +133,7 @@ def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_conf
     photo = ("--checkpoint", f"{tmp_path}/run", "--images", f"{tmp_path}/photo.png")
     for mode in ("prepare", "train", "train", "evaluate", "calibrate", "predict"):
         options = recipe if mode != "predict" else [*photo, "--out", f"{tmp_path}/predictions"]
+        options = [*options, "--deterministic"] if mode == "predict" else options
         answer = run(*options, "--mode", mode, cwd=ROOT)
         assert answer.returncode == 0, answer.stderr
         for text, known in ((answer.stdout, SAID), (answer.stderr, LOGGED)):
@@ -147,3 +149,21 @@ def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):
     assert answer.returncode == 2
     wanted = "error: --workdir file/run: file is a file; it must be a folder\n"
     assert answer.stderr == wanted
+
+
+def test_deterministic_reaches_xla(tmp_path):
+    """Said after JAX is imported, and before it starts its devices, as `main` says it."""
+    program = """
+import jax
+from mlic_jax.main import parse
+parse(["main", "--mode=train", "--deterministic"])
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+    read = [path.read_text() for path in tmp_path.glob("*.debug_options")]
+    assert read and all("xla_gpu_deterministic_ops: true" in options for options in read)
