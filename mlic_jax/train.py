@@ -169,11 +169,10 @@ def accumulate(
         batch_stats, terms = of_part(carry[0], part)
         return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
 
-    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
-    first = jax.tree.map(lambda x: x[0], parts)
     if count == 1:
-        return of_part(batch_stats, first)
-    _, shapes = jax.eval_shape(of_part, batch_stats, first)
+        return of_part(batch_stats, rows)
+    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
+    _, shapes = jax.eval_shape(of_part, batch_stats, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
     return batch_stats, sums
