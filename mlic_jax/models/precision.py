@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-# Of products and convolutions of float32. "auto": "highest" for a result, "default" in a training
-# step; any other for both. "default" is what the platform takes for fast, "high" three passes.
+# Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
+# platform can) in a training step; the others for both.
 PRECISIONS = ("auto", "default", "high", "highest")
 
 
