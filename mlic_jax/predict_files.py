@@ -104,7 +104,8 @@ def predict_files(
         run = describe_run(config, variables, metadata)
         if resume:
             _check_same_run(out, run)
-        batch_size = even_batch_size(len(files), config.eval.batch_size)
+        limit = config.eval.batch_size * jax.local_device_count()
+        batch_size = even_batch_size(len(files), limit)
         predictor = Predictor(config, variables, metadata, batch_size)
         failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
     except OSError as error:

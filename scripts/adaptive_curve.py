@@ -209,7 +209,6 @@ def measure(
         Failure: an image cannot be read.
     """
     mesh = distributed.create_mesh()
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     weights = distributed.lay_out(weights, distributed.replicated(mesh))
     batches = list(device_batches(split, config, images, mesh))
@@ -245,14 +244,15 @@ def device_batches(
     split: Split, config: ConfigDict, images: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     """The first images in whole batches, on the devices."""
+    rows = evaluate.batch_rows(config, mesh)
     batches = pipeline.batches(
         split,
-        batch_size=config.eval.batch_size,
+        batch_size=rows,
         image_size=views.host_size(config),
         shuffle=False,
         threads=config.data.threads,
     )
-    for batch in itertools.islice(batches, -(-images // config.eval.batch_size)):
+    for batch in itertools.islice(batches, -(-images // rows)):
         batch["index"][batch["index"] >= images] = -1
         yield distributed.to_devices(batch, mesh)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mlic_jax.checkpoint import save_weights
+from mlic_jax.scores import Scores
+
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ("--config", "configs/mcar_scenes.py")
 PREDICT = ("--mode=predict", "--checkpoint", ".", "--images", ".", "--out", "w")
@@ -41,6 +44,12 @@ def test_help():
         ((), "--config is missing"),
         (SCENES, "--workdir is missing"),
         (("--config", "configs/nothing.py", "--workdir", "w"), "configs/nothing.py"),
+        (("--config=configs/nothing.py", "--workdir=w", "--mode=evaluate"), "configs/nothing.py"),
+        (("--workdir", "w", "--config.epochs=3"), "--config is missing"),
+        (("--mode=evaluate",), "--workdir is missing, and --checkpoint too"),
+        (("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"), "has no option 'flop'"),
+        (("--mode=evaluate", "--workdir=w", "--config.eval.top_n=many"), "many"),
+        ((*PREDICT, "--config.eval.flip=True"), "--config is for --mode=train|evaluate"),
         ((*SCENES, "--workdir", "w", "--config.epoch=3"), "has no option 'epoch'"),
         ((*SCENES, "--workdir", "w", "--config.model.foo=3"), "has no option 'foo'"),
         ((*SCENES, "--workdir", "w", "--config.epochs=many"), "many"),
@@ -99,6 +108,8 @@ SAID = (
     r"prepared .*: 20 train, 9 val, 11 test; 12 classes",
     r"epoch 1: val mAP .*",
     r"resuming .*/checkpoints/3, of 3 steps",
+    r".*/checkpoints/3: as it says itself",
+    r"the recipe has model.pooling .*: of it only which data count",
     r"tiny_scenes test: 11 images, 12 classes",
     r"  chance .* final mAP .*",
     r"  (all|top-3) labels at probability .*",
@@ -147,3 +158,32 @@ def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):
     assert answer.returncode == 2
     wanted = "error: --workdir file/run: file is a file; it must be a folder\n"
     assert answer.stderr == wanted
+
+
+def test_a_checkpoint_needs_no_recipe(tmp_path, config, fresh_run):
+    """Trained with other options than any recipe has, it is evaluated and calibrated with them."""
+    config.model.update(pooling="avg", localizer="clean")
+    config.data.image_size = 96
+    config.data.splits.val = "train"
+    variables, metadata = fresh_run(config)
+    step = tmp_path / "run" / "checkpoints" / "3"
+    save_weights(step, variables, metadata | {"step": 3})
+    command = ("--mode=evaluate", "--workdir", f"{tmp_path}/run")
+    answer = run(*command, "--config.eval.batch_size=2", "--noconfig.eval.flip")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith(f"{step}: as it says itself; changed: eval.batch_size 1 (now 2)")
+    scores = Scores.load(tmp_path / "run" / "scores_test.npz")
+    assert scores.image_size == 96
+    assert scores.origin["model.localizer"] == "clean" and scores.origin["model.pooling"] == "avg"
+
+    answer = run("--mode=calibrate", "--checkpoint", f"{tmp_path}/run", "--config.eval.top_n=1")
+    assert answer.returncode == 0, answer.stderr
+    assert "changed: eval.top_n 0 (now 1)" in answer.stdout
+    assert f"not stored in {step}" in answer.stdout
+    assert (tmp_path / "run" / "evaluations" / "eval.top_n=1" / "scores_train.npz").is_file()
+
+    given = ("--config", "configs/mcar_voc2007.py:resnet50,448")
+    answer = run(*command, *given, "--config.model.backbone=resnet34")
+    assert answer.returncode == 2
+    wanted = f"error: --config.model.backbone: the arrays of {step} are of model.backbone 'resnet10'"
+    assert answer.stderr.startswith(wanted)
