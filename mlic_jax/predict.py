@@ -97,11 +97,8 @@ class Predictor:
         self.class_names = tuple(metadata["class_names"])
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
-        # Equal shares, as small as the devices allow, on no more of them than have any.
-        share = -(-batch_size // jax.local_device_count())
-        devices = jax.local_devices()[: -(-batch_size // share)]
-        self._mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self._rows = share * len(devices)
+        devices, self._rows = spread(batch_size, jax.local_device_count())
+        self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, distributed.replicated(self._mesh))
         self._step = make_predict_step(model, config, self._mesh)
@@ -310,6 +307,16 @@ def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
         -(-y2 * height // size),
         -(-x2 * width // size),
     )
+
+
+def spread(batch_size: int, devices: int) -> tuple[int, int]:
+    """How a batch is divided among devices: how many of them have rows, and the rows of all.
+
+    Every one has as many, the fewest that are possible; what the batch does not fill is padding.
+    """
+    share = -(-batch_size // devices)
+    used = -(-batch_size // share)
+    return used, share * used
 
 
 def even_batch_size(images: int, limit: int) -> int:
