@@ -190,8 +190,12 @@ def folder_name(parts: Mapping[str, Any]) -> str:
     name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
     if name == text and len(name) <= LONGEST_NAME:
         return name
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    digest = _digest(text)
     return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _in_a_name(value: Any) -> str:
@@ -202,9 +206,16 @@ def _aside(path: Path, workdir: Path, overrides: Changes) -> Path:
     """Where below a run's folder results belong: in it, if they are what the run says of itself."""
     parts = {name: new for name, (_, new) in overrides.items()}
     if run_checkpoints(workdir) and not _is_best(path, workdir):
-        same_run = run_of(path) and run_of(path).resolve() == workdir.resolve()
-        parts = {"checkpoint": path.name if same_run else str(path)} | parts
+        parts = {"checkpoint": _nickname(path, workdir)} | parts
     return Path(ASIDE, folder_name(parts)) if parts else Path()
+
+
+def _nickname(path: Path, workdir: Path) -> str:
+    """A checkpoint's step, if it is of the run in `workdir`; else a name that no other has."""
+    run = run_of(path)
+    if run and run.resolve() == workdir.resolve():
+        return path.name
+    return f"{f'{run.name}-' if run else ''}{path.name}-{_digest(str(path))}"
 
 
 def _is_best(path: Path, workdir: Path) -> bool:

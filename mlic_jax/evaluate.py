@@ -254,8 +254,9 @@ def evaluate_run(
     is_first = processes.is_first()
     if not scores.labels.any():
         if is_first:
-            scores.save(workdir / f"scores_{split.split}.npz")
-            print(f"no label of {split.name} {split.split} is known: wrote its scores alone")
+            written = workdir / f"scores_{split.split}.npz"
+            scores.save(written)
+            print(f"no label of {split.name} {split.split} is known: wrote {written} alone")
         return {}
 
     least = config.eval.min_positives

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,10 @@ def test_a_step_that_is_not_the_best_is_not_the_run(run):
 def test_another_model_does_not_write_over_a_run(run, converted, make_config):
     setup = set_up(converted, run, make_config())
     assert setup.workdir.parent == run / "evaluations"
-    assert setup.workdir.name.startswith("checkpoint=")
+    assert re.fullmatch("checkpoint=converted-[0-9a-f]{8}", setup.workdir.name)
+    shutil.copytree(run, run.parent / "twin")
+    twin = set_up(run.parent / "twin", run)
+    assert re.fullmatch("checkpoint=twin-3-[0-9a-f]{8}", twin.workdir.name)
 
 
 def test_names_of_folders_are_short_safe_and_each_has_its_own():

@@ -390,8 +390,9 @@ def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp
     save_weights(tmp_path / "weights", weights, info)
 
     assert evaluate.evaluate_run(config, tmp_path / "run", tmp_path / "weights") == {}
-    assert "no label of unlabelled test is known" in capsys.readouterr().out
+    written = tmp_path / "run" / "scores_test.npz"
+    assert f"no label of unlabelled test is known: wrote {written} alone" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["scores_test.npz"]
-    scores = Scores.load(tmp_path / "run" / "scores_test.npz")
+    scores = Scores.load(written)
     assert scores.image_ids.tolist() == [f"{i}.png" for i in range(5, 9)]
     assert not scores.labels.any() and np.isfinite(scores.logits).all()
