@@ -14,6 +14,7 @@ from mlic_jax.checkpoint_config import (
     DECIDING,
     LONGEST_NAME,
     SAYING,
+    as_predicted,
     folder_name,
     own_config,
     set_up,
@@ -247,3 +248,22 @@ def test_an_operating_point_of_other_options_is_not_stored(run, capsys):
     assert read_metadata(same.path)["operating_point"] == point.to_dict()
     assert same.workdir == run / "evaluations" / "eval.protocol=msrn"
     assert Path(same.workdir, "calibration_val.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says_otherwise"),
+    [
+        *(("model.threshold", 0.3, True), ("model.dtype", "bfloat16", True)),
+        *(("data.image_size", 64, True), ("augment.mean", (0.5, 0.5, 0.5), True)),
+        *(("augment.std", (0.5, 0.5, 0.5), True), ("eval.top_n", 1, True)),
+        *(("eval.local_size", 32, True), ("eval.local_bound", 0.1, True)),
+        *(("eval.flip", True, True), ("eval.scales", (64,), True)),
+        *(("data.name", "other", False), ("eval.protocol", "msrn", False)),
+        *(("calibration.rule", "per_class", False), ("eval.batch_size", 4, False)),
+    ],
+)
+def test_what_prediction_would_say_otherwise(weights, tmp_path, option, value, says_otherwise):
+    metadata = weights[1]
+    config = own_config(metadata, tmp_path)
+    config.update_from_flattened_dict({option: value})
+    assert list(as_predicted(metadata, config, tmp_path)) == ([option] if says_otherwise else [])
