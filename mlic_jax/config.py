@@ -1,5 +1,6 @@
 """Every option, what it means and the published default; a recipe in `configs/` changes a few."""
 
+import math
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.models import BACKBONES, POOLINGS
+from mlic_jax.optim import RATE_SCALINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -85,22 +87,29 @@ def default_config() -> ConfigDict:
 
     config.augment = ConfigDict()
     config.augment.flip = True
-    config.augment.jitter = 0.3  # of brightness, contrast and saturation
+    config.augment.jitter = 0.3  # 0 to 1, of brightness, contrast and saturation
     config.augment.mean = IMAGENET_MEAN
     config.augment.std = IMAGENET_STD
 
     config.loss = ConfigDict()
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
+    config.loss.label_smoothing = 0.0  # s: targets are 1 - s / 2 and s / 2
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd (as released) | adamw
     config.optim.learning_rate = 0.01
+    # How the rate follows batch_size / reference_batch: none (as released) | linear (Goyal et al.
+    # 2017) | sqrt.
+    config.optim.scaling = "none"
+    config.optim.reference_batch = 16
     # Of the model's top-level modules, `rest` of all that are not named; 0 freezes.
     config.optim.multipliers = ConfigDict({"features": 0.1, "rest": 1.0})
-    config.optim.schedule = "step"  # step (as released) | cosine (to zero)
+    config.optim.schedule = "step"  # step (as released) | cosine
+    config.optim.floor = 0.0  # cosine: the share of the rate where it ends
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
     config.optim.warmup_epochs = 0.0  # linear, from zero
     config.optim.momentum = 0.9  # sgd
+    config.optim.nesterov = False  # sgd
     config.optim.weight_decay = 1e-4
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
@@ -205,12 +214,12 @@ def check_config(config: ConfigDict) -> None:
         "eval.batch_size": config.eval.batch_size,
         "data.threads": config.data.threads,
         "optim.learning_rate": config.optim.learning_rate,
+        "optim.reference_batch": config.optim.reference_batch,
     }
     for option, value in positive.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise UsageError(f"{option} is {value}; it must be positive")
-    if not 0 <= config.init_prior < 1:
-        raise UsageError(f"init_prior is {config.init_prior}; it must be at least 0 and below 1")
+    check_ranges(config)
     if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
         raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
     choices = {
@@ -219,6 +228,7 @@ def check_config(config: ConfigDict) -> None:
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
+        "optim.scaling": (config.optim.scaling, tuple(RATE_SCALINGS)),
         "data.train_crop": (config.data.train_crop, TRAIN_CROPS),
         "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
     }
@@ -227,6 +237,41 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"{option} is {value!r}; known are {', '.join(map(repr, known))}")
     if not config.data.source or not config.data.name:
         raise UsageError("data.source and data.name are empty; take a recipe of configs/")
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raises UsageError for a number that is outside of its range, or that nothing would use."""
+    optim = config.optim
+    shares = {
+        "init_prior": config.init_prior,
+        "loss.label_smoothing": config.loss.label_smoothing,
+        "optim.momentum": optim.momentum,
+    }
+    for option, value in shares.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{option} is {value}; it must be at least 0 and below 1")
+    for option, value in (("augment.jitter", config.augment.jitter), ("optim.floor", optim.floor)):
+        if not 0 <= value <= 1:
+            raise UsageError(f"{option} is {value}; it must be 0 to 1")
+    least_zero = {
+        "seed": config.seed,
+        "data.workers": config.data.workers,
+        "optim.clip_norm": optim.clip_norm,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.warmup_epochs": optim.warmup_epochs,
+    }
+    for option, value in least_zero.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{option} is {value}; it must be at least 0")
+    if optim.warmup_epochs > config.epochs:
+        raise UsageError(
+            f"optim.warmup_epochs is {optim.warmup_epochs:g}, of {config.epochs} epochs: the rate "
+            "would never be reached"
+        )
+    if optim.nesterov and optim.name != "sgd":
+        raise UsageError(f"optim.nesterov is for optim.name sgd, not {optim.name}")
+    if optim.floor and optim.schedule != "cosine":
+        raise UsageError(f"optim.floor is for optim.schedule cosine, not {optim.schedule}")
 
 
 def check_scales(scales: Sequence[int]) -> None:

@@ -1,11 +1,13 @@
 """One mesh over all devices, how state and batches lie on it, and what all processes agree on."""
 
 import collections
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlic_jax import profiling
@@ -13,21 +15,52 @@ from mlic_jax.errors import UsageError
 
 # Steps after which the processes learn what one of them wished; by then it is long computed.
 STEPS_TO_AGREE = 2
+# The axis of the mesh, along which batches lie.
+ROWS = "data"
+BY_ROWS, EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
+BATCHES_AHEAD = 2
 
 
 def create_mesh() -> Mesh:
     """A mesh of all devices of all processes, along which batches are split."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((jax.device_count(),), (ROWS,), axis_types=(AxisType.Auto,))
+
+
+def on_own_rows(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    """`function`, as every device runs it on what it has of the arguments: `jax.shard_map`.
+
+    Unchecked, for the custom gradients and loops of `models/` know nothing of axes; the function
+    itself sums over the devices what is to be the same on all.
+
+    Args:
+        in_specs: how the arguments lie, `EVERYWHERE` or `BY_ROWS`, or trees of these.
+        out_specs: how the results lie.
+    """
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def sum_over_devices(gradient: Any, specs: Any) -> Any:
+    """Inside `on_own_rows`, the gradient of all rows; of what lies in slices it is that already."""
+    return jax.tree.map(
+        lambda leaf, spec: lax.psum(leaf, ROWS) if spec == EVERYWHERE else leaf, gradient, specs
+    )
+
+
+def specs_of(tree: Any) -> Any:
+    """How the leaves lie, of arrays on a mesh or of shardings."""
+    return jax.tree.map(lambda leaf: getattr(leaf, "sharding", leaf).spec, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Everything on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, EVERYWHERE)
 
 
 def split_by_rows(mesh: Mesh) -> NamedSharding:
     """A share of the rows on every device."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, BY_ROWS)
 
 
 def lying(tree: Any, mesh: Mesh, shard_fc1: bool = False) -> Any:
@@ -72,6 +105,21 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+def on_devices(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+    """Of every batch the index, here, and all of it on the devices.
+
+    `BATCHES_AHEAD` more are on their way there: what a step needs has arrived when it begins.
+    """
+    ahead: collections.deque = collections.deque()
+    for batch in batches:
+        ahead.append((batch["index"], to_devices(batch, mesh)))
+        if len(ahead) > BATCHES_AHEAD:
+            yield ahead.popleft()
+    yield from ahead
 
 
 @profiling.annotated(profiling.WAIT_FOR_DEVICES)

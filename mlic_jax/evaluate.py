@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -66,12 +65,20 @@ def create_eval_model(
     return create_model(options, num_classes, **label_inputs.arguments_of(constants))
 
 
-def make_eval_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
+def make_eval_step(
+    model: nn.Module,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    specs: Any = distributed.EVERYWHERE,
+) -> Callable:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
     too, the global stream is not run. The outputs lie on every device of every process: each can
     read the scores of the whole batch.
+
+    Args:
+        specs: how the variables lie on the mesh.
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -82,7 +89,7 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
-    step = on_own_rows(eval_step, config, mesh)
+    step = on_own_rows(eval_step, config, mesh, specs)
     return jax.jit(step, out_shardings=distributed.replicated(mesh))
 
 
@@ -101,7 +108,7 @@ def compile_eval_step(
         batch[name] = jax.ShapeDtypeStruct(
             (rows, *values.shape[1:]), values.dtype, sharding=distributed.split_by_rows(mesh)
         )
-    step = make_eval_step(model, config, mesh)
+    step = make_eval_step(model, config, mesh, distributed.specs_of(variables))
     return compilation.compile_ahead("the evaluation step", step, variables, batch)
 
 
@@ -110,19 +117,25 @@ def batch_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     return config.eval.batch_size * mesh.size
 
 
-def on_own_rows(step: Callable, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
+def on_own_rows(
+    step: Callable,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    specs: Any = distributed.EVERYWHERE,
+) -> Callable:
     """`step`, (variables, rows) -> rows, as every device is to run it.
 
     Where regions are skipped, on the rows that it has and without a word to the others: the loop
-    over its regions is as long as they make it. Everything else XLA divides as well by itself.
+    over its regions is as long as they make it. And where `fc1` is divided, which says itself what
+    is exchanged. Everything else XLA divides as well by itself.
+
+    Args:
+        specs: how the variables lie on the mesh.
     """
-    if config.eval.local_bound <= 0:
+    if config.eval.local_bound <= 0 and not config.shard_fc1:
         return step
-    rows = PartitionSpec("data")
-    # Unchecked, for a loop that starts with constants counts as one that is the same everywhere.
-    return jax.shard_map(
-        step, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
-    )
+    rows = distributed.BY_ROWS
+    return distributed.on_own_rows(step, mesh, in_specs=(specs, rows), out_specs=rows)
 
 
 def score_split(

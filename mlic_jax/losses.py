@@ -5,12 +5,23 @@ import jax.numpy as jnp
 import optax
 
 
+def smooth_targets(present: jax.Array, smoothing: float) -> jax.Array:
+    """Targets float32 `[...]` of bool labels: 1 - s / 2 where present, s / 2 where not.
+
+    Label smoothing (Szegedy et al. 2016) of two classes, as every label is one of present or not.
+
+    Args:
+        smoothing: s, in [0, 1); 0 changes nothing.
+    """
+    return jnp.where(present, jnp.float32(1 - smoothing / 2), jnp.float32(smoothing / 2))
+
+
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array) -> jax.Array:
     """Mean binary cross entropy over what is known.
 
     Args:
         logits: float32 `[B, C]`.
-        targets: bool `[B, C]`.
+        targets: `[B, C]`, bool or in [0, 1].
         known: bool `[B, C]`; where False (an ignored label, a padded row) the gradient is 0.
 
     Returns:
@@ -44,7 +55,7 @@ def total_loss(
     Args:
         outputs: with `local_logits` those of MCAR; with `group_loss` those of MSRN, whose loss is
             the cross entropy of `logits` plus that; with neither, the cross entropy is all.
-        targets: bool `[B, C]`.
+        targets: `[B, C]`, bool or in [0, 1].
         known: bool `[B, C]`, as for `binary_cross_entropy`.
 
     Returns:

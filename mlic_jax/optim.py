@@ -1,6 +1,8 @@
 """SGD as PyTorch means it (or AdamW), with named groups of parameters and rates in epochs."""
 
 import logging
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +14,39 @@ from mlic_jax.errors import UsageError
 logger = logging.getLogger(__name__)
 
 
-def create_schedule(config: ConfigDict, steps_per_epoch: int, epochs: int) -> optax.Schedule:
-    """The learning rate of a step, before any group's multiplier."""
+# How the rate follows the size of the batch, from that of `optim.reference_batch`: not, in
+# proportion (Goyal et al. 2017), or with its root (Krizhevsky 2014).
+RATE_SCALINGS: dict[str, Callable[[float], float]] = {
+    "none": lambda ratio: 1.0,
+    "linear": lambda ratio: ratio,
+    "sqrt": math.sqrt,
+}
+
+
+def batch_scale(config: ConfigDict, batch_size: int) -> float:
+    """What the rate of `config.optim` is multiplied with for such a batch."""
+    return RATE_SCALINGS[config.scaling](batch_size / config.reference_batch)
+
+
+def create_schedule(
+    config: ConfigDict, steps_per_epoch: int, epochs: int, scale: float = 1.0
+) -> optax.Schedule:
+    """The learning rate of a step, before any group's multiplier.
+
+    Args:
+        config: `config.optim`.
+        scale: of all rates, see `batch_scale`.
+    """
+    rate = scale * config.learning_rate
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(
-            config.learning_rate, max(epochs * steps_per_epoch - warmup, 1)
-        )
+        steps = max(epochs * steps_per_epoch - warmup, 1)
+        main = optax.cosine_decay_schedule(rate, steps, alpha=config.floor)
     else:
         drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in config.milestones}
-        main = optax.piecewise_constant_schedule(config.learning_rate, drops)
+        main = optax.piecewise_constant_schedule(rate, drops)
     if warmup:
-        rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
+        rise = optax.linear_schedule(rate / warmup, rate, warmup)
         main = optax.join_schedules([rise, main], [warmup])
     # In float32 from here on, where optax would mix integers and floats.
     return lambda step: main(jnp.asarray(step, jnp.float32))
@@ -50,7 +73,8 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
-    `sgd` adds the decay to the gradient, then takes momentum, then the rate, as PyTorch does;
+    `sgd` adds the decay to the gradient, then takes momentum (Nesterov's, if `nesterov` is set),
+    then the rate, as PyTorch does;
     `adamw` decouples the decay. A multiplier of 0 freezes a group. `clip_norm` shortens the
     gradient of all groups together before anything else.
 
@@ -74,7 +98,7 @@ def create_optimizer(
         rate = optax.scale_by_learning_rate(lambda step: multiplier * schedule(step))
         if config.name == "adamw":
             return optax.chain(optax.scale_by_adam(), decay, rate)
-        return optax.chain(decay, optax.trace(config.momentum), rate)
+        return optax.chain(decay, optax.trace(config.momentum, config.nesterov), rate)
 
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     groups = {name: rule(multiplier) for name, multiplier in multipliers.items()}

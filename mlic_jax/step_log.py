@@ -3,7 +3,6 @@
 import collections
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,19 @@ class StepLog:
         validated: bool,
         epoch_steps: int,
         split: Split,
-        schedule: Callable,
         config: ConfigDict,
+        window: dict[str, Any] | None = None,
     ):
         """Opens the files.
 
         Args:
             first_step: the step that the run goes on from.
             validated: whether the validation of that step, if it ends an epoch, was done.
+            window: what `window` said at that step.
         """
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
         self._split = split
-        self._schedule = schedule
         self._every = config.log_every
         self._batch_size = config.batch_size
         self._writer = None
@@ -61,6 +60,12 @@ class StepLog:
             disable=not processes.is_first(),
         )
         self._images, self._since = 0, time.monotonic()
+        window = window or {"steps": 0, "sums": {}}
+        self._steps, self._sums = window["steps"], collections.Counter(window["sums"])
+
+    def window(self) -> dict[str, Any]:
+        """Of the steps since the last line, once all are read, what their means will be made of."""
+        return {"steps": self._steps, "sums": dict(self._sums)}
 
     def add(self, step: int, index: np.ndarray, step_metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a dispatched step, and reads those of an earlier one.
@@ -86,15 +91,19 @@ class StepLog:
             raise Failure(self._not_finite(step, index, values))
         position = (step - 1) % self._epoch_steps * self._batch_size  # in the epoch
         self._images += min(self._batch_size, len(self._split) - position)
+        self._steps += 1
+        self._sums.update(values)
         self._bar.update()
         if step % self._every:
             return
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        means["learning_rate"] = values["learning_rate"]
+        self._steps, self._sums = 0, collections.Counter()
         now = time.monotonic()
         rate = self._images / (now - self._since)
         self._images, self._since = 0, now
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
-        values["learning_rate"] = float(self._schedule(step - 1))
-        self._write(step, {**values, "images_per_second": rate})
+        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.1f} images/s", refresh=False)
+        self._write(step, {**means, "images_per_second": rate})
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         if self._writer:

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from clu import parameter_overview
 from jax import lax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mlic_jax import checkpoint, compilation, distributed, evaluate, processes, profiling, resume
@@ -28,9 +29,10 @@ from mlic_jax.data import co_occurrence, label_inputs, pipeline, sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.losses import total_loss
-from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers
+from mlic_jax.losses import smooth_targets, total_loss
+from mlic_jax.models import create_model, spread
+from mlic_jax.models.layers import deal_rows
+from mlic_jax.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
 from mlic_jax.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -52,92 +54,133 @@ class TrainState:
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     config: ConfigDict,
+    mesh: Mesh | None = None,
     shardings: TrainState | None = None,
 ) -> Callable:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
-    The new state lies as `shardings` say, by default as XLA likes. The batch is what
-    `pipeline.batches` yields, on the devices. What is random in step k follows from (key, k).
-    Metrics are float32 scalars: the loss, its parts and the norm of the gradient.
+    The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
+    from (key, k). Metrics are float32 scalars: the loss, its parts, the norm of the gradient and
+    the rate.
+
+    Args:
+        mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
+            None: all are on one device.
+        shardings: how the state lies on the mesh, see `distributed.lying`.
     """
 
-    def gradient_of(params: Any, batch_stats: Any, rows: dict[str, jax.Array]):
-        """((metrics, new batch_stats), gradient) of some rows."""
+    def share_of_loss(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+        """What some rows add to the loss, and (what they add to metrics, new batch_stats).
 
-        def loss_of(params):
-            # So that no gradient is computed for what is frozen.
-            multipliers = group_multipliers(config.optim, params)
-            frozen = {
-                name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]
-            }
-            outputs, updates = model.apply(
-                {"params": params | frozen, "batch_stats": batch_stats},
-                rows["images"],
-                train=not config.freeze_statistics,
-                mask=rows["mask"],
-                mutable=["batch_stats"],
-            )
-            loss, parts = total_loss(outputs, rows["targets"], rows["known"])
-            return loss, ({"loss": loss, **parts}, updates["batch_stats"])
+        Every row weighs as much as it has labels of those that are known in the whole batch, so
+        that the sums over its parts are of all rows together.
+        """
+        # So that no gradient is computed for what is frozen.
+        multipliers = group_multipliers(config.optim, params)
+        frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
+        outputs, updates = model.apply(
+            {"params": params | frozen, "batch_stats": batch_stats},
+            rows["images"],
+            train=not config.freeze_statistics,
+            mask=rows["groups"],
+            mutable=["batch_stats"],
+        )
+        loss, parts = total_loss(outputs, rows["targets"], rows["known"])
+        share = jnp.sum(rows["known"], dtype=loss.dtype) / jnp.maximum(known, 1).astype(loss.dtype)
+        metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
+        return metrics["loss"], (metrics, updates["batch_stats"])
 
-        gradient, aux = jax.grad(loss_of, has_aux=True)(params)
-        return aux, gradient
+    def of_own_rows(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+        """(new batch_stats, (metrics, gradient) of all devices together), from the rows here."""
+        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params)
+        batch_stats, sums = accumulate(
+            partial(gradient_of, known=known), config.accumulation, batch_stats, rows
+        )
+        if mesh is None:
+            return batch_stats, sums
+        metrics, gradient = sums  # exchanged once for all parts
+        gradient = distributed.sum_over_devices(gradient, params_specs)
+        return batch_stats, (lax.psum(metrics, distributed.ROWS), gradient)
+
+    if mesh is not None:
+        everywhere, by_rows = distributed.EVERYWHERE, distributed.BY_ROWS
+        params_specs = distributed.specs_of(shardings.params)
+        of_own_rows = distributed.on_own_rows(
+            of_own_rows,
+            mesh,
+            in_specs=(params_specs, everywhere, by_rows, everywhere),
+            out_specs=(everywhere, (everywhere, params_specs)),
+        )
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        images = augment(batch["image"], jax.random.fold_in(key, state.step), config.augment)
         labels = resolve_unknown(batch["labels"], config.loss.label_policy)
         known = (labels != 0) & batch["mask"][:, None]
-        rows = {"images": images, "targets": labels > 0, "known": known, "mask": batch["mask"]}
-        gradient_of_batch = gradient_of
-        if config.accumulation > 1:
-            gradient_of_batch = partial(accumulate, gradient_of, config.accumulation)
-        (metrics, batch_stats), gradient = gradient_of_batch(state.params, state.batch_stats, rows)
+        rows = {
+            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
+            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
+            "known": known,
+            "groups": groups_in_parts(
+                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
+            ),
+        }
+        batch_stats, (metrics, gradient) = of_own_rows(
+            state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
+        )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["learning_rate"] = schedule(state.step)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
+        return state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def accumulate(
-    gradient_of: Callable, count: int, params: Any, batch_stats: Any, rows: dict[str, jax.Array]
-):
-    """What `gradient_of` gives, of one part of the rows after the other: less memory, more steps.
+    gradient_of: Callable, count: int, batch_stats: Any, rows: dict[str, jax.Array]
+) -> tuple[Any, tuple[Any, Any]]:
+    """Sums over parts of the rows, one after the other: less memory, more steps.
 
-    Every part weighs as much as it has known labels, so that metrics and gradient are those of all
-    rows together; but batch normalisation sees a part at a time, and its running statistics move
-    once for each.
+    Batch normalisation sees a part at a time, and its running statistics move once for each that
+    is not padding alone.
 
     Args:
-        count: of the parts, which divides the number of rows.
+        gradient_of: (batch_stats, part) -> (gradient, (metrics, new batch_stats)).
+        count: of the parts, which divides the number of rows. A part is every count-th row, so
+            that each device has an equal share of every part.
+
+    Returns:
+        The last batch_stats, and the sums of (metrics, gradient).
     """
 
-    def of_part(x: jax.Array) -> jax.Array:
-        # Every count-th row, so that each device has an equal share of every part.
-        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+    def of_part(batch_stats: Any, part: dict[str, jax.Array]):
+        gradient, (metrics, batch_stats) = gradient_of(batch_stats, part)
+        return batch_stats, (metrics, gradient)
 
     def add(carry, part):
-        batch_stats, sums = carry
-        (metrics, moved), gradient = gradient_of(params, batch_stats, part)
-        # A part of padding alone has no statistics.
-        real = jnp.any(part["mask"])
-        batch_stats = jax.tree.map(partial(jnp.where, real), moved, batch_stats)
-        weight = jnp.sum(part["known"]) / jnp.maximum(jnp.sum(rows["known"]), 1)
-        terms = (metrics, gradient)
-        return (batch_stats, jax.tree.map(lambda a, b: a + weight * b, sums, terms)), None
+        batch_stats, terms = of_part(carry[0], part)
+        return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
 
-    parts = jax.tree.map(of_part, rows)
+    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
     first = jax.tree.map(lambda x: x[0], parts)
-    (metrics, _), gradient = jax.eval_shape(gradient_of, params, batch_stats, first)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (metrics, gradient))
-    (batch_stats, (metrics, gradient)), _ = lax.scan(add, (batch_stats, zeros), parts)
-    return (metrics, batch_stats), gradient
+    if count == 1:
+        return of_part(batch_stats, first)
+    _, shapes = jax.eval_shape(of_part, batch_stats, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
+    return batch_stats, sums
+
+
+def groups_in_parts(mask: jax.Array, parts: int, groups: int) -> jax.Array:
+    """`deal_rows` for every part that `accumulate` makes of a batch, int32 `[B]`."""
+    by_part = jax.vmap(partial(deal_rows, groups=groups))(mask.reshape(-1, parts).T)
+    return by_part.T.reshape(-1)
 
 
 def train(
@@ -166,7 +209,7 @@ def train(
     if config.eval.global_scores:
         raise UsageError("eval.global_scores is of weights that exist: leave it empty in training")
     mesh = distributed.create_mesh()
-    distributed.check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
+    check_batch_size(config, mesh)
     splits = processes.first_alone(lambda: sources.open_splits(config.data))
     if not (splits["val"].labels() > 0).any():
         raise UsageError(
@@ -189,7 +232,8 @@ def train(
     constants = label_constants(config, splits["train"])
     model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = evaluate.create_eval_model(config, num_classes, constants)
-    schedule = create_schedule(config.optim, epoch_steps, config.epochs)
+    scale = batch_scale(config.optim, config.batch_size)
+    schedule = create_schedule(config.optim, epoch_steps, config.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"])
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
@@ -212,8 +256,9 @@ def train(
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     shardings = distributed.lying(state, mesh, config.shard_fc1)
     state = distributed.lay_out(state, shardings)
+    model = spread(model, distributed.ROWS, config.shard_fc1)
     if config.shard_fc1:
-        model, eval_model = model.clone(mesh=mesh), eval_model.clone(mesh=mesh)
+        eval_model = spread(eval_model, distributed.ROWS, shard_fc1=True)
 
     with contextlib.ExitStack() as stack:
         if processes.is_first():
@@ -230,7 +275,7 @@ def train(
         key = jax.jit(jax.random.key, out_shardings=distributed.replicated(mesh))(config.seed)
         train_step = compilation.compile_ahead(
             "the training step",
-            make_train_step(model, optimizer, config, shardings),
+            make_train_step(model, optimizer, schedule, config, mesh, shardings),
             state,
             distributed.abstract_batch(
                 mesh, config.batch_size, config.data.image_size, num_classes
@@ -253,18 +298,19 @@ def train(
             workdir / "profile" if profile else None,
         )
         stack.enter_context(contextlib.closing(batches))
+        window = saved.get("log_window") if resumed else None
         log = StepLog(
-            workdir, checkpoints, step, validated, epoch_steps, splits["train"], schedule, config
+            workdir, checkpoints, step, validated, epoch_steps, splits["train"], config, window
         )
         stack.enter_context(contextlib.closing(log))
         validate = partial(validate_step, eval_step, splits["val"], config, mesh, log, checkpoints)
         stop = stack.enter_context(stop_requests())
         if not validated:  # it was killed in validation
             validate(step, state)
-        for batch in batches:
-            state, step_metrics = train_step(state, distributed.to_devices(batch, mesh), key)
+        for index, batch in distributed.on_devices(batches, mesh):
+            state, step_metrics = train_step(state, batch, key)
             step += 1
-            log.add(step, batch["index"], step_metrics)
+            log.add(step, index, step_metrics)
 
             stopping = agreement.any(stop.requested)
             if not (ends_epoch(step) or stopping or step % config.checkpoint_every == 0):
@@ -272,7 +318,7 @@ def train(
             log.drain()  # nothing is saved before it is known to be finite
             variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
             training = {"step": state.step, "opt_state": state.opt_state}
-            checkpoints.save(step, variables, training, metadata)
+            checkpoints.save(step, variables, training, metadata | {"log_window": log.window()})
             if ends_epoch(step):  # after saving, so that a kill here loses no step
                 validate(step, state)
             if stopping:
@@ -288,7 +334,7 @@ def validate_step(
     eval_step: Callable,
     split: Split,
     config: ConfigDict,
-    mesh: jax.sharding.Mesh,
+    mesh: Mesh,
     log: StepLog,
     checkpoints: RunCheckpoints,
     step: int,
@@ -301,6 +347,17 @@ def validate_step(
         values = evaluate.compute_metrics(scores, config)
     log.add_validation(step, values)
     checkpoints.add_validation(step, values["mAP"])
+
+
+def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UsageError where a batch does not divide into parts and groups, and among devices."""
+    size, parts, groups = config.batch_size, config.accumulation, config.model.bn_groups
+    distributed.check_batch_size("batch_size", size, mesh, parts)
+    if groups > 0 and size // parts % groups:
+        raise UsageError(
+            f"model.bn_groups is {groups}, which does not divide the {size // parts} images that "
+            "go through the model together"
+        )
 
 
 def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:

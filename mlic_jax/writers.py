@@ -44,14 +44,14 @@ class MetricWriter:
         write_text(self._path, "".join(kept))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line, and one point of every curve."""
+        """One line, which survives the process from now on, and one point of every curve."""
         self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._lines.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Everything written so far survives the process."""
-        self._lines.flush()
+        """The curves written so far survive the process too."""
         self._events.flush()
 
     def close(self) -> None:

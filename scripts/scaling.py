@@ -123,7 +123,7 @@ def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
         "mask": shape((batch,), bool),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return train.make_train_step(model, optimizer, config), (state, images, key)
+    return train.make_train_step(model, optimizer, schedule, config), (state, images, key)
 
 
 @functools.cache

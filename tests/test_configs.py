@@ -90,6 +90,16 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.protocol", "coco", "eval.protocol is 'coco'; known are 'mcar', 'msrn'"),
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
+        ("augment.jitter", 1.5, "augment.jitter is 1.5; it must be 0 to 1"),
+        ("optim.clip_norm", -1.0, "optim.clip_norm is -1.0; it must be at least 0"),
+        ("optim.clip_norm", float("nan"), "optim.clip_norm is nan; it must be at least 0"),
+        ("optim.learning_rate", float("inf"), "optim.learning_rate is inf; it must be positive"),
+        ("optim.warmup_epochs", -1.0, "optim.warmup_epochs is -1.0; it must be at least 0"),
+        ("optim.warmup_epochs", 3.0, "optim.warmup_epochs is 3, of 2 epochs"),
+        ("optim.scaling", "cubic", "optim.scaling is 'cubic'; known are 'none', 'linear', 'sqrt'"),
+        ("optim.floor", 0.1, "optim.floor is for optim.schedule cosine, not step"),
+        ("loss.label_smoothing", 1.0, "loss.label_smoothing is 1.0; it must be at least 0 and"),
+        ("init_prior", -0.1, "init_prior is -0.1; it must be at least 0 and below 1"),
     ],
 )
 def test_values_that_no_run_could_use(config, option, value, message):
@@ -110,9 +120,8 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
     labels[:, 0], labels[2:6, 1] = 0, 0
     model = create_model(config.model, 4)
     variables = initial_variables(model, config)
-    optimizer = create_optimizer(
-        config.optim, variables["params"], create_schedule(config.optim, 3, 2)
-    )
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
     before = jax.device_get(variables["params"]["convclass"])
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     batch = {
@@ -121,7 +130,7 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
         "index": np.arange(8, dtype=np.int32),
         "mask": np.ones(8, bool),
     }
-    step = make_train_step(model, optimizer, config)
+    step = make_train_step(model, optimizer, schedule, config)
     state, _ = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
     after = jax.device_get(state.params["convclass"])
     moved = [np.any(after["bias"][c] != before["bias"][c]) for c in range(4)]
@@ -143,3 +152,11 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
     logits = rng.normal(size=(8, 4)).astype(np.float32)
     wild = np.where(labels == 0, np.float32(9), logits)
     assert metrics_of(logits) == metrics_of(wild) != metrics_of(-logits)
+
+
+def test_options_that_nothing_would_use_are_refused(config):
+    config.optim.nesterov = True
+    check_config(config)
+    config.optim.name = "adamw"
+    with pytest.raises(UsageError, match=r"nesterov is for optim\.name sgd"):
+        check_config(config)

@@ -45,7 +45,7 @@ class HeadOfMSRN(msrn.MSRN):
 
 @pytest.fixture(scope="module")
 def problem():
-    """(configuration, model, optimiser, state, batch) of an MSRN with the dense head."""
+    """(configuration, model, optimiser, schedule, state, batch) of an MSRN with the dense head."""
     config = default_config()
     config.model.name, config.shard_fc1 = "msrn", True
     config.augment.flip, config.augment.jitter = False, 0.0
@@ -69,17 +69,18 @@ def problem():
             "index": np.arange(16, dtype=np.int32),
             "mask": np.arange(16) < 13,
         }
-        yield config, model, optimizer, jax.device_get(state), batch
+        yield config, model, optimizer, schedule, jax.device_get(state), batch
 
 
 @pytest.fixture(scope="module")
 def sharded(problem):
     """(compiled step, state after two steps, metrics of the second) on eight devices."""
-    config, model, optimizer, state, batch = problem
+    config, model, optimizer, schedule, state, batch = problem
     mesh = distributed.create_mesh()
     shardings = distributed.lying(state, mesh, config.shard_fc1)
     state = distributed.lay_out(state, shardings)
-    step = make_train_step(model.clone(mesh=mesh), optimizer, config, shardings)
+    model = model.clone(fc1_axis=distributed.ROWS)
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
     on_devices = distributed.to_devices(batch, mesh)
     step = step.lower(state, on_devices, jax.random.key(0)).compile()
     for _ in range(2):
@@ -90,8 +91,8 @@ def sharded(problem):
 @pytest.fixture(scope="module")
 def alone(problem):
     """(state after two steps, metrics of the second) on one device."""
-    config, model, optimizer, state, batch = problem
-    step = make_train_step(model, optimizer, config)
+    config, model, optimizer, schedule, state, batch = problem
+    step = make_train_step(model, optimizer, schedule, config)
     for _ in range(2):
         state, metrics = step(state, batch, jax.random.key(0))
     return state, metrics
@@ -126,7 +127,7 @@ def test_a_sharded_fc1_learns_as_a_whole_one(problem, sharded, alone):
     _, state, metrics = sharded
     expected, expected_metrics = alone
     np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
-    before = problem[3].params
+    before = problem[4].params
     # Each of two steps rounds a parameter by half an epsilon of it, here and there.
     epsilons = 2 * np.finfo(np.float32).eps
     for name in before:
@@ -156,7 +157,7 @@ def test_checkpoints_of_a_sharded_fc1_restore_whole_and_the_other_way_round(
         checkpoints.save(2, variables, {"opt_state": saved.opt_state}, {})
         path = checkpoints.latest_path()
         target = distributed.lay_out(
-            problem[3], distributed.lying(problem[3], mesh, other == "sharded")
+            problem[4], distributed.lying(problem[4], mesh, other == "sharded")
         )
         variables, training = restore(
             path,

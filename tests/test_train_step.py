@@ -1,8 +1,12 @@
 """A step in parts, with recomputation and in bfloat16 beside the plain step in float32."""
 
-from functools import cache
+import collections
+from collections.abc import Callable
+from functools import cache, partial
 
+import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,12 +16,16 @@ from mlic_jax.augment import normalise
 from mlic_jax.config import default_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
-from mlic_jax.models import create_model
+from mlic_jax.models import create_model, spread
 from mlic_jax.models.convolution import plain
+from mlic_jax.models.layers import ConvBatchNorm
+from mlic_jax.models.pooled import Pooled
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import (
     TrainState,
     accumulate,
+    check_batch_size,
+    groups_in_parts,
     initial_variables,
     make_train_step,
     train,
@@ -42,7 +50,7 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, augmented=False, first_step=0, **options):
+    def take(freeze_features=False, augmented=False, first_step=0, known=True, **options):
         config = make_config()
         if not augmented:
             config.augment.flip, config.augment.jitter = False, 0.0
@@ -55,15 +63,15 @@ def take_step(make_config, batch):
             (config if name in config else config.model)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
         variables = initial_variables(model, config)
-        optimizer = create_optimizer(
-            config.optim, variables["params"], create_schedule(config.optim, 3, 2)
-        )
+        schedule = create_schedule(config.optim, 3, 2)
+        optimizer = create_optimizer(config.optim, variables["params"], schedule)
         copies = jax.tree.map(jnp.copy, variables)
         state = TrainState(
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
-        step = make_train_step(model, optimizer, config)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+        step = make_train_step(model, optimizer, schedule, config)
+        rows = batch if known else batch | {"labels": np.zeros_like(batch["labels"])}
+        state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
         return moves, state, metrics
 
@@ -107,27 +115,92 @@ def test_the_norm_is_that_of_the_gradient_that_is_used(take_step, config):
     np.testing.assert_allclose(metrics["gradient_norm"], length / rate, rtol=1e-5)
 
 
-def test_parts_are_dealt_out_in_turns_and_weigh_as_much_as_they_know():
-    """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5, of which the last is padding alone."""
-    rows = {
-        "images": jnp.arange(6.0),
-        "known": jnp.array([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0], [0, 0]], bool),
-        "mask": jnp.array([True, True, False, True, True, False]),
-    }
+class Deep(nn.Module):
+    """A backbone of as many layers as make rows without statistics grow out of float32."""
 
-    def gradient_of(params, batch_stats, part):
-        mean = jnp.mean(part["images"])
-        return ({"loss": mean}, 10 * batch_stats + mean), params * mean
+    layer: Callable = ConvBatchNorm
 
-    def accumulated(rows):
-        return accumulate(gradient_of, 3, jnp.float32(2), jnp.float32(0), rows)
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        x = x[:, ::32, ::32]
+        for _ in range(20):
+            x = self.layer(4)(x, train, mask)
+        return (x,)
 
-    (metrics, batch_stats), gradient = accumulated(rows)
-    np.testing.assert_allclose(metrics["loss"], (4 * 1.5 + 1 * 2.5) / 5, rtol=1e-6)
-    np.testing.assert_allclose(gradient, 2 * metrics["loss"], rtol=1e-6)
-    np.testing.assert_allclose(batch_stats, 10 * 1.5 + 2.5)
-    (metrics, _), gradient = accumulated(rows | {"known": jnp.zeros((6, 2), bool)})
-    assert metrics["loss"] == 0 and gradient == 0  # where nothing is known
+
+@pytest.mark.parametrize("groups, parts", [(1, 2), (2, 1), (2, 4), (4, 2), (8, 1), (1, 8)])
+def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, groups, parts):
+    """Every number of images that an epoch can leave for its last batch, each of which counts."""
+    config.accumulation, config.model.bn_groups = parts, groups
+    config.augment.flip, config.augment.jitter = False, 0.0
+    model = Pooled(Deep(partial(ConvBatchNorm, bn_groups=groups)), batch["labels"].shape[1], "avg")
+    variables = initial_variables(model, config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    step = make_train_step(model, optimizer, schedule, config)
+    losses = []
+    for real in range(1, 9):
+        copies = jax.tree.map(jnp.copy, variables)
+        state = TrainState(jnp.int32(0), **copies, opt_state=optimizer.init(copies["params"]))
+        rows = batch | {"mask": np.arange(8) < real}
+        state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 8
+
+
+def sums_of_devices(jaxpr, in_loop=False):
+    """(size of an array that devices add up, whether a loop does it) for every such array."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield from ((variable.aval.size, in_loop) for variable in equation.invars)
+        loop = in_loop or equation.primitive.name in ("scan", "while")
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from sums_of_devices(inner, loop)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
+    config.accumulation, config.batch_size = parts, 16
+    model = spread(Pooled(Deep(), 12, "avg"), distributed.ROWS)
+    variables = initial_variables(Pooled(Deep(), 12, "avg"), config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    mesh = distributed.create_mesh()
+    shardings = distributed.lying(state, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    traced = step.trace(state, distributed.abstract_batch(mesh, 16, 64, 12), jax.random.key(0))
+    found = collections.Counter(sums_of_devices(traced.jaxpr.jaxpr))
+    of_statistics = (2 * 4 + 1, parts > 1)  # sums, squares and the number of values of 4 channels
+    assert found.pop(of_statistics) == 2 * 20  # of 20 layers, forwards and backwards
+    assert not any(in_loop for _, in_loop in found)
+    gradient = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert sum(size * count for (size, _), count in found.items()) == gradient + 1  # and the loss
+
+
+def test_parts_are_dealt_out_in_turns_and_add_up():
+    """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5."""
+    rows = {"images": jnp.arange(6.0)}
+
+    def gradient_of(batch_stats, part):
+        total = jnp.sum(part["images"])
+        return 2 * total, ({"loss": total}, 10 * batch_stats + total)
+
+    batch_stats, (metrics, gradient) = accumulate(gradient_of, 3, jnp.float32(0), rows)
+    assert metrics["loss"] == 15 and gradient == 30
+    assert batch_stats == 100 * 3 + 10 * 5 + 7
+
+
+def test_a_part_deals_its_own_rows_to_the_groups():
+    """Of eight rows, three of them padding, part 0 has 0, 2 and 4, and part 1 has 1 and 3."""
+    dealt = groups_in_parts(jnp.arange(8) < 5, parts=2, groups=2)
+    np.testing.assert_array_equal(dealt, [0, 0, 0, 1, 1, -1, -1, -1])
+
+
+def test_where_nothing_is_known_nothing_moves(take_step, batch):
+    _, _, metrics = take_step(freeze_features=True, known=False)
+    assert metrics["loss"] == 0 and metrics["gradient_norm"] == 0
 
 
 def test_batches_of_training_are_as_the_configuration_says(config):
@@ -177,8 +250,14 @@ def test_bfloat16_is_near_float32_and_keeps_float32_where_it_matters(take_step):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
 
-def test_parts_must_divide_the_batch_of_each_device(config, tmp_path):
+def test_parts_must_divide_the_batch_of_each_device_and_groups_the_parts(config, tmp_path):
     config.accumulation = 3
     with pytest.raises(UsageError, match="8 devices, times the 3 parts of"):
         train(config, tmp_path)
-    distributed.check_batch_size("batch_size", 24, distributed.create_mesh(), 3)
+    mesh = distributed.create_mesh()
+    config.batch_size = 48
+    for config.model.bn_groups in (1, 2, 16):
+        check_batch_size(config, mesh)
+    config.model.bn_groups = 5
+    with pytest.raises(UsageError, match="bn_groups is 5, which does not divide the 16 images"):
+        check_batch_size(config, mesh)

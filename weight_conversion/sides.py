@@ -159,7 +159,7 @@ class JaxSide:
         schedule = create_schedule(config.optim, len(batches), config.epochs)
         optimizer = create_optimizer(config.optim, params, schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(params))
-        train_step = make_train_step(self._model, optimizer, config)
+        train_step = make_train_step(self._model, optimizer, schedule, config)
         losses, regions = [], []
 
         def note_regions(method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:

@@ -83,6 +83,18 @@ def create_model(
     return _create_mcar(config, features, num_classes)
 
 
+def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
+    """The model as it runs inside `jax.shard_map`, on some rows of a batch that is one to it.
+
+    Args:
+        axis: of the mesh, along which batches are split; statistics are of all rows along it.
+        shard_fc1: the first dense layer of MSRN is split along it as well, by its inputs.
+    """
+    layer = partial(model.features.layer, axis=axis)
+    model = model.clone(features=model.features.clone(layer=layer))
+    return model.clone(fc1_axis=axis) if shard_fc1 else model
+
+
 def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> MCAR:
     _require_one_of("model.localizer", config.localizer, tuple(LOCALIZERS))
     if not 1 <= config.top_n <= num_classes:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlic_jax.errors import UsageError
 from mlic_jax.models.convolution import convolve
 from mlic_jax.models.precision import at_least_float32
 
@@ -39,6 +38,8 @@ class ConvBatchNorm(nn.Module):
         bn_groups: parts of the batch, in its order, that are normalised each by itself, as replicas
             of PyTorch do. The running statistics follow the first, as theirs follow those of the
             first replica.
+        axis: of the mesh, inside `jax.shard_map`, over whose devices the batch is spread; None: it
+            is whole here.
     """
 
     features: int
@@ -49,6 +50,7 @@ class ConvBatchNorm(nn.Module):
     scale_initializer: Callable = nn.initializers.ones
     dtype: Any = jnp.float32
     bn_groups: int = 1
+    axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -57,10 +59,8 @@ class ConvBatchNorm(nn.Module):
         """Maps `[B, H, W, F]` to `[B, H', W', features]` of `dtype`.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no statistics; None: all are real.
-
-        Raises:
-            UsageError: the batch does not divide into `bn_groups`.
+            mask: bool `[B]`, False for padding, which moves no statistics; None: all are real. Or
+                what `deal_rows` made of it, which it must be where the batch is spread.
         """
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param(
@@ -72,56 +72,98 @@ class ConvBatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = convolve(x, kernel, self.stride, depthwise=self.depthwise)
+        used_mean, used_var, members = mean.value[None], var.value[None], None
         if train:
-            used_mean, used_var, count = batch_statistics(x, mask, self.bn_groups)
+            members = members_of_groups(mask, len(x), self.bn_groups)
+            running = mean.value, var.value
+            used_mean, used_var, count = batch_statistics(x, members, *running, self.axis)
             if not self.is_initializing():
-                unbiased = used_var[0] * count[0] / jnp.maximum(count[0] - 1, 1)
+                # The first group is empty only where nothing is real; then nothing moves.
+                unbiased = jnp.where(count[0] > 0, count[0] / jnp.maximum(count[0] - 1, 1), 1)
                 mean.value += BATCH_NORM_MOMENTUM * (used_mean[0] - mean.value)
-                var.value += BATCH_NORM_MOMENTUM * (unbiased - var.value)
-        else:
-            used_mean, used_var = mean.value[None], var.value[None]
+                var.value += BATCH_NORM_MOMENTUM * (used_var[0] * unbiased - var.value)
         gain = scale * lax.rsqrt(used_var + BATCH_NORM_EPSILON)
-        x = scale_and_shift(x, gain, bias - used_mean * gain)
-        x = x.astype(self.dtype)
+        x = scale_and_shift(x, gain, bias - used_mean * gain, members).astype(self.dtype)
         return x if self.activation is None else self.activation(x)
 
 
-def batch_statistics(
-    x: jax.Array, mask: jax.Array | None, groups: int = 1
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance of the real rows of every group of the batch `[B, H, W, F]`.
+def deal_rows(mask: jax.Array, groups: int) -> jax.Array:
+    """The group of every row of a batch, as PyTorch deals them out to its replicas.
 
-    Two passes, in float32 at least: the difference of two large means would lose small variances.
+    All groups have ceil(N / G) of the N real rows, in their order, but the last ones, which have
+    what is left: perhaps nothing.
+
+    Args:
+        mask: bool `[B]`, False for padding.
+        groups: G.
 
     Returns:
-        Mean and variance `[G, F]`, and the number of values `[G]` that each is of.
+        int32 `[B]`, -1 for padding.
     """
-    if x.shape[0] % groups:
-        raise UsageError(
-            f"model.bn_groups is {groups}, which does not divide a batch of {x.shape[0]}"
-        )
-    x = in_groups(at_least_float32(x), groups)
+    place = jnp.cumsum(mask, dtype=jnp.int32) - 1
+    share = jnp.maximum(-(-jnp.sum(mask, dtype=jnp.int32) // groups), 1)
+    return jnp.where(mask, place // share, -1)
+
+
+def members_of_groups(mask: jax.Array | None, rows: int, groups: int) -> jax.Array:
+    """Bool `[G, B]`, which rows every group has; `mask` as `ConvBatchNorm` takes it."""
     if mask is None:
-        weight = jnp.ones(x.shape[:2], x.dtype)
-    else:
-        weight = mask.astype(x.dtype).reshape(x.shape[:2])
-    count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * (x.shape[2] * x.shape[3])
-    weight, places = weight[..., None, None, None], (1, 2, 3)
-    mean = jnp.sum(x * weight, axis=places) / count[:, None]
-    centred = x - mean[:, None, None, None]
-    var = jnp.sum(jnp.square(centred) * weight, axis=places) / count[:, None]
-    return mean, var, count
+        mask = jnp.ones(rows, bool)
+    if mask.dtype == bool:
+        mask = deal_rows(mask, groups)
+    return mask == jnp.arange(groups, dtype=mask.dtype)[:, None]
 
 
-def scale_and_shift(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
-    """Scales and shifts `[B, H, W, F]`, every group of the batch by its row of `[G, F]`."""
-    grouped = in_groups(at_least_float32(x), len(gain))
-    return (grouped * gain[:, None, None, None] + shift[:, None, None, None]).reshape(x.shape)
+def batch_statistics(
+    x: jax.Array,
+    members: jax.Array,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+    axis: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and biased variance of the rows `[B, H, W, F]` of every group.
+
+    In one pass, in float32 at least: sums and sums of squares about the running mean, for one array
+    is then all that devices exchange. Their difference loses the digits of the square of how far
+    the mean is from the running one, in standard deviations; so near to it, none.
+
+    Args:
+        x: the rows that are here.
+        members: bool `[G, B]`, which of them every group has.
+        running_mean: `[F]`.
+        running_var: `[F]`.
+        axis: of the devices that have the other rows, if any.
+
+    Returns:
+        Mean and variance `[G, F]`, of a group without rows the running ones; and the number of
+        values `[G]` that each is of.
+    """
+    x = at_least_float32(x) - running_mean
+    places = jnp.full((len(x), 1), x.shape[1] * x.shape[2], x.dtype)
+    # Of every row, then of its group: what padding holds is selected away, whatever it is.
+    of_rows = [jnp.sum(x, axis=(1, 2)), jnp.sum(jnp.square(x), axis=(1, 2)), places]
+    sums = jnp.where(members[..., None], jnp.concatenate(of_rows, axis=1), 0).sum(axis=1)
+    if axis is not None:
+        sums = lax.psum(sums, axis)
+    count = sums[:, -1]
+    first, second = jnp.split(sums[:, :-1] / jnp.maximum(count, 1)[:, None], 2, axis=1)
+    is_empty = (count == 0)[:, None]
+    var = jnp.maximum(second - jnp.square(first), 0)
+    return running_mean + first, jnp.where(is_empty, running_var, var), count
 
 
-def in_groups(x: jax.Array, groups: int) -> jax.Array:
-    """The batch `[B, ...]` as `[G, B / G, ...]`."""
-    return x.reshape(groups, -1, *x.shape[1:])
+def scale_and_shift(
+    x: jax.Array, gain: jax.Array, shift: jax.Array, members: jax.Array | None
+) -> jax.Array:
+    """Scales and shifts `[B, H, W, F]`, every row by those of its group, of `[G, F]`.
+
+    Args:
+        members: bool `[G, B]`; of one group alone they do not matter.
+    """
+    if len(gain) > 1:
+        of_group = (jnp.where(members[..., None], y[:, None], 0) for y in (gain, shift))
+        gain, shift = (jnp.sum(y, axis=0) for y in of_group)
+    return at_least_float32(x) * gain[:, None, None] + shift[:, None, None]
 
 
 def run_in_order(

@@ -53,7 +53,8 @@ class MCAR(nn.Module):
         Args:
             images: float32 `[B, S, S, 3]`, normalised.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding.
+            mask: bool `[B]`, False for padding; or the groups of the rows, see `ConvBatchNorm`:
+                a crop is in the group of its image.
 
         Returns:
             `global_logits`, `local_logits` and `logits`, the maximum of the two, float32 `[B, C]`;

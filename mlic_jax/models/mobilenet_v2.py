@@ -70,7 +70,8 @@ class MobileNetV2(nn.Module):
         """Maps images `[B, H, W, 3]` to the last maps at strides 2, 4, 8, 16 and 32.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no batch statistics.
+            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
+                of the rows, see `ConvBatchNorm`.
         """
         stem = self.layer(scaled(32 * self.width), 3, 2, activation=nn.relu6, name="stem")
         x = stem(x, train, mask)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.convolution import convolve
@@ -31,8 +30,7 @@ class MSRN(nn.Module):
         num_groups: K, of the groups that the labels pool into.
         head: `dense` (as released: two layers over everything) or `per_label` (a label's score
             from what it and the one group that it most belongs to see, with weights of its own).
-        mesh: if given, the kernel of `fc1` lies in slices of its inputs along the axis `data`, and
-            what goes in and out of it is exchanged instead of it.
+        fc1_axis: of the mesh, inside `jax.shard_map`, along which `fc1` is split, see `Linear`.
     """
 
     features: nn.Module
@@ -40,7 +38,7 @@ class MSRN(nn.Module):
     attention_mask: np.ndarray
     num_groups: int
     head: str
-    mesh: Mesh | None = None
+    fc1_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -51,7 +49,8 @@ class MSRN(nn.Module):
         Args:
             images: float32 `[B, S, S, 3]`, normalised; S >= 64.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding, which moves no batch statistics.
+            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
+                of the rows, see `ConvBatchNorm`.
 
         Returns:
             Float32: `logits` `[B, C]`; `group_loss` `[]`, to be added to that of the logits; and
@@ -99,35 +98,40 @@ class MSRN(nn.Module):
         """Logits `[B, C]` from what labels and groups see, `[B, C + K, F]`."""
         num_classes = len(assignment)
         if self.head == "dense":
-            inputs = self.spread(seen.reshape(len(seen), -1), None, "data")
-            hidden = self.spread(Linear(HIDDEN, name="fc1")(inputs), "data", None)
+            fc1 = Linear(HIDDEN, self.fc1_axis, name="fc1")
+            hidden = fc1(seen.reshape(len(seen), -1))
             return Linear(num_classes, name="fc2")(nn.leaky_relu(hidden, 0.01))
         labels, groups = jnp.split(seen, [num_classes], axis=1)
         own_group = groups[:, jnp.argmax(assignment, axis=-1)]
         return PerLabel(name="per_label")(jnp.concatenate([labels, own_group], axis=-1))
 
-    def spread(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """`x`, its dimensions along these axes of the mesh if there is one."""
-        if self.mesh is None:
-            return x
-        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
-
 
 class Linear(nn.Module):
-    """A linear layer with a bias, or, of maps, a 1x1 convolution with one."""
+    """A linear layer with a bias, or, of maps, a 1x1 convolution with one.
+
+    Attributes:
+        axis: of the mesh, inside `jax.shard_map`, over which the rows are spread and the kernel
+            lies in slices of its inputs; what goes in and out of it is exchanged instead of it.
+    """
 
     features: int
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, F]` or `[N, F]` to as many G = `features`."""
+        if self.axis is not None:  # all rows, of the slice of the inputs that is here
+            x = lax.all_to_all(x, self.axis, split_axis=1, concat_axis=0, tiled=True)
         start = uniform(x.shape[-1])
         kernel = self.param("kernel", start, (x.shape[-1], self.features))
         bias = self.param("bias", start, (self.features,))
         if x.ndim == 4:
             kernel = kernel[None, None].astype(x.dtype)
             return convolve(x, kernel) + bias.astype(x.dtype)
-        return jnp.dot(x.astype(kernel.dtype), kernel, precision=lax.Precision.HIGHEST) + bias
+        x = jnp.dot(x.astype(kernel.dtype), kernel, precision=lax.Precision.HIGHEST)
+        if self.axis is not None:  # the sums over all slices, of the rows that are here
+            x = lax.psum_scatter(x, self.axis, scatter_dimension=0, tiled=True)
+        return x + bias
 
 
 class PerLabel(nn.Module):

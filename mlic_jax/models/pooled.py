@@ -72,7 +72,8 @@ class Pooled(nn.Module):
         Args:
             images: float32 `[B, S, S, 3]`, normalised.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding, which moves no batch statistics.
+            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
+                of the rows, see `ConvBatchNorm`.
 
         Returns:
             `logits`, float32 `[B, C]`.

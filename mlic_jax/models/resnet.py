@@ -72,7 +72,8 @@ class ResNet(nn.Module):
         """Maps images `[B, H, W, 3]` to the maps after each stage, at strides 4, 8, 16 and 32.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no batch statistics.
+            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
+                of the rows, see `ConvBatchNorm`.
         """
         blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)

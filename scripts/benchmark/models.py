@@ -188,7 +188,7 @@ def jax_step(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[
     schedule = create_schedule(config.optim, 1000, config.epochs)
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    step = make_train_step(subject.model(given, sizes), optimizer, config)
+    step = make_train_step(subject.model(given, sizes), optimizer, schedule, config)
     batch = {"image": given["batch"]["images"], "labels": given["batch"]["labels"]}
     batch["mask"] = jnp.ones(len(batch["labels"]), bool)
     key, name = jax.random.key(0), _LOSSES[config.model.name]

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.errors import UsageError
-from mlic_jax.models.layers import ConvBatchNorm, batch_statistics
+from mlic_jax.models.layers import (
+    ConvBatchNorm,
+    batch_statistics,
+    deal_rows,
+    members_of_groups,
+)
 
 pytestmark = pytest.mark.numerical
 
@@ -58,12 +62,20 @@ def test_where_nothing_is_real_everything_stays_finite(layer):
     module, variables, x = layer
     batch = jnp.concatenate([x, x[:1]])
     for groups, mask in ((1, jnp.zeros(6, bool)), (2, jnp.arange(6) >= 3), (3, jnp.arange(6) < 2)):
-        mean, var, _ = batch_statistics(batch, mask, groups)
-        assert np.isfinite(mean).all() and np.isfinite(var).all()
+        members = members_of_groups(mask, 6, groups)
+        mean, var, _ = batch_statistics(batch, members, jnp.full(6, 7.0), jnp.full(6, 3.0))
+        of_nothing = ~np.asarray(members).any(axis=1)
+        assert of_nothing.any() or groups == 2
+        np.testing.assert_array_equal(mean[of_nothing], 7)
+        np.testing.assert_array_equal(var[of_nothing], 3)
         out, updates = module.clone(bn_groups=groups).apply(
             variables, batch, True, mask, mutable=["batch_stats"]
         )
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, updates)))
+        if not mask.any():
+            jax.tree.map(
+                np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"]
+            )
     _, updates = module.apply(variables, x[:1, :1, :1], True, mutable=["batch_stats"])
     np.testing.assert_allclose(
         updates["batch_stats"]["var"], 0.9 * variables["batch_stats"]["var"], rtol=1e-6
@@ -94,10 +106,27 @@ def test_padding_changes_neither_outputs_nor_statistics_nor_gradients(layer):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, masked)
 
 
-def test_statistics_survive_a_large_mean():
-    x = 1000 + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
-    _, var, _ = batch_statistics(x, None)
-    np.testing.assert_allclose(var, np.asarray(x, np.float64).var(), rtol=1e-3)
+@pytest.mark.parametrize("mean, running", [(1000, 999), (3, 0), (30, 0)])
+def test_statistics_lose_the_square_of_the_distance_to_the_running_mean(mean, running):
+    """A large mean loses nothing near the running one; from elsewhere, so many roundings."""
+    x = mean + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
+    members = members_of_groups(None, 64, 1)
+    _, var, _ = batch_statistics(x, members, jnp.full(1, running), jnp.ones(1))
+    # 16 values are summed and then 64 rows, and the mean of the squares is rounded with each.
+    roundings = 80 * (1 + (mean - running) ** 2)
+    bound = roundings * np.finfo(np.float32).eps
+    np.testing.assert_allclose(var[0, 0], np.asarray(x, np.float64).var(), atol=bound, rtol=0)
+
+
+def test_rows_are_dealt_as_to_replicas():
+    """ceil(N / G) of the real ones to every group, and to the last what is left, or nothing."""
+    for groups, dealt in {1: [0] * 5, 2: [0, 0, 0, 1, 1], 4: [0, 0, 1, 1, 2], 8: range(5)}.items():
+        got = deal_rows(jnp.arange(8) < 5, groups)
+        np.testing.assert_array_equal(got, [*dealt, -1, -1, -1])
+    np.testing.assert_array_equal(
+        deal_rows(jnp.array([False, True, True, False, True]), 2), [-1, 0, 0, -1, 1]
+    )
+    np.testing.assert_array_equal(deal_rows(jnp.zeros(3, bool), 2), -1)
 
 
 def test_groups_of_the_batch_are_normalised_apart_and_the_first_moves_the_statistics(layer):
@@ -110,17 +139,39 @@ def test_groups_of_the_batch_are_normalised_apart_and_the_first_moves_the_statis
     ]
     np.testing.assert_allclose(out, jnp.concatenate([y for y, _ in alone]), rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, alone[0][1])
-    with pytest.raises(UsageError, match="bn_groups is 4, which does not divide a batch of 6"):
-        module.clone(bn_groups=4).apply(variables, x, True, mutable=["batch_stats"])
 
 
-def test_groups_leave_padding_out(layer):
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_groups_share_the_real_rows_whatever_padding_holds(layer, groups):
+    """With every remainder, each group as if it were alone; and no gradient is not finite."""
     module, variables, x = layer
-    module = module.clone(bn_groups=2)
-    x = jnp.concatenate([x[:4], jnp.full_like(x[:2], 1e3)])
-    padded, _ = module.apply(variables, x, True, jnp.arange(6) < 4, mutable=["batch_stats"])
-    last = module.clone(bn_groups=1).apply(variables, x[3:4], True, mutable=["batch_stats"])[0]
-    np.testing.assert_allclose(padded[3:4], last, rtol=1e-5, atol=1e-5)
+    x = jax.random.normal(jax.random.key(2), (8, 3, 2, 6))
+
+    @jax.jit
+    def apply(params, images, mask):
+        variables_ = {**variables, "params": params}
+        layer = module.clone(bn_groups=groups)
+        return layer.apply(variables_, images, True, mask, mutable=["batch_stats"])
+
+    def loss(params, images, mask):
+        out, _ = apply(params, images, mask)
+        return jnp.sum(jnp.where(mask[:, None, None, None], jnp.sin(out), 0))
+
+    for real in range(9):
+        mask = jnp.arange(8) < real
+        images = jnp.where(mask[:, None, None, None], x, 1e3)
+        out, updates = apply(variables["params"], images, mask)
+        share = max(-(-real // groups), 1)
+        for start in range(0, real, share):
+            rows = slice(start, min(start + share, real))
+            alone, moved = module.apply(variables, x[rows], True, mutable=["batch_stats"])
+            np.testing.assert_allclose(out[rows], alone, rtol=1e-4, atol=1e-4)
+            if start == 0:
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, moved
+                )
+        gradient = jax.grad(loss)(variables["params"], images, mask)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradient)))
 
 
 def test_in_bfloat16_statistics_are_float32(layer):
@@ -150,5 +201,6 @@ def test_in_bfloat16_statistics_are_float32(layer):
         assert moved.dtype == jnp.float32
         assert np.all(np.abs(moved - wanted) < 0.11 * lost)  # a tenth is new, and unbiased
     half = (100 + jax.random.normal(jax.random.key(3), (8, 8, 8, 1))).astype(jnp.bfloat16)
-    _, var, _ = batch_statistics(half, None)
+    members = members_of_groups(None, 8, 1)
+    _, var, _ = batch_statistics(half, members, jnp.full(1, 100.0), jnp.ones(1))
     np.testing.assert_allclose(var[0], np.asarray(half, np.float64).var((0, 1, 2)), rtol=1e-4)

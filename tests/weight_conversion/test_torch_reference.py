@@ -219,8 +219,9 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
     model, variables = in_float64(
         create_model(config.model, num_classes), {"params": params, "batch_stats": statistics}
     )
-    optimizer = create_optimizer(config.optim, params, create_schedule(config.optim, 10, 60))
-    train_step = make_train_step(model, optimizer, config)
+    schedule = create_schedule(config.optim, 10, 60)
+    optimizer = create_optimizer(config.optim, params, schedule)
+    train_step = make_train_step(model, optimizer, schedule, config)
     with jax.enable_x64(True):
         variables = jax.tree.map(jnp.array, variables)
         opt_state = optimizer.init(variables["params"])
