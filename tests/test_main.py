@@ -42,7 +42,6 @@ def test_help():
         ((), "--config is missing"),
         (SCENES, "--workdir is missing"),
         (("--config", "configs/nothing.py", "--workdir", "w"), "configs/nothing.py"),
-        (("--config=configs/nothing.py", "--workdir=w", "--mode=evaluate"), "configs/nothing.py"),
         (("--workdir", "w", "--config.epochs=3"), "--config is missing"),
         (("--mode=evaluate",), "--workdir is missing, and --checkpoint too"),
         (("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"), "has no option 'flop'"),
