@@ -86,8 +86,8 @@ def set_up(
     config = with_options(base, options, path)
     if not (config.data.source and config.data.name):
         raise UsageError(
-            f"{path} names no data, being no run of this machine: give --config FILE, the recipe "
-            "of the data that it is for"
+            f"{path} names no data, as a model that was converted: give --config FILE, a recipe "
+            "that does"
         )
     # A model without data of its own is at home on those of the recipe.
     origin = own if own.data.source else base
