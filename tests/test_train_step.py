@@ -50,7 +50,7 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, augmented=False, first_step=0, known=True, **options):
+    def take(freeze_features=False, augmented=False, first_step=0, labels=np.copy, **options):
         config = make_config()
         if not augmented:
             config.augment.flip, config.augment.jitter = False, 0.0
@@ -60,7 +60,8 @@ def take_step(make_config, batch):
             config.freeze_statistics, config.optim.multipliers.features = True, 0.0
             config.optim.weight_decay = 0.0
         for name, value in options.items():
-            (config if name in config else config.model)[name] = value
+            groups = (config, config.model, config.loss)
+            next(group for group in groups if name in group)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
         variables = initial_variables(model, config)
         schedule = create_schedule(config.optim, 3, 2)
@@ -70,7 +71,7 @@ def take_step(make_config, batch):
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
         step = make_train_step(model, optimizer, schedule, config)
-        rows = batch if known else batch | {"labels": np.zeros_like(batch["labels"])}
+        rows = batch | {"labels": labels(batch["labels"])}
         state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
         return moves, state, metrics
@@ -198,9 +199,18 @@ def test_a_part_deals_its_own_rows_to_the_groups():
     np.testing.assert_array_equal(dealt, [0, 0, 0, 1, 1, -1, -1, -1])
 
 
-def test_where_nothing_is_known_nothing_moves(take_step, batch):
-    _, _, metrics = take_step(freeze_features=True, known=False)
+def test_where_nothing_is_known_nothing_moves(take_step):
+    _, _, metrics = take_step(freeze_features=True, labels=np.zeros_like)
     assert metrics["loss"] == 0 and metrics["gradient_norm"] == 0
+
+
+def test_targets_are_smoothed_as_the_configuration_says(take_step):
+    """The loss is linear in them: of the labels nine tenths, and a tenth of their opposites."""
+    losses = [
+        take_step(freeze_features=True, **options)[2]["loss"]
+        for options in ({}, {"labels": np.negative}, {"label_smoothing": 0.2})
+    ]
+    np.testing.assert_allclose(losses[2], 0.9 * losses[0] + 0.1 * losses[1], rtol=1e-5)
 
 
 def test_batches_of_training_are_as_the_configuration_says(config):
