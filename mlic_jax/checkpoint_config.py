@@ -14,7 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mlic_jax.checkpoint import find_checkpoint, read_metadata, run_checkpoints, run_of
+from mlic_jax.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    read_metadata,
+    run_checkpoints,
+    run_of,
+)
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import ARRAY_OPTIONS
@@ -92,11 +98,7 @@ def set_up(
     # A model without data of its own is at home on those of the recipe.
     origin = own if own.data.source else base
     changes = changes_between(origin, config)
-    overrides = {
-        name: values
-        for name, values in changes.items()
-        if is_among(name, DECIDING) and not is_among(name, HOW)
-    }
+    overrides = deciding(changes)
     asked = {name: values for name, values in changes.items() if is_among(name, options)}
     said = f"{path}: as it says itself"
     if base is not own:
@@ -178,6 +180,15 @@ def changes_between(old: ConfigDict, new: ConfigDict) -> Changes:
     return changed_options(json.loads(old.to_json()), json.loads(new.to_json()))
 
 
+def deciding(changes: Changes) -> Changes:
+    """Those of the changed options that decide what is written of a split."""
+    return {
+        name: values
+        for name, values in changes.items()
+        if is_among(name, DECIDING) and not is_among(name, HOW)
+    }
+
+
 def as_predicted(metadata: Mapping[str, Any], config: ConfigDict, path: str | Path) -> Changes:
     """The options with which prediction would say something else: {name: (its, now)}."""
     changes = changes_between(own_config(metadata, path), config)
@@ -205,7 +216,7 @@ def _in_a_name(value: Any) -> str:
 def _aside(path: Path, workdir: Path, overrides: Changes) -> Path:
     """Where below a run's folder results belong: in it, if they are what the run says of itself."""
     parts = {name: new for name, (_, new) in overrides.items()}
-    if run_checkpoints(workdir) and not _is_best(path, workdir):
+    if run_checkpoints(workdir) and not _is_of_run(path, workdir):
         parts = {"checkpoint": _nickname(path, workdir)} | parts
     return Path(ASIDE, folder_name(parts)) if parts else Path()
 
@@ -218,10 +229,18 @@ def _nickname(path: Path, workdir: Path) -> str:
     return f"{f'{run.name}-' if run else ''}{path.name}-{_digest(str(path))}"
 
 
-def _is_best(path: Path, workdir: Path) -> bool:
+def _is_of_run(path: Path, workdir: Path) -> bool:
+    """Whether a run says of itself what this checkpoint does: its best, and not resumed otherwise.
+
+    Training evaluates the best checkpoint with the options that it had at last.
+    """
     try:
-        return find_checkpoint(workdir).resolve() == path.resolve()
-    except Failure:  # another one is damaged, and the best cannot be told
+        if find_checkpoint(workdir).resolve() != path.resolve():
+            return False
+        latest = latest_checkpoint(workdir)
+        last, own = (own_config(read_metadata(one), one) for one in (latest, path))
+        return not deciding(changes_between(last, own))
+    except Failure:  # another one is damaged, and it cannot be told
         return False
 
 
@@ -229,8 +248,8 @@ def _not_counting(recipe: ConfigDict, used: ConfigDict, options: Collection[str]
     """A line for a recipe that says something else than what is used."""
     differing = {
         name: values
-        for name, values in changes_between(recipe, used).items()
-        if is_among(name, DECIDING) and not is_among(name, (*HOW, *options))
+        for name, values in deciding(changes_between(recipe, used)).items()
+        if not is_among(name, options)
     }
     if not differing:
         return ""

@@ -175,6 +175,18 @@ def test_a_step_that_is_not_the_best_is_not_the_run(run):
     assert aside.workdir == run / "evaluations" / "checkpoint=6,eval.top_n=1"
 
 
+def test_a_run_that_was_resumed_otherwise_is_not_what_its_best_step_says(run, weights):
+    """Training evaluated that step with the options that it had at last."""
+    variables, metadata = weights
+    later = json.loads(json.dumps(metadata)) | {"step": 9, "validation": {"mAP": 45.0}}
+    later["config"] |= {"epochs": 7, "log_every": 3}  # which decide nothing
+    save_weights(run / "checkpoints" / "9", variables, later)
+    assert set_up(None, run).workdir == run
+    later["config"]["eval"]["min_positives"] = 3
+    save_weights(run / "checkpoints" / "12", variables, later | {"step": 12})
+    assert set_up(None, run).workdir == run / "evaluations" / "checkpoint=3"
+
+
 def test_another_model_does_not_write_over_a_run(run, converted, make_config):
     setup = set_up(converted, run, make_config())
     assert setup.workdir.parent == run / "evaluations"
