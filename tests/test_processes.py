@@ -49,14 +49,14 @@ def start(*command, stderr):
 
 
 @contextlib.contextmanager
-def pair(*command, folder):
+def pair(*command, folder, lost_seconds=10):
     """Both processes of a command, `folder/{0,1}.err` being what they say."""
     port = free_port()
     both = [
         start(
             *command,
             *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
-            *(f"--process_id={i}", "--lost_seconds=10", f"--join_seconds={PATIENCE}"),
+            *(f"--process_id={i}", f"--join_seconds={PATIENCE}", f"--lost_seconds={lost_seconds}"),
             stderr=folder / f"{i}.err",
         )
         for i in range(2)
@@ -158,7 +158,7 @@ def test_only_the_first_process_prints_and_logs(together):
     assert [line for line in said[1].splitlines() if line and not of_libraries.match(line)] == []
 
 
-def test_where_one_is_killed_the_other_ends_and_the_run_resumes(
+def test_a_signal_stops_both_a_kill_ends_both_and_the_run_resumes(
     alone, together, small_config, four_devices, tmp_path
 ):
     """Also: what two processes saved, one process reads."""
@@ -166,68 +166,153 @@ def test_where_one_is_killed_the_other_ends_and_the_run_resumes(
     shutil.copytree(together[0], run)
     config = small_config.copy_and_resolve_references()
     config.epochs, config.checkpoint_every, config.eval.every = 400, 2, 1000
-    with pair(*training(config, run), folder=tmp_path) as (first, second):
-        deadline = time.monotonic() + PATIENCE
-        while latest(run) < 8 and time.monotonic() < deadline and second.poll() is None:
-            time.sleep(0.01)
-        second.send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        first.communicate(timeout=PATIENCE)
-        took = time.monotonic() - killed
+
+    def struck_by(number):
+        """(process 0 and the other, what process 0 printed) of a resumed run, once it saved."""
+        before = latest(run)
+        with pair(*training(config, run), folder=tmp_path) as (first, second):
+            deadline = time.monotonic() + PATIENCE
+            while latest(run) < before + 2 and time.monotonic() < deadline:
+                assert second.poll() is None, (tmp_path / "1.err").read_text()[-3000:]
+                time.sleep(0.01)
+            second.send_signal(number)
+            printed, _ = first.communicate(timeout=PATIENCE)
+            second.communicate(timeout=PATIENCE)
+        return first, second, printed
+
+    first, second, printed = struck_by(signal.SIGTERM)
+    said = (tmp_path / "0.err").read_text()
+    assert (first.returncode, second.returncode) == (0, 0), said[-3000:]
+    assert f"stopped at step {latest(run)} of 1200, saved; the same command continues" in printed
+
+    first, second, _ = struck_by(signal.SIGKILL)
     said = (tmp_path / "0.err").read_text()
     assert first.returncode == 1, said[-3000:]
     assert f"error: {processes.LOST}" in said
     assert said.count("error: ") == 1
-    assert took < 60
-    step = latest(run)
-    assert step >= 8
 
-    config.epochs = step // 3 + 1
+    config.epochs = latest(run) // 3 + 1
     train(config, run)
     assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
         range(1, config.epochs * 3 + 1)
     )
 
 
-AGREE = """
-import os, signal, sys
+TOGETHER = """
+import itertools, os, signal, sys, time
+from pathlib import Path
 from absl import flags
 from mlic_jax import processes
 from mlic_jax.command_line import exit_code
 
 def act():
     import jax
+    import numpy as np
     from mlic_jax import distributed
+    from mlic_jax.checkpoint import RunCheckpoints
+    made, workdir = map(Path, sys.argv[1:])
     with processes.joined(mode, ["agree"]):
         me = jax.process_index()
-        agreement = distributed.Agreement(distributed.create_mesh())
-        answers = [agreement.any(me == 1 and step == 3) for step in range(7)]
-        mine = processes.first_alone(lambda: os.path.exists(sys.argv[1]) or open(sys.argv[1], "x"))
-        told = processes.of_first("name", f"from {me}")
-        print(answers, mine is True, told, file=sys.stderr, flush=True)
+        mine = processes.first_alone(lambda: made.exists() or made.touch())
+        told = processes.of_all("name", f"from {me}")
+        print(mine is True, told, file=sys.stderr, flush=True)
+        checkpoints = RunCheckpoints(workdir)
+        with processes.stop_requests(5) as stop_at:
+            for step in itertools.count(6):
+                if me == 1 and step == 9:
+                    signal.raise_signal(signal.SIGINT)
+                if stop_at(step):
+                    break
+                time.sleep(0.01)
+                processes.wait_for_all("the step is done")
+        print("stopped at", step, file=sys.stderr, flush=True)
+        everywhere = distributed.replicated(distributed.create_mesh())
+        for step in range(1, PAIRS + 1):
+            x = distributed.lay_out(np.full(1000, step), everywhere)
+            checkpoints.save(step, {"params": {"x": x}}, {"step": x}, {})
+            checkpoints.add_validation(step, step / PAIRS)
+        checkpoints.close()
         if me == 0:
             processes.wait_for_all("said")
             os.kill(os.getpid(), signal.SIGKILL)
         processes.wait_for_all("said")
         processes.wait_for_all("never")
 
+PAIRS = 20
 mode = flags.DEFINE_string("mode", "agree", "")
 sys.argv[1:] = flags.FLAGS(sys.argv)[1:]
 os._exit(exit_code(act))
 """
 
 
-def test_processes_agree_on_a_step_and_wait_for_the_first(tmp_path):
+def test_processes_wait_for_each_other_stop_together_and_save_many_checkpoints(tmp_path):
     """And where that one is killed, all others know."""
-    with pair("-c", AGREE, str(tmp_path / "made"), folder=tmp_path) as both:
+    with pair("-c", TOGETHER, str(tmp_path / "made"), str(tmp_path), folder=tmp_path) as both:
         for process in both:
             process.communicate(timeout=PATIENCE)
-    agreed = [False] * 5 + [True, False]
     said = [(tmp_path / f"{i}.err").read_text() for i in range(2)]
-    assert f"{agreed} False from 0\n" in said[0]
-    assert f"{agreed} True from 0\n" in said[1]
+    told = ["from 0", "from 1"]
+    assert f"False {told}\n" in said[0]
+    assert f"True {told}\n" in said[1]
+    stops = [int(re.search(r"stopped at (\d+)", text)[1]) for text in said]
+    assert stops[0] == stops[1] > 9
     assert [process.returncode for process in both] == [-signal.SIGKILL, 1]
     assert f"error: {processes.LOST}" in said[1]
+    assert latest(tmp_path) == 20
+
+
+FAIL = """
+import ctypes, os, sys
+from absl import flags
+from mlic_jax import processes
+from mlic_jax.command_line import exit_code
+
+def fail():
+    import jax
+    if cause == "disk":
+        open("/dev/full", "wb", buffering=0).write(b"x")
+    elif cause == "memory":
+        jax.numpy.ones(2**50, jax.numpy.int8).block_until_ready()
+    elif cause == "sign":  # what XLA also says of others
+        raise jax.errors.JaxRuntimeError("ABORTED: of this process alone")
+    else:
+        ctypes.CDLL(None).abort()
+
+def act():
+    with processes.joined(mode, ["fail"]):
+        if processes.is_first() == (who == "first"):
+            fail()
+        processes.wait_for_all("never")
+
+mode = flags.DEFINE_string("mode", "fail", "")
+who, cause = flags.FLAGS(sys.argv)[1:]
+os._exit(exit_code(act))
+"""
+
+
+def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_path):
+    defect = "error: JaxRuntimeError, which should not be: "
+    cases = {
+        ("second", "disk"): "error: No space left on device; what was saved stays",
+        ("first", "memory"): f"{defect}RESOURCE_EXHAUSTED",
+        ("second", "sign"): f"{defect}ABORTED: of this process alone",
+        ("second", "abort"): f"error: {processes.ABORTED}",
+    }
+    with contextlib.ExitStack() as stack:
+        pairs = []
+        for case in cases:
+            folder = tmp_path / "-".join(case)
+            folder.mkdir()
+            pairs += [stack.enter_context(pair("-c", FAIL, *case, folder=folder, lost_seconds=5))]
+        for ((who, cause), reason), both in zip(cases.items(), pairs, strict=True):
+            for process in both:
+                process.communicate(timeout=PATIENCE)
+                assert process.returncode == 1
+            said = [(tmp_path / f"{who}-{cause}" / f"{i}.err").read_text() for i in range(2)]
+            failing, other = said if who == "first" else reversed(said)
+            for text, line in ((failing, reason), (other, f"error: {processes.LOST}")):
+                assert line in text
+                assert text.count("error: ") == 1, text
 
 
 def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
