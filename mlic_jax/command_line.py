@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import flags
 
@@ -18,6 +18,14 @@ LONGEST_LINE = 2000  # characters of an error
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Also of `parse_args`; raises UsageError."""
+        args = sys.argv[1:] if args is None else args
+        refuse_addresses(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
         """Raises UsageError."""
@@ -88,6 +96,7 @@ def show_log() -> None:
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
+    refuse_addresses(argv)
     try:
         return values(argv)
     except SystemExit:  # of --help, which absl takes for an error
@@ -102,6 +111,20 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
         message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+
+
+def refuse_addresses(words: Iterable[str]) -> None:
+    """Raises UsageError for an address where a path is meant: gs://runs would be a folder `gs:`.
+
+    Args:
+        words: of a command line, or `name=value`.
+    """
+    for word in words:
+        if re.match(r"([\w.-]+=)?[a-z][a-z\d+.-]*://", str(word), re.IGNORECASE):
+            raise UsageError(
+                f"{word} is no path of this machine: mount it (gcsfuse does so for gs://, s3fs for "
+                "s3://) and give the folder"
+            )
 
 
 def required(*wanted: flags.FlagHolder) -> list:

@@ -82,6 +82,7 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.protocol", "coco", "eval.protocol is 'coco'; known are 'mcar', 'msrn'"),
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
+        ("data.word_vectors", "gs://words", "data.word_vectors=gs://words is no path of this"),
     ],
 )
 def test_values_that_no_run_could_use(config, option, value, message):

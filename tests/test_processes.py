@@ -34,13 +34,14 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(*command, stderr):
+def start(*command, stderr, cwd=ROOT):
     """A process with two devices."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    devices = "--xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)}
     with stderr.open("w") as err:
         return subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=err,
@@ -49,7 +50,7 @@ def start(*command, stderr):
 
 
 @contextlib.contextmanager
-def pair(*command, folder, lost_seconds=10):
+def pair(*command, folder, lost_seconds=10, cwds=(ROOT, ROOT)):
     """Both processes of a command, `folder/{0,1}.err` being what they say."""
     port = free_port()
     both = [
@@ -58,6 +59,7 @@ def pair(*command, folder, lost_seconds=10):
             *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
             *(f"--process_id={i}", f"--join_seconds={PATIENCE}", f"--lost_seconds={lost_seconds}"),
             stderr=folder / f"{i}.err",
+            cwd=cwds[i],
         )
         for i in range(2)
     ]
@@ -316,7 +318,13 @@ def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_pa
 
 
 def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
-    main = ("-m", "mlic_jax.main", "--config=configs/mcar_scenes.py", "--workdir", str(tmp_path))
+    main = (
+        "-m",
+        "mlic_jax.main",
+        "--config",
+        str(ROOT / "configs/mcar_scenes.py"),
+        "--workdir=run",
+    )
     nobody = f"--coordinator=127.0.0.1:{free_port()}"
     alone = start(*main, "--distributed", stderr=tmp_path / "alone")
     late = start(
@@ -324,8 +332,12 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
         *("--distributed", nobody, "--num_processes=2", "--process_id=1", "--join_seconds=1"),
         stderr=tmp_path / "late",
     )
-    for process in (alone, late):
-        process.communicate(timeout=PATIENCE)
+    cwds = tmp_path / "one", tmp_path / "another"
+    for cwd in cwds:
+        cwd.mkdir()
+    with pair(*main, folder=tmp_path, cwds=cwds) as both:
+        for process in (alone, late, *both):
+            process.communicate(timeout=PATIENCE)
     assert alone.returncode == 2
     (line,) = (tmp_path / "alone").read_text().splitlines()
     assert line.startswith("error: --distributed finds no launcher that it knows")
@@ -333,6 +345,11 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
     assert late.returncode == 1
     *_, line = (tmp_path / "late").read_text().splitlines()
     assert line.startswith("error: the processes did not find each other at 127.0.0.1:")
+    for i, process in enumerate(both):
+        assert process.returncode == 2
+        *_, line = (tmp_path / f"{i}.err").read_text().splitlines()
+        assert line == "error: --workdir run must be a folder that all processes share"
+        assert not list(cwds[i].iterdir())
 
 
 @pytest.mark.parametrize(
