@@ -1,7 +1,9 @@
 """A step in parts, with recomputation and in bfloat16 beside the plain step in float32."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,14 @@ from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.convolution import plain
+from mlic_jax.models.layers import ConvBatchNorm
+from mlic_jax.models.pooled import Pooled
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import (
     TrainState,
     accumulate,
+    check_batch_size,
+    groups_in_parts,
     initial_variables,
     make_train_step,
     train,
@@ -42,7 +48,7 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, augmented=False, first_step=0, **options):
+    def take(freeze_features=False, augmented=False, first_step=0, known=True, **options):
         config = make_config()
         if not augmented:
             config.augment.flip, config.augment.jitter = False, 0.0
@@ -62,7 +68,8 @@ def take_step(make_config, batch):
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
         step = make_train_step(model, optimizer, schedule, config)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+        rows = batch if known else batch | {"labels": np.zeros_like(batch["labels"])}
+        state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
         return moves, state, metrics
 
@@ -106,27 +113,62 @@ def test_the_norm_is_that_of_the_gradient_that_is_used(take_step, config):
     np.testing.assert_allclose(metrics["gradient_norm"], length / rate, rtol=1e-5)
 
 
-def test_parts_are_dealt_out_in_turns_and_weigh_as_much_as_they_know():
-    """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5, of which the last is padding alone."""
-    rows = {
-        "images": jnp.arange(6.0),
-        "known": jnp.array([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0], [0, 0]], bool),
-        "mask": jnp.array([True, True, False, True, True, False]),
-    }
+class Deep(nn.Module):
+    """A backbone of as many layers as make rows without statistics grow out of float32."""
 
-    def gradient_of(params, batch_stats, part):
-        mean = jnp.mean(part["images"])
-        return ({"loss": mean}, 10 * batch_stats + mean), params * mean
+    layer: Callable = ConvBatchNorm
 
-    def accumulated(rows):
-        return accumulate(gradient_of, 3, jnp.float32(2), jnp.float32(0), rows)
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        x = x[:, ::32, ::32]
+        for _ in range(20):
+            x = self.layer(4)(x, train, mask)
+        return (x,)
 
-    (metrics, batch_stats), gradient = accumulated(rows)
-    np.testing.assert_allclose(metrics["loss"], (4 * 1.5 + 1 * 2.5) / 5, rtol=1e-6)
-    np.testing.assert_allclose(gradient, 2 * metrics["loss"], rtol=1e-6)
-    np.testing.assert_allclose(batch_stats, 10 * 1.5 + 2.5)
-    (metrics, _), gradient = accumulated(rows | {"known": jnp.zeros((6, 2), bool)})
-    assert metrics["loss"] == 0 and gradient == 0  # where nothing is known
+
+@pytest.mark.parametrize("groups, parts", [(1, 2), (2, 1), (2, 4), (4, 2), (8, 1), (1, 8)])
+def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, groups, parts):
+    """Every number of images that an epoch can leave for its last batch, each of which counts."""
+    config.accumulation, config.model.bn_groups = parts, groups
+    config.augment.flip, config.augment.jitter = False, 0.0
+    model = Pooled(Deep(partial(ConvBatchNorm, bn_groups=groups)), batch["labels"].shape[1], "avg")
+    variables = initial_variables(model, config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    step = make_train_step(model, optimizer, schedule, config)
+    losses = []
+    for real in range(1, 9):
+        copies = jax.tree.map(jnp.copy, variables)
+        state = TrainState(jnp.int32(0), **copies, opt_state=optimizer.init(copies["params"]))
+        rows = batch | {"mask": np.arange(8) < real}
+        state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 8
+
+
+def test_parts_are_dealt_out_in_turns_and_add_up():
+    """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5."""
+    rows = {"images": jnp.arange(6.0)}
+
+    def gradient_of(batch_stats, part):
+        total = jnp.sum(part["images"])
+        return 2 * total, ({"loss": total}, 10 * batch_stats + total)
+
+    batch_stats, (metrics, gradient) = accumulate(gradient_of, 3, jnp.float32(0), rows)
+    assert metrics["loss"] == 15 and gradient == 30
+    assert batch_stats == 100 * 3 + 10 * 5 + 7
+
+
+def test_a_part_deals_its_own_rows_to_the_groups():
+    """Of eight rows, three of them padding, part 0 has 0, 2 and 4, and part 1 has 1 and 3."""
+    dealt = groups_in_parts(jnp.arange(8) < 5, parts=2, groups=2)
+    np.testing.assert_array_equal(dealt, [0, 0, 0, 1, 1, -1, -1, -1])
+
+
+def test_where_nothing_is_known_nothing_moves(take_step, batch):
+    _, _, metrics = take_step(freeze_features=True, known=False)
+    assert metrics["loss"] == 0 and metrics["gradient_norm"] == 0
 
 
 def test_batches_of_training_are_as_the_configuration_says(config):
@@ -176,8 +218,14 @@ def test_bfloat16_is_near_float32_and_keeps_float32_where_it_matters(take_step):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
 
-def test_parts_must_divide_the_batch_of_each_device(config, tmp_path):
+def test_parts_must_divide_the_batch_of_each_device_and_groups_the_parts(config, tmp_path):
     config.accumulation = 3
     with pytest.raises(UsageError, match="8 devices, times the 3 parts of"):
         train(config, tmp_path)
-    distributed.check_batch_size("batch_size", 24, distributed.create_mesh(), 3)
+    mesh = distributed.create_mesh()
+    config.batch_size = 48
+    for config.model.bn_groups in (1, 2, 16):
+        check_batch_size(config, mesh)
+    config.model.bn_groups = 5
+    with pytest.raises(UsageError, match="bn_groups is 5, which does not divide the 16 images"):
+        check_batch_size(config, mesh)
