@@ -201,7 +201,7 @@ def test_a_signal_stops_both_a_kill_ends_both_and_the_run_resumes(
 
 
 TOGETHER = """
-import itertools, os, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from absl import flags
 from mlic_jax import processes
@@ -219,20 +219,26 @@ def act():
         told = processes.of_all("name", f"from {me}")
         print(mine is True, told, file=sys.stderr, flush=True)
         checkpoints = RunCheckpoints(workdir)
+        everywhere = distributed.replicated(distributed.create_mesh())
+
+        def save(step):
+            x = distributed.lay_out(np.full(1000, step), everywhere)
+            checkpoints.save(step, {"params": {"x": x}}, {"step": x}, {})
+            checkpoints.add_validation(step, step / SAVES)
+
         with processes.stop_requests(5) as stop_at:
-            for step in itertools.count(6):
-                if me == 1 and step == 9:
-                    signal.raise_signal(signal.SIGINT)
+            for step in range(6, 400):
+                if step == 8:
+                    signal.raise_signal([signal.SIGTERM, signal.SIGINT][me])
+                    save(1)  # which takes nobody back to step 1
+                    time.sleep(2)
                 if stop_at(step):
                     break
                 time.sleep(0.01)
                 processes.wait_for_all("the step is done")
         print("stopped at", step, file=sys.stderr, flush=True)
-        everywhere = distributed.replicated(distributed.create_mesh())
-        for step in range(1, PAIRS + 1):
-            x = distributed.lay_out(np.full(1000, step), everywhere)
-            checkpoints.save(step, {"params": {"x": x}}, {"step": x}, {})
-            checkpoints.add_validation(step, step / PAIRS)
+        for step in range(2, SAVES + 1):
+            save(step)
         checkpoints.close()
         if me == 0:
             processes.wait_for_all("said")
@@ -240,7 +246,7 @@ def act():
         processes.wait_for_all("said")
         processes.wait_for_all("never")
 
-PAIRS = 20
+SAVES = 20
 mode = flags.DEFINE_string("mode", "agree", "")
 sys.argv[1:] = flags.FLAGS(sys.argv)[1:]
 os._exit(exit_code(act))
@@ -257,7 +263,7 @@ def test_processes_wait_for_each_other_stop_together_and_save_many_checkpoints(t
     assert f"False {told}\n" in said[0]
     assert f"True {told}\n" in said[1]
     stops = [int(re.search(r"stopped at (\d+)", text)[1]) for text in said]
-    assert stops[0] == stops[1] > 9
+    assert 8 <= stops[0] == stops[1] < 399
     assert [process.returncode for process in both] == [-signal.SIGKILL, 1]
     assert f"error: {processes.LOST}" in said[1]
     assert latest(tmp_path) == 20
