@@ -67,8 +67,9 @@ T = TypeVar("T")
 def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
     """Inside, with `--distributed`, this process is one of the run's; without, nothing changes.
 
-    Only process 0 prints and logs; errors are said by all. No process ends well before all do, and
-    where one is lost the others end within `--lost_seconds`, whatever they were waiting for.
+    Only process 0 prints and logs; errors are said by all. No process ends well before all do.
+    Where one ends otherwise the rest end within `--lost_seconds` and a little, whatever they were
+    waiting for: they say `LOST`, and it its own reason.
 
     Args:
         mode: the flag that says what to do.
@@ -76,7 +77,7 @@ def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
 
     Raises:
         UsageError: the flags contradict each other, or no launcher is found and they are not given.
-        Failure: the others are not there in time, or one was lost.
+        Failure: the others are not there in time.
     """
     if not DISTRIBUTED.value:
         if any(flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
@@ -229,7 +230,8 @@ def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
     Yields:
         Whether to stop at a step; to be asked of every following step, one by one. A signal to one
         process stops all at the same step, which comes a second or two after it: JAX looks for it
-        so often, and has all stop after the step of the one that is furthest.
+        so often, and has all stop after the step of the one that is furthest. One of the last second
+        before the end of this context is not heard.
     """
     import jax
     from jax._src import distributed

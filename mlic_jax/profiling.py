@@ -64,7 +64,7 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\((.*
 CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 SOURCE = re.compile(r'op_name="\(?(?:jit\([^"/]*\)/)?([^":]*)')
-MODULE = re.compile(r"(?!(while|body|cond|branch_\w+|closed_call|checkpoint)$)[a-z]\w*")
+MODULE = re.compile(r"(?!(while|body|cond|branch_\w+|closed_call|checkpoint|shard_map)$)[a-z]\w*")
 METHOD = re.compile(r"\w+\.\w+")
 
 

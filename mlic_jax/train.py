@@ -69,11 +69,49 @@ def make_train_step(
         shardings: how the state lies on the mesh, see `distributed.lying`.
     """
 
+    gradient_of = make_gradient(model, config, mesh, shardings)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+        known = (labels != 0) & batch["mask"][:, None]
+        rows = {
+            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
+            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
+            "known": known,
+            "groups": groups_in_parts(
+                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
+            ),
+        }
+        batch_stats, (metrics, gradient) = gradient_of(
+            state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["learning_rate"] = schedule(state.step)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_gradient(
+    model: nn.Module, config: ConfigDict, mesh: Mesh | None, shardings: TrainState | None
+) -> Callable:
+    """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
+
+    `known` is how many labels are, of all rows. Arguments are those of `make_train_step`.
+    """
+
     def share_of_loss(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
         """What some rows add to the loss, and (what they add to metrics, new batch_stats).
 
-        Every row weighs as much as it has labels of those that are known in the whole batch, so
-        that the sums over its parts are of all rows together.
+        Every row weighs as much as it has of the labels that are known in the whole batch, so that
+        the sums over its parts are of all rows together.
         """
         # So that no gradient is computed for what is frozen.
         multipliers = group_multipliers(config.optim, params)
@@ -90,54 +128,27 @@ def make_train_step(
         metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
         return metrics["loss"], (metrics, updates["batch_stats"])
 
-    def of_own_rows(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
-        """(new batch_stats, (metrics, gradient) of all devices together), from the rows here."""
-        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params)
-        batch_stats, sums = accumulate(
-            partial(gradient_of, known=known), config.accumulation, batch_stats, rows
-        )
-        if mesh is None:
-            return batch_stats, sums
-        metrics, gradient = sums  # exchanged once for all parts
+    def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
+        return accumulate(gradient_of, config.accumulation, batch_stats, rows)
+
+    if mesh is None:
+        return in_parts
+    params_specs = distributed.specs_of(shardings.params)
+
+    def on_all_devices(*arguments: Any):
+        batch_stats, (metrics, gradient) = in_parts(*arguments)
+        # Exchanged once for all parts.
         gradient = distributed.sum_over_devices(gradient, params_specs)
         return batch_stats, (lax.psum(metrics, distributed.ROWS), gradient)
 
-    if mesh is not None:
-        everywhere, by_rows = distributed.EVERYWHERE, distributed.BY_ROWS
-        params_specs = distributed.specs_of(shardings.params)
-        of_own_rows = distributed.on_own_rows(
-            of_own_rows,
-            mesh,
-            in_specs=(params_specs, everywhere, by_rows, everywhere),
-            out_specs=(everywhere, (everywhere, params_specs)),
-        )
-
-    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
-        known = (labels != 0) & batch["mask"][:, None]
-        rows = {
-            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
-            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
-            "known": known,
-            "groups": groups_in_parts(
-                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
-            ),
-        }
-        batch_stats, (metrics, gradient) = of_own_rows(
-            state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
-        )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
-        metrics["learning_rate"] = schedule(state.step)
-        state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, metrics
-
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    everywhere, by_rows = distributed.EVERYWHERE, distributed.BY_ROWS
+    return distributed.on_own_rows(
+        on_all_devices,
+        mesh,
+        in_specs=(params_specs, everywhere, by_rows, everywhere),
+        out_specs=(everywhere, (everywhere, params_specs)),
+    )
 
 
 def accumulate(
@@ -165,11 +176,10 @@ def accumulate(
         batch_stats, terms = of_part(carry[0], part)
         return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
 
-    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
-    first = jax.tree.map(lambda x: x[0], parts)
     if count == 1:
-        return of_part(batch_stats, first)
-    _, shapes = jax.eval_shape(of_part, batch_stats, first)
+        return of_part(batch_stats, rows)
+    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
+    _, shapes = jax.eval_shape(of_part, batch_stats, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
     return batch_stats, sums

@@ -83,6 +83,16 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
         ("data.word_vectors", "gs://words", "data.word_vectors=gs://words is no path of this"),
+        ("augment.jitter", 1.5, "augment.jitter is 1.5; it must be 0 to 1"),
+        ("optim.clip_norm", -1.0, "optim.clip_norm is -1.0; it must be at least 0"),
+        ("optim.clip_norm", float("nan"), "optim.clip_norm is nan; it must be at least 0"),
+        ("optim.learning_rate", float("inf"), "optim.learning_rate is inf; it must be positive"),
+        ("optim.warmup_epochs", -1.0, "optim.warmup_epochs is -1.0; it must be at least 0"),
+        ("optim.warmup_epochs", 3.0, "optim.warmup_epochs is 3, of 2 epochs"),
+        ("optim.scaling", "cubic", "optim.scaling is 'cubic'; known are 'none', 'linear', 'sqrt'"),
+        ("optim.floor", 0.1, "optim.floor is for optim.schedule cosine, not step"),
+        ("loss.label_smoothing", 1.0, "loss.label_smoothing is 1.0; it must be at least 0 and"),
+        ("init_prior", -0.1, "init_prior is -0.1; it must be at least 0 and below 1"),
     ],
 )
 def test_values_that_no_run_could_use(config, option, value, message):
@@ -90,3 +100,11 @@ def test_values_that_no_run_could_use(config, option, value, message):
     with pytest.raises(UsageError) as error:
         check_config(config)
     assert message in str(error.value)
+
+
+def test_options_that_nothing_would_use_are_refused(config):
+    config.optim.nesterov = True
+    check_config(config)
+    config.optim.name = "adamw"
+    with pytest.raises(UsageError, match=r"nesterov is for optim\.name sgd"):
+        check_config(config)

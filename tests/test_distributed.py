@@ -183,6 +183,22 @@ def test_fc1_that_cannot_be_divided_is_refused():
         check_config(config)
 
 
+def test_batches_are_on_the_devices_ahead_of_their_steps():
+    mesh, made = distributed.create_mesh(), []
+
+    def batches():
+        for k in range(5):
+            made.append(k)
+            yield {"index": np.full(8, k, np.int32), "mask": np.ones(8, bool)}
+
+    seen = []
+    for index, batch in distributed.on_devices(batches(), mesh):
+        assert isinstance(index, np.ndarray) and batch["index"].sharding.num_devices == 8
+        np.testing.assert_array_equal(batch["index"], index)
+        seen.append((int(index[0]), len(made)))
+    assert seen == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
+
+
 def test_an_abstract_batch_is_what_the_pipeline_gives(config):
     mesh = distributed.create_mesh()
     split = sources.open_splits(config.data)["train"]

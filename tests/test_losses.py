@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.losses import binary_cross_entropy, total_loss, two_stream_loss
+from mlic_jax.losses import binary_cross_entropy, smooth_targets, total_loss, two_stream_loss
 
 pytestmark = pytest.mark.numerical
 
@@ -35,6 +35,18 @@ def test_large_logits_and_nothing_known_stay_finite():
     assert value == 1e4
     assert np.all(np.isfinite(gradient))
     assert binary_cross_entropy(logits, targets, jnp.zeros_like(targets)) == 0
+
+
+def test_smoothed_targets_are_half_of_it_from_sure():
+    """And their least loss is where the probability is the target."""
+    present = jnp.array([[True, False]])
+    targets = smooth_targets(present, 0.2)
+    np.testing.assert_allclose(targets, [[0.9, 0.1]], rtol=1e-6)
+    np.testing.assert_array_equal(smooth_targets(present, 0.0), [[1, 0]])
+    known = jnp.ones((1, 2), bool)
+    best = jnp.log(targets / (1 - targets))
+    gradient = jax.grad(binary_cross_entropy)(best, targets, known)
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
 def test_two_streams_add_up():

@@ -8,7 +8,7 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
-from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers
+from mlic_jax.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
 
 
 @pytest.fixture
@@ -92,6 +92,35 @@ def test_cosine_ends_at_zero(settings):
     assert np.argmax(got) == 10 and got.max() == 2
     assert np.all(np.diff(got[10:]) < 0)
     assert got[-1] < 0.01
+
+
+def test_cosine_ends_at_its_floor(settings):
+    settings.learning_rate, settings.schedule, settings.floor = 2.0, "cosine", 0.1
+    got = rates(settings, 5)
+    expected = 0.2 + (2.0 - 0.2) * (1 + np.cos(np.pi * np.arange(50) / 50)) / 2
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_rates_follow_the_batch_as_the_rule_says(settings, schedule):
+    settings.schedule, settings.warmup_epochs, settings.reference_batch = schedule, 1.0, 16
+    usual = rates(settings, 5)
+    for scaling, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):
+        settings.scaling = scaling
+        scaled = create_schedule(settings, 10, 5, batch_scale(settings, 64))
+        np.testing.assert_allclose([scaled(step) for step in range(50)], factor * usual, rtol=1e-6)
+
+
+def test_nesterov_looks_a_step_ahead(settings):
+    """As PyTorch has it: the gradient, plus the momentum of what it has made of the buffer."""
+    settings.nesterov, settings.weight_decay, settings.multipliers = True, 0.0, {"rest": 1.0}
+    params = {"fc": {"w": jnp.array([1.0])}}
+    optimizer = create_optimizer(settings, params, lambda _: 0.1)
+    state, buffer = optimizer.init(params), 0.0
+    for gradient in (0.3, -0.2, 0.7):
+        updates, state = optimizer.update({"fc": {"w": jnp.array([gradient])}}, state, params)
+        buffer = 0.9 * buffer + gradient
+        np.testing.assert_allclose(updates["fc"]["w"], -0.1 * (gradient + 0.9 * buffer), rtol=1e-5)
 
 
 def test_the_gradient_of_all_groups_together_is_clipped(settings):

@@ -1,10 +1,12 @@
 """A step in parts, with recomputation and in bfloat16 beside the plain step in float32."""
 
+import collections
 from collections.abc import Callable
 from functools import cache, partial
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mlic_jax.augment import normalise
 from mlic_jax.config import default_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
-from mlic_jax.models import create_model
+from mlic_jax.models import create_model, spread
 from mlic_jax.models.convolution import plain
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.pooled import Pooled
@@ -48,7 +50,7 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, augmented=False, first_step=0, known=True, **options):
+    def take(freeze_features=False, augmented=False, first_step=0, labels=np.copy, **options):
         config = make_config()
         if not augmented:
             config.augment.flip, config.augment.jitter = False, 0.0
@@ -58,7 +60,8 @@ def take_step(make_config, batch):
             config.freeze_statistics, config.optim.multipliers.features = True, 0.0
             config.optim.weight_decay = 0.0
         for name, value in options.items():
-            (config if name in config else config.model)[name] = value
+            groups = (config, config.model, config.loss)
+            next(group for group in groups if name in group)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
         variables = initial_variables(model, config)
         schedule = create_schedule(config.optim, 3, 2)
@@ -68,7 +71,7 @@ def take_step(make_config, batch):
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
         step = make_train_step(model, optimizer, schedule, config)
-        rows = batch if known else batch | {"labels": np.zeros_like(batch["labels"])}
+        rows = batch | {"labels": labels(batch["labels"])}
         state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
         return moves, state, metrics
@@ -147,6 +150,36 @@ def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, group
     assert len(set(losses)) == 8
 
 
+def sums_of_devices(jaxpr, in_loop=False):
+    """(size of an array that devices add up, whether a loop does it) for every such array."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield from ((variable.aval.size, in_loop) for variable in equation.invars)
+        loop = in_loop or equation.primitive.name in ("scan", "while")
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from sums_of_devices(inner, loop)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
+    config.accumulation, config.batch_size = parts, 16
+    model = spread(Pooled(Deep(), 12, "avg"), distributed.ROWS)
+    variables = initial_variables(Pooled(Deep(), 12, "avg"), config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    mesh = distributed.create_mesh()
+    shardings = distributed.lying(state, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    traced = step.trace(state, distributed.abstract_batch(mesh, 16, 64, 12), jax.random.key(0))
+    found = collections.Counter(sums_of_devices(traced.jaxpr.jaxpr))
+    of_statistics = (2 * 4 + 1, parts > 1)  # sums, squares and the number of values of 4 channels
+    assert found.pop(of_statistics) == 2 * 20  # of 20 layers, forwards and backwards
+    assert not any(in_loop for _, in_loop in found)
+    gradient = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert sum(size * count for (size, _), count in found.items()) == gradient + 1  # and the loss
+
+
 def test_parts_are_dealt_out_in_turns_and_add_up():
     """Six rows in three parts: 0 and 3, 1 and 4, 2 and 5."""
     rows = {"images": jnp.arange(6.0)}
@@ -166,9 +199,18 @@ def test_a_part_deals_its_own_rows_to_the_groups():
     np.testing.assert_array_equal(dealt, [0, 0, 0, 1, 1, -1, -1, -1])
 
 
-def test_where_nothing_is_known_nothing_moves(take_step, batch):
-    _, _, metrics = take_step(freeze_features=True, known=False)
+def test_where_nothing_is_known_nothing_moves(take_step):
+    _, _, metrics = take_step(freeze_features=True, labels=np.zeros_like)
     assert metrics["loss"] == 0 and metrics["gradient_norm"] == 0
+
+
+def test_targets_are_smoothed_as_the_configuration_says(take_step):
+    """The loss is linear in them: of the labels nine tenths, and a tenth of their opposites."""
+    losses = [
+        take_step(freeze_features=True, **options)[2]["loss"]
+        for options in ({}, {"labels": np.negative}, {"label_smoothing": 0.2})
+    ]
+    np.testing.assert_allclose(losses[2], 0.9 * losses[0] + 0.1 * losses[1], rtol=1e-5)
 
 
 def test_batches_of_training_are_as_the_configuration_says(config):

@@ -11,6 +11,7 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model, mcar
+from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.regions import class_regions, crop_and_resize
 
 NUM_CLASSES = 5
@@ -65,6 +66,24 @@ def test_outputs(apply, variables, images, settings):
     )
     best_first = np.argsort(-np.asarray(out["global_logits"]), axis=-1)
     np.testing.assert_array_equal(out["box_classes"], best_first[:, : settings.top_n])
+
+
+def test_a_crop_is_normalised_in_the_group_of_its_image(settings, images):
+    """Of three real images the first group has two and all of their regions."""
+    settings = settings.copy_and_resolve_references()
+    settings.bn_groups, settings.top_n = 2, 3
+    model = create_model(settings, NUM_CLASSES)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    padded = jnp.concatenate([images, jnp.full_like(images[:1], 1e3)])
+    dealt = deal_rows(jnp.arange(4) < 3, 2)
+    options = {"train": True, "mutable": ["batch_stats"]}
+    together, moved = jax.jit(partial(model.apply, **options))(variables, padded, mask=dealt)
+    settings.bn_groups = 1
+    alone = jax.jit(partial(create_model(settings, NUM_CLASSES).apply, **options))
+    first, moved_alone = alone(variables, images[:2])
+    np.testing.assert_array_equal(together["boxes"][:2], first["boxes"])
+    np.testing.assert_allclose(together["local_logits"][:2], first["local_logits"], rtol=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), moved, moved_alone)
 
 
 def test_local_logits_are_the_maximum_over_the_crops(apply, variables, images):
