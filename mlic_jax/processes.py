@@ -230,8 +230,8 @@ def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
     Yields:
         Whether to stop at a step; to be asked of every following step, one by one. A signal to one
         process stops all at the same step, which comes a second or two after it: JAX looks for it
-        so often, and has all stop after the step of the one that is furthest. One of the last second
-        before the end of this context is not heard.
+        so often, and has all stop after the step of the one that is furthest. What comes in the
+        last second of this context is not heard.
     """
     import jax
     from jax._src import distributed
