@@ -164,35 +164,37 @@ def test_a_signal_stops_both_a_kill_ends_both_and_the_run_resumes(
     alone, together, small_config, four_devices, tmp_path
 ):
     """Also: what two processes saved, one process reads."""
-    run = tmp_path / "run"
-    shutil.copytree(together[0], run)
     config = small_config.copy_and_resolve_references()
     config.epochs, config.checkpoint_every, config.eval.every = 400, 2, 1000
-
-    def struck_by(number):
-        """(process 0 and the other, what process 0 printed) of a resumed run, once it saved."""
-        before = latest(run)
-        with pair(*training(config, run), folder=tmp_path) as (first, second):
+    printed, codes, said = {}, {}, {}
+    with contextlib.ExitStack() as stack:
+        pairs = {}
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            folder = tmp_path / number.name
+            shutil.copytree(together[0], folder / "run")
+            command = training(config, folder / "run")
+            pairs[number] = stack.enter_context(pair(*command, folder=folder))
+        for number, (_, second) in pairs.items():
             deadline = time.monotonic() + PATIENCE
-            while latest(run) < before + 2 and time.monotonic() < deadline:
-                assert second.poll() is None, (tmp_path / "1.err").read_text()[-3000:]
+            while latest(tmp_path / number.name / "run") < 8 and time.monotonic() < deadline:
+                assert second.poll() is None
                 time.sleep(0.01)
             second.send_signal(number)
-            printed, _ = first.communicate(timeout=PATIENCE)
+        for number, (first, second) in pairs.items():
+            printed[number], _ = first.communicate(timeout=PATIENCE)
             second.communicate(timeout=PATIENCE)
-        return first, second, printed
+            codes[number] = first.returncode, second.returncode
+            said[number] = (tmp_path / number.name / "0.err").read_text()
 
-    first, second, printed = struck_by(signal.SIGTERM)
-    said = (tmp_path / "0.err").read_text()
-    assert (first.returncode, second.returncode) == (0, 0), said[-3000:]
-    assert f"stopped at step {latest(run)} of 1200, saved; the same command continues" in printed
+    run = tmp_path / "SIGTERM" / "run"
+    assert codes[signal.SIGTERM] == (0, 0), said[signal.SIGTERM][-3000:]
+    stopped = f"stopped at step {latest(run)} of 1200, saved; the same command continues"
+    assert stopped in printed[signal.SIGTERM]
 
-    first, second, _ = struck_by(signal.SIGKILL)
-    said = (tmp_path / "0.err").read_text()
-    assert first.returncode == 1, said[-3000:]
-    assert f"error: {processes.LOST}" in said
-    assert said.count("error: ") == 1
-
+    run = tmp_path / "SIGKILL" / "run"
+    assert codes[signal.SIGKILL] == (1, -signal.SIGKILL), said[signal.SIGKILL][-3000:]
+    assert f"error: {processes.LOST}" in said[signal.SIGKILL]
+    assert said[signal.SIGKILL].count("error: ") == 1
     config.epochs = latest(run) // 3 + 1
     train(config, run)
     assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
