@@ -326,13 +326,9 @@ def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_pa
 
 
 def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
-    main = (
-        "-m",
-        "mlic_jax.main",
-        "--config",
-        str(ROOT / "configs/mcar_scenes.py"),
-        "--workdir=run",
-    )
+    config = str(ROOT / "configs/mcar_scenes.py")
+    # A batch that does not divide among four devices, in case a run starts all the same.
+    main = ("-m", "mlic_jax.main", "--config", config, "--workdir=run", "--config.batch_size=6")
     nobody = f"--coordinator=127.0.0.1:{free_port()}"
     alone = start(*main, "--distributed", stderr=tmp_path / "alone")
     late = start(
