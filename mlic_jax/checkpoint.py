@@ -251,6 +251,12 @@ def find_checkpoint(path: Path) -> Path:
     return _best({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is of; None of a converted model."""
+    above = checkpoint.parents[:2] if checkpoint.name.isdigit() else ()  # they once lay deeper
+    return next((folder.parent for folder in above if folder.name == "checkpoints"), None)
+
+
 def _steps(folder: Path) -> list[Path]:
     steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
     return sorted(steps, key=lambda entry: int(entry.name))

@@ -8,12 +8,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from mlic_jax.errors import Failure, UsageError
 
 LONGEST_LINE = 2000  # characters of an error
+_DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options without one
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,10 +98,20 @@ def show_log() -> None:
     logger.propagate = False
 
 
-def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
+def parse_flags(
+    argv: list[str],
+    values: flags.FlagValues = flags.FLAGS,
+    config: flags.FlagHolder | None = None,
+) -> list[str]:
+    """absl's parser, with whatever a wrong option or recipe makes it raise as one line.
+
+    Args:
+        config: a flag of a recipe whose options may be given without one, see `asked_of_config`.
+    """
     refuse_addresses(argv)
     try:
+        if config is not None and _has_options_alone(argv, config.name):
+            flags.set_default(config, str(_DEFAULTS))
         return values(argv)
     except SystemExit:  # of --help, which absl takes for an error
         raise SystemExit(0) from None
@@ -127,9 +141,37 @@ def refuse_addresses(words: Iterable[str]) -> None:
             )
 
 
+def _has_options_alone(argv: Sequence[str], name: str) -> bool:
+    return not any(re.match(rf"--?{name}(=|$)", word) for word in argv) and any(
+        re.match(rf"--?(no)?{name}\.", word) for word in argv
+    )
+
+
+def asked_of_config(
+    config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
+) -> tuple[ConfigDict | None, dict[str, Any]]:
+    """The recipe as its file has it, None where none is given; and the options set beside it.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if config.value is None:
+        return None, {}
+    flag = values[config.name]
+    options = config_flags.get_override_values(flag)
+    if not config.present:
+        return None, options
+    recipe = flag.parser.parse(config_flags.get_config_filename(flag))
+    try:
+        recipe.lock()
+    except OSError as error:  # ml_collections says of a missing recipe only now
+        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
+    return recipe, options
+
+
 def required(*wanted: flags.FlagHolder) -> list:
     """The values of flags; raises UsageError for the first that is not given, or empty."""
     for flag in wanted:
-        if flag.value in (None, ""):
+        if not flag.present or flag.value == "":
             raise UsageError(f"--{flag.name} is missing; see --help")
     return [flag.value for flag in wanted]

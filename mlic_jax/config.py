@@ -118,7 +118,7 @@ def default_config() -> ConfigDict:
     config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
     config.eval.label_policy = ""  # empty: what the protocol says
     config.eval.every = 1  # epochs between validations
-    config.eval.batch_size = 16
+    config.eval.batch_size = 16  # of every device, however many there are
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
     config.eval.local_size = 0  # of crops in evaluation; 0: as model.local_size says
     # Regions of classes whose global probability is lower are not looked at; 0: all are (released).
@@ -136,6 +136,9 @@ def default_config() -> ConfigDict:
     config.calibration.split = "val"  # the role in data.splits of what it is learned on
     config.calibration.allow_test = False  # learn even on the test split, and name it
     return config.lock()
+
+
+get_config = default_config  # this file is a recipe too: that of options given without one
 
 
 def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:

@@ -10,7 +10,6 @@ writes files (see `predict_files.py`); in a notebook the same is
 import collections
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,8 @@ from PIL import Image
 
 from mlic_jax import distributed
 from mlic_jax.checkpoint import load_weights
-from mlic_jax.config import check_scales, default_config
+from mlic_jax.checkpoint_config import own_config
+from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.drawing import Box
@@ -78,7 +78,8 @@ class Predictor:
         thresholds: float64 `[C]`, probabilities.
         temperature: see above.
         rule: in words, what the thresholds are.
-        batch_size: rows of a batch. Every batch has so many, so that one compilation serves all.
+        batch_size: photos that are looked at together. A batch of fewer is filled up, and so are
+            those that the devices do not divide: one compilation serves all.
     """
 
     def __init__(
@@ -96,9 +97,8 @@ class Predictor:
         self.class_names = tuple(metadata["class_names"])
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
-        # A batch is spread over as many of the devices as divide it.
-        devices = jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())]
-        self._mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        devices, self._rows = spread(batch_size, jax.local_device_count())
+        self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, distributed.replicated(self._mesh))
         self._step = make_predict_step(model, config, self._mesh)
@@ -168,7 +168,7 @@ class Predictor:
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
             size = host_size(self.config)
-            images = np.zeros((self.batch_size, size, size, 3), np.uint8)
+            images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
             on_devices = distributed.to_devices({"image": images}, self._mesh)["image"]
             outputs = jax.device_get(self._step(self._variables, on_devices))
@@ -226,14 +226,7 @@ def load_model(
     raised see `Predictor.from_checkpoint`.
     """
     variables, metadata = load_weights(Path(path))
-    if "class_names" not in metadata:
-        raise UsageError(
-            f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
-            f"knows no classes: train from it with --config.init_from={path}"
-        )
-    config = default_config()
-    with config.unlocked():
-        config.update(metadata["config"])
+    config = own_config(metadata, path)
     if config.model.name == "msrn" and "label_inputs" not in variables:
         raise UsageError(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
@@ -314,6 +307,16 @@ def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
         -(-y2 * height // size),
         -(-x2 * width // size),
     )
+
+
+def spread(batch_size: int, devices: int) -> tuple[int, int]:
+    """How a batch is divided among devices: how many of them have rows, and the rows of all.
+
+    Every one has as many, the fewest that are possible; what the batch does not fill is padding.
+    """
+    share = -(-batch_size // devices)
+    used = -(-batch_size // share)
+    return used, share * used
 
 
 def even_batch_size(images: int, limit: int) -> int:

@@ -219,7 +219,6 @@ def train(
     processes.check_shared("--workdir", workdir)
     mesh = distributed.create_mesh()
     check_batch_size(config, mesh)
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     splits = processes.first_alone(lambda: sources.open_splits(config.data))
     if not (splits["val"].labels() > 0).any():
         raise UsageError(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
-from mlic_jax.command_line import Parser, exit_code, hush_strays, parse_flags
+from mlic_jax.command_line import Parser, asked_of_config, exit_code, hush_strays, parse_flags
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -134,3 +135,60 @@ def test_an_interruption_is_never_lost(hushed):
         raise AssertionError("the interruption was lost")
 
     assert exit_code(run) == 130
+
+
+RECIPE = """
+from mlic_jax.config import apply_variant, default_config
+def get_config(variant=None):
+    config = default_config()
+    config.data.name = "mine"
+    return apply_variant(config, variant)
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """What a command line asks of the configuration; `RECIPE` in it is a recipe's file."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+
+    def ask(*words):
+        argv = ["", *(word.replace("RECIPE", str(tmp_path / "recipe.py")) for word in words)]
+        values = flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        assert parse_flags(argv, values, config) == [""]
+        return asked_of_config(config, values)
+
+    return ask
+
+
+# How ml_collections loads a recipe.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_options_with_and_without_a_recipe(asked):
+    assert asked() == (None, {})
+    options = ("--config.eval.flip", "--config.eval.scales=(64, 96)", "--config.data.name", "other")
+    expected = {"eval.flip": True, "eval.scales": (64, 96), "data.name": "other"}
+    assert asked(*options) == (None, expected)
+    assert asked("--noconfig.augment.flip") == (None, {"augment.flip": False})
+    for given in (("--config=RECIPE:resnet18",), ("--config", "RECIPE:resnet18")):
+        recipe, set_beside = asked(*given, *options)
+        assert set_beside == expected
+        assert (recipe.data.name, recipe.eval.flip) == ("mine", False)  # as its file has it
+        assert recipe.model.backbone == "resnet18"
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.eval.flop=1"], "the configuration has no option 'flop'"),
+        (["--config.eval.top_n=many"], "many"),
+        (["--config.eval=1"], "--config.eval"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        (["--config=nowhere.py", "--config.eval.top_n=1"], "nowhere.py"),
+        (["--config=RECIPE:resnet9"], "variant 'resnet9'"),
+    ],
+)
+def test_what_no_configuration_can_have(asked, words, message):
+    with pytest.raises(UsageError) as error:
+        asked(*words)
+    assert message in str(error.value) and "\n" not in str(error.value)
