@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options witho
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Also of `parse_args`; raises UsageError."""
+        args = sys.argv[1:] if args is None else args
+        refuse_addresses(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
         """Raises UsageError."""
@@ -100,6 +108,7 @@ def parse_flags(
     Args:
         config: a flag of a recipe whose options may be given without one, see `asked_of_config`.
     """
+    refuse_addresses(argv)
     try:
         if config is not None and _has_options_alone(argv, config.name):
             flags.set_default(config, str(_DEFAULTS))
@@ -116,6 +125,20 @@ def parse_flags(
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
         message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+
+
+def refuse_addresses(words: Iterable[str]) -> None:
+    """Raises UsageError for an address where a path is meant: gs://runs would be a folder `gs:`.
+
+    Args:
+        words: of a command line, or `name=value`.
+    """
+    for word in words:
+        if re.match(r"([\w.-]+=)?[a-z][a-z\d+.-]*://", str(word), re.IGNORECASE):
+            raise UsageError(
+                f"{word} is no path of this machine: mount it (gcsfuse does so for gs://, s3fs for "
+                "s3://) and give the folder"
+            )
 
 
 def _has_options_alone(argv: Sequence[str], name: str) -> bool:

@@ -1,10 +1,11 @@
 """Every option, what it means and the published default; a recipe in `configs/` changes a few."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
+from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
@@ -199,6 +200,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UsageError: names the option, its value and what it may be.
     """
+    refuse_addresses(_texts(config))
     size = config.data.image_size
     if size < 32 or size % 32:
         raise UsageError(
@@ -284,3 +286,12 @@ def check_scales(scales: Sequence[int]) -> None:
             raise UsageError(
                 f"eval.scales has {size!r}; sizes must be positive multiples of 32, as 448 and 512"
             )
+
+
+def _texts(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every `option=value` that is a text."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{name}={value}"

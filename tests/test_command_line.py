@@ -5,12 +5,13 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mlic_jax.command_line import asked_of_config, exit_code, hush_strays, parse_flags
+from mlic_jax.command_line import Parser, asked_of_config, exit_code, hush_strays, parse_flags
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -65,6 +66,40 @@ def test_an_exit_of_a_library_is_passed_on(code, expected):
 def test_success_is_0_whatever_the_command_returns(capsys):
     assert exit_code(lambda: {"a": "value"}) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def parsed_by_argparse(*words):
+    parser = Parser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("input", type=Path)
+    return parser.parse_args(words)
+
+
+def parsed_by_absl(*words):
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", None, "", flag_values=values)
+    return parse_flags(["program", *words], values)
+
+
+@pytest.mark.parametrize("parse", [parsed_by_argparse, parsed_by_absl])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--out=gs://bucket/run", "photos"), "--out=gs://bucket/run"),
+        (("--out", "s3://bucket/run", "photos"), "s3://bucket/run"),
+        (("--out=run", "FILE:///photos"), "FILE:///photos"),
+    ],
+)
+def test_an_address_is_no_path(parse, words, named):
+    with pytest.raises(UsageError) as refused:
+        parse(*words)
+    assert str(refused.value).startswith(f"{named} is no path of this machine: mount it")
+
+
+@pytest.mark.parametrize("parse", [parsed_by_argparse, parsed_by_absl])
+@pytest.mark.parametrize("path", ["hf:timm/resnet50.a1_in1k", "C:/photos", "a//b", "photos/x://y"])
+def test_whatever_else_has_colons_and_slashes_is_a_path(parse, path):
+    parse(f"--out={path}", path)
 
 
 @pytest.fixture

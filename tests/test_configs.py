@@ -90,6 +90,7 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.protocol", "coco", "eval.protocol is 'coco'; known are 'mcar', 'msrn'"),
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
+        ("data.word_vectors", "gs://words", "data.word_vectors=gs://words is no path of this"),
         ("augment.jitter", 1.5, "augment.jitter is 1.5; it must be 0 to 1"),
         ("optim.clip_norm", -1.0, "optim.clip_norm is -1.0; it must be at least 0"),
         ("optim.clip_norm", float("nan"), "optim.clip_norm is nan; it must be at least 0"),
