@@ -15,9 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from mlic_jax import distributed, processes
+from mlic_jax import processes
 from mlic_jax.checkpoint import load_weights
 from mlic_jax.data import sources
 from mlic_jax.errors import UsageError
@@ -35,8 +34,8 @@ def free_port():
 
 
 def start(*command, stderr, cwd=ROOT):
-    """A process with two devices."""
-    devices = "--xla_force_host_platform_device_count=2"
+    """A process with four devices."""
+    devices = "--xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)}
     with stderr.open("w") as err:
         return subprocess.Popen(
@@ -84,23 +83,23 @@ def training(config, workdir):
 
 @pytest.fixture(scope="module")
 def small_config(make_config):
-    """Of a model that compiles soon and whose regions rounding cannot move: it has none."""
+    """Of a model that compiles soon and whose regions rounding cannot move: it has none.
+
+    With every option of training that many devices could make a difference to.
+    """
     config = make_config()
-    config.model.name = "pooled"
+    config.model.name, config.model.bn_groups = "pooled", 2
+    config.batch_size, config.accumulation, config.eval.batch_size = 16, 2, 1
+    config.loss.label_smoothing = 0.1
+    config.optim.scaling, config.optim.reference_batch = "linear", 8
+    config.optim.nesterov, config.optim.clip_norm = True, 1.0
+    config.optim.schedule, config.optim.floor, config.optim.warmup_epochs = "cosine", 0.1, 0.5
     return config
 
 
 @pytest.fixture(scope="module")
-def four_devices():
-    """One process that has four devices."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "create_mesh", lambda: Mesh(jax.devices()[:4], ("data",)))
-        yield
-
-
-@pytest.fixture(scope="module")
-def alone(small_config, four_devices, tmp_path_factory):
-    """The workdir of a run in one process with four devices."""
+def alone(small_config, tmp_path_factory):
+    """The workdir of a run in one process with eight devices."""
     workdir = tmp_path_factory.mktemp("alone")
     train(small_config, workdir)
     return workdir
@@ -108,7 +107,7 @@ def alone(small_config, four_devices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(small_config, tmp_path_factory):
-    """The workdir of the same run in two processes with two devices each, and what they printed."""
+    """The workdir of the same run in two processes of four devices each, and what they printed."""
     folder = tmp_path_factory.mktemp("together")
     sources.open_splits(small_config.data)
     with pair(*training(small_config, folder / "run"), folder=folder) as both:
@@ -127,14 +126,14 @@ def latest(workdir):
     return max(steps, default=0)
 
 
-def test_two_processes_of_two_devices_equal_one_of_four(alone, together):
+def test_two_processes_of_four_devices_equal_one_of_eight(alone, together):
     for expected, got in zip(lines_of(alone), lines_of(together[0]), strict=True):
         for values in (expected, got):
             values.pop("images_per_second", None)
         assert expected.keys() == got.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-3, err_msg=name)
-    expected, got = (load_weights(run / "checkpoints/6")[0] for run in (alone, together[0]))
+    expected, got = (load_weights(run / "checkpoints/4")[0] for run in (alone, together[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), expected, got)
 
 
@@ -161,45 +160,48 @@ def test_only_the_first_process_prints_and_logs(together):
 
 
 def test_a_signal_stops_both_a_kill_ends_both_and_the_run_resumes(
-    alone, together, small_config, four_devices, tmp_path
+    alone, together, small_config, tmp_path
 ):
-    """Also: what two processes saved, one process reads."""
+    """Whichever is killed. Also: what two processes saved, one process reads."""
     config = small_config.copy_and_resolve_references()
     config.epochs, config.checkpoint_every, config.eval.every = 400, 2, 1000
     printed, codes, said = {}, {}, {}
     with contextlib.ExitStack() as stack:
         pairs = {}
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            folder = tmp_path / number.name
+        for number, who in ((signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)):
+            folder = tmp_path / f"{number.name}-{who}"
             shutil.copytree(together[0], folder / "run")
-            command = training(config, folder / "run")
-            pairs[number] = stack.enter_context(pair(*command, folder=folder))
-        for number, (_, second) in pairs.items():
+            command = *training(config, folder / "run"), "--allow_changes"
+            pairs[number, who, folder] = stack.enter_context(pair(*command, folder=folder))
+        for (number, who, folder), both in pairs.items():
             deadline = time.monotonic() + PATIENCE
-            while latest(tmp_path / number.name / "run") < 8 and time.monotonic() < deadline:
-                assert second.poll() is None
+            while latest(folder / "run") < 6 and time.monotonic() < deadline:
+                assert both[who].poll() is None
                 time.sleep(0.01)
-            second.send_signal(number)
-        for number, (first, second) in pairs.items():
-            printed[number], _ = first.communicate(timeout=PATIENCE)
-            second.communicate(timeout=PATIENCE)
-            codes[number] = first.returncode, second.returncode
-            said[number] = (tmp_path / number.name / "0.err").read_text()
+            both[who].send_signal(number)
+        for (*case, folder), both in pairs.items():
+            texts = [process.communicate(timeout=PATIENCE)[0] for process in both]
+            case = tuple(case)
+            printed[case], codes[case] = texts[0], [process.returncode for process in both]
+            said[case] = [(folder / f"{i}.err").read_text() for i in range(2)]
 
-    run = tmp_path / "SIGTERM" / "run"
-    assert codes[signal.SIGTERM] == (0, 0), said[signal.SIGTERM][-3000:]
-    stopped = f"stopped at step {latest(run)} of 1200, saved; the same command continues"
-    assert stopped in printed[signal.SIGTERM]
+    run = tmp_path / "SIGTERM-1" / "run"
+    assert codes[signal.SIGTERM, 1] == [0, 0], said[signal.SIGTERM, 1][0][-3000:]
+    stopped = f"stopped at step {latest(run)} of 800, saved; the same command continues"
+    assert stopped in printed[signal.SIGTERM, 1]
 
-    run = tmp_path / "SIGKILL" / "run"
-    assert codes[signal.SIGKILL] == (1, -signal.SIGKILL), said[signal.SIGKILL][-3000:]
-    assert f"error: {processes.LOST}" in said[signal.SIGKILL]
-    assert said[signal.SIGKILL].count("error: ") == 1
-    config.epochs = latest(run) // 3 + 1
-    train(config, run)
-    assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
-        range(1, config.epochs * 3 + 1)
-    )
+    for who in range(2):
+        other = said[signal.SIGKILL, who][1 - who]
+        assert codes[signal.SIGKILL, who][who] == -signal.SIGKILL
+        assert codes[signal.SIGKILL, who][1 - who] == 1, other[-3000:]
+        assert f"error: {processes.LOST}" in other
+        assert other.count("error: ") == 1
+        run = tmp_path / f"SIGKILL-{who}" / "run"
+        config.epochs = latest(run) // 2 + 1
+        train(config, run, allow_changes=True)
+        assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
+            range(1, config.epochs * 2 + 1)
+        )
 
 
 TOGETHER = """
