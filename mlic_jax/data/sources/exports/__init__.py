@@ -117,7 +117,7 @@ def _files(root: Path, annotations: str, parser: Parser) -> list[tuple[str, Path
 def _files_in(folder: Path, parser: Parser) -> list[Path]:
     """The files of a format in a folder."""
     files = visible(folder) if folder.is_dir() else []
-    return [f for f in files if f.suffix.lower() == ".json" and parser.knows(f.read_bytes())]
+    return [f for f in files if f.suffix.lower() == ".json" and parser.knows(f)]
 
 
 # --- telling the format
@@ -138,7 +138,7 @@ def find(
     root = Path(layout.fixed_part(str(annotations))) if is_pattern else annotations.parent
     pattern = annotations.relative_to(root).as_posix()
     files = [file for _, file in _files(root, pattern, parser)]
-    if not files or not all(f.suffix == ".json" and parser.knows(f.read_bytes()) for f in files):
+    if not files or not all(f.suffix == ".json" and parser.knows(f) for f in files):
         return None
     names: dict[str, list[str]] = defaultdict(list)
     for row in _rows(kind, root, pattern):
@@ -160,7 +160,7 @@ def _looked_for(images: Path, kind: str) -> Path | None:
         found = layout.one_or_a_split_each(images, [f / "x.json" for f in folders], what)
         return found and found[0].parent
     for level in layout.files_in(images, (".json",))[:2]:
-        files = [file for file in level if parser.knows(file.read_bytes())]
+        files = [file for file in level if parser.knows(file)]
         if found := layout.one_or_a_split_each(images, files, what):
             return found[0]
     return None

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+_HEAD = 2**18  # bytes that tell a format; labelme has the whole photo after them
 
 
 class Malformed(ValueError):
@@ -29,12 +32,14 @@ class Parser:
     unlike: Sequence[bytes] = ()  # words that are in files of other formats
     start: bytes = b""  # how a file begins, a regular expression
 
-    def knows(self, content: bytes) -> bool:
-        """Whether a file looks like one of the format; it may be too large to be parsed."""
+    def knows(self, file: Path) -> bool:
+        """Whether a file begins like one of the format."""
+        with file.open("rb") as content:
+            head = content.read(_HEAD)
         return (
-            re.match(self.start, content.lstrip(b"\xef\xbb\xbf \t\r\n")) is not None
-            and all(word in content for word in self.words)
-            and not any(word in content for word in self.unlike)
+            re.match(self.start, head.lstrip(b"\xef\xbb\xbf \t\r\n")) is not None
+            and all(word in head for word in self.words)
+            and not any(word in head for word in self.unlike)
         )
 
 
