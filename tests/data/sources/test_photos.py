@@ -90,7 +90,7 @@ def test_annotations_of_another_split_than_images(plant, read_own):
 
 
 def test_a_photo_that_is_gone_is_not_taken_from_elsewhere(plant):
-    folder = plant({}, BOTH)
+    folder = plant({}, [*BOTH, f"train/old/{NAMES[3]}"])
     (folder / "train" / NAMES[3]).unlink()
     files = Photos(folder, "train").locate(NAMES)
     assert files[3] == folder / "train" / NAMES[3]

@@ -102,7 +102,12 @@ def test_columns_are_known_in_any_case(root):
 
 
 @pytest.mark.parametrize(
-    "content, kind", [("labels,image\ndog,a.jpg\n,c.jpg\n", "csv"), (JSONL, "jsonl")]
+    "content, kind",
+    [
+        ("labels,image\ndog,a.jpg\n,c.jpg\n", "csv"),
+        ("dog,image\n1,a.jpg\n0,c.jpg\n", "csv"),
+        (JSONL, "jsonl"),
+    ],
 )
 def test_a_byte_order_mark_is_part_of_nothing(root, content, kind):
     def read(encoding):
