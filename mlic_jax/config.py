@@ -79,6 +79,11 @@ def default_config() -> ConfigDict:
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
+    # Turn images, and boxes with them, as their EXIF orientation says; prediction always does.
+    config.data.upright = False
+    # What is black and what white of images of more than 8 bits, such as (0, 4095) for 12; ():
+    # told from those of the set.
+    config.data.range = ()
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4
     config.data.image_size = 448  # a multiple of 32

@@ -384,7 +384,7 @@ def write_results(
     write_text(metrics_path, json.dumps(values, indent=1))
 
     def image_at(i: int) -> np.ndarray:
-        return transforms.resize(transforms.decode(split[i].image), scores.image_size)
+        return transforms.resize(split.decode(split[i]), scores.image_size)
 
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
         return objects_of_square(split[i], scores.image_size)

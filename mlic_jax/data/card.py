@@ -27,11 +27,14 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
           `name`, `class_names`, `source` (the description of the source);
           `splits`: split -> `images`, `unlabelled` (images without any present label),
             `labels_per_image` (entry n: the images with n present labels), `positives` and
-            `unknown` [C], `without_positives` (names), `unreadable` (the images left out);
+            `unknown` [C], `without_positives` (names), `unreadable` (the images left out),
+            `misfits` (ids of the images with boxes that do not fit them);
           `co_occurrence`: of the first split `counts` [C][C], with `positives` on the diagonal, and
             `pairs` (see `strongest_pairs`);
           `sizes`: [width, height, images] of each size there is, the most frequent first;
-          `formats`: format -> images; `turned`: images that an EXIF tag turns;
+          `formats`: format -> images; `turned`: images that an EXIF tag turns; `upright`: whether
+            they are turned; `range`: what is black and what white of images of more than 8 bits,
+            None where there are none;
           `duplicates`: images of the same bytes, a group a list of {`split`, `image_id`, `labels`
             (the names of those present)}.
     """
@@ -62,6 +65,8 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
         "sizes": [[*size, images] for size, images in sizes.most_common()],
         "formats": dict(formats.most_common()),
         "turned": turned,
+        "upright": first.upright,
+        "range": first.value_range and list(first.value_range),
         "unlisted": unlisted,
         "duplicates": [
             [_copy(split, i) for split, i in group]
@@ -137,6 +142,11 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
             problems.append(f"{split} shows no image of {', '.join(missing)}: {use}")
         if part["unreadable"]:
             problems.append(f"{split}: {_images(len(part['unreadable']))} unreadable and left out")
+        if misfits := part["misfits"]:
+            problems.append(
+                f"{split}: {_photos(len(misfits))} boxes that do not fit the picture, or were "
+                f"drawn on one of another size; what is outside is cut off: {_some(misfits)}"
+            )
     if roles["val"] == roles["test"]:
         notes.append(
             f"{roles['val']} serves as validation and as test: the checkpoint is chosen on the "
@@ -150,10 +160,20 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         )
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
-    if card["turned"]:
+    if card["turned"] and card["upright"]:
+        notes.append(
+            f"{_images(card['turned'])} turned upright, as an EXIF tag says (data.upright)"
+        )
+    elif card["turned"]:
         problems.append(
             f"{_images(card['turned'])} turned by an EXIF tag, which training ignores and "
-            "prediction respects: turn the pixels themselves"
+            "prediction respects: set data.upright, or turn the pixels themselves"
+        )
+    if card["range"]:
+        black, white = card["range"]
+        notes.append(
+            f"of pictures of more than 8 bits a value of {black:,g} is black and {white:,g} white "
+            "(data.range)"
         )
     return [("problem", text) for text in problems] + [("note", text) for text in notes]
 
@@ -171,6 +191,7 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "unknown": (labels == 0).sum(axis=0).tolist(),
         "without_positives": [names[c] for c in np.flatnonzero(positives == 0)],
         "unreadable": list(split.skipped),
+        "misfits": list(split.misfits),
     }
 
 
@@ -185,3 +206,12 @@ def _copy(split: Split, position: int) -> dict[str, Any]:
 
 def _images(count: int) -> str:
     return f"{count:,} image is" if count == 1 else f"{count:,} images are"
+
+
+def _photos(count: int) -> str:
+    return f"{count:,} image has" if count == 1 else f"{count:,} images have"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

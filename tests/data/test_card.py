@@ -29,7 +29,7 @@ def _encoded(seed, kind="PNG", side=(9, 7), orientation=1):
 def card_of(toy_source, toy_example, tmp_path):
     """card_of(train=[(labels, image), ...], val=...) -> the card of such a set."""
 
-    def make(on_corrupt="fail", **contents):
+    def make(on_corrupt="fail", upright=False, **contents):
         source = toy_source("toy", **{split: 0 for split in contents})
         for split, examples in contents.items():
             source.contents[split] = [
@@ -38,7 +38,7 @@ def card_of(toy_source, toy_example, tmp_path):
                 )
                 for i, (labels, image) in enumerate(examples)
             ]
-        folder = records.prepare(source, tmp_path, on_corrupt, workers=1)
+        folder = records.prepare(source, tmp_path, on_corrupt, workers=1, upright=upright)
         return describe({split: records.open_split(folder, split) for split in contents})
 
     return make
@@ -66,6 +66,7 @@ def test_what_a_card_says(card_of):
         "unknown": [0, 1, 2],
         "without_positives": ["cat"],
         "unreadable": [],
+        "misfits": [],
     }
     assert card["splits"]["val"]["without_positives"] == ["bee"]
     assert card["co_occurrence"]["split"] == "train"
@@ -80,7 +81,7 @@ def test_what_a_card_says(card_of):
     }
     assert card["sizes"] == [[9, 7, 6], [20, 10, 1]]
     assert card["formats"] == {"PNG": 5, "JPEG": 2}
-    assert (card["turned"], card["unlisted"]) == (1, 0)
+    assert (card["turned"], card["upright"], card["range"], card["unlisted"]) == (1, False, None, 0)
     assert card["duplicates"] == [
         [
             {"split": "train", "image_id": "train1", "labels": ["ant", "bee"]},
@@ -104,7 +105,7 @@ def test_what_a_card_warns_of(card_of):
     assert "val shows no image of bee: they have no AP" in text
     assert "val serves as validation and as test" in text
     assert "3 of 21 labels are unknown" in text
-    assert "1 image is turned by an EXIF tag" in text
+    assert "1 image is turned by an EXIF tag, which training ignores" in text
 
 
 def test_the_same_image_with_other_labels(card_of):
@@ -119,6 +120,29 @@ def test_unreadable_images(card_of):
     assert card["splits"]["train"]["unreadable"] == ["train1"]
     roles = {"train": "train", "val": "val", "test": "test"}
     assert findings(card, roles) == [("problem", "train: 1 image is unreadable and left out")]
+
+
+def test_images_that_are_turned_upright_are_a_note(card_of):
+    said = findings(card_of(upright=True, train=TRAIN, val=VAL), ROLES)
+    (note,) = [text for kind, text in said if "EXIF" in text and kind == "note"]
+    assert note == "1 image is turned upright, as an EXIF tag says (data.upright)"
+
+
+def test_deep_images_and_boxes_that_do_not_fit(card_of):
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[5, 3000]], np.uint16)).save(buffer, "PNG")
+    examples = [([1, 1, 1], buffer.getvalue()), ([1, 1, 1], _encoded(1, side=(20, 16)))]
+    card = card_of(train=examples, val=examples[:1])
+    assert card["range"] == [0.0, 4095.0]
+    said = findings(card, {"train": "train", "val": "val", "test": "test"})
+    assert (
+        "note",
+        "of pictures of more than 8 bits a value of 0 is black and 4,095 white (data.range)",
+    ) in said
+    card["splits"]["train"]["misfits"] = [f"p{i}" for i in range(7)]
+    (problem,) = [text for _, text in findings(card, ROLES) if "boxes" in text]
+    assert problem.startswith("train: 7 images have boxes that do not fit the picture")
+    assert problem.endswith(": p0, p1, p2, p3, p4 and 2 more")
 
 
 def test_nothing_is_amiss(card_of):
