@@ -11,6 +11,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.models import BACKBONES, POOLINGS
 from mlic_jax.optim import RATE_SCALINGS
+from mlic_jax.ties import TIES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -121,6 +122,9 @@ def default_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
     config.eval.label_policy = ""  # empty: what the protocol says
+    # How equal scores rank: stable (in the order of the images) | average (the expectation of AP
+    # over all orders) | optimistic | pessimistic; empty: what the protocol says.
+    config.eval.ties = ""
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
@@ -228,6 +232,7 @@ def check_config(config: ConfigDict) -> None:
         "loss.label_policy": (config.loss.label_policy, POLICIES),
         "eval.protocol": (config.eval.protocol, tuple(PROTOCOLS)),
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
+        "eval.ties": (config.eval.ties, ("", *TIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
         "optim.scaling": (config.optim.scaling, tuple(RATE_SCALINGS)),
