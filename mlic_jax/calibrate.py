@@ -1,7 +1,7 @@
 """Learns operating points, measures and draws them; see `operating_point.py` for what they are.
 
-`--mode calibrate` of mlic_jax.main stores one in a checkpoint; the same is learned from a score
-file, and measured on another one, by
+`--mode calibrate --workdir RUN` of mlic_jax.main stores one in the run's checkpoint; the same is
+learned from a score file, and measured on another one, by
 
     python -m mlic_jax.calibrate scores_val.npz --rule per_class --apply scores_test.npz
 """
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.atomic import write_text, written_whole
 from mlic_jax.checkpoint import find_checkpoint, update_metadata
+from mlic_jax.checkpoint_config import as_predicted
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import sources
 from mlic_jax.errors import UsageError
@@ -38,6 +39,7 @@ from mlic_jax.operating_point import (
     rule_text,
     sweep,
 )
+from mlic_jax.resume import describe
 from mlic_jax.scores import Scores
 
 _BEFORE, _AFTER, _LINE = "#d55e00", "#0072b2", "#888888"
@@ -222,6 +224,8 @@ def calibrate_run(
 
     The checkpoint is by default the best of the run in `workdir`. Its scores of the split in the
     role `config.calibration.split`, `calibration_<split>.json` and `.png` are written to `workdir`.
+    Where prediction would look with other options than `config` has, nothing is stored, and that is
+    printed: its labels would not be those of the operating point.
 
     Raises:
         UsageError: there is no checkpoint or it is of another model, the rule or its target is
@@ -241,17 +245,21 @@ def calibrate_run(
         )
     path = find_checkpoint(checkpoint or workdir)
     split = sources.open_splits(config.data)[options.split]
-    model, variables, _ = load_model(config, path, split)
+    model, variables, metadata = load_model(config, path, split)
+    others = as_predicted(metadata, config, path)
     scores = score_model(model, variables, split, config)
     point = learn_operating_point(scores, options.rule, target, on_test=on_test)
     if jax.process_index() == 0:
         workdir = Path(workdir)
         scores.save(workdir / f"scores_{scores.split}.npz")
         values = write_results(workdir, scores, point)
-        update_metadata(path, {"operating_point": point.to_dict()})
+        stored = f"not stored in {path}, for prediction looks with {describe(others)}"
+        if not others:
+            update_metadata(path, {"operating_point": point.to_dict()})
+            stored = f"stored in {path}"
         print(summary(point))
         print(figures_text(values, "on the images that it was learned from"))
-        print(f"stored in {path}; see also {workdir}/calibration_{scores.split}.json and .png")
+        print(f"{stored}; see also {workdir}/calibration_{scores.split}.json and .png")
     return point
 
 

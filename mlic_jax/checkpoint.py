@@ -56,6 +56,15 @@ class _DigestedRestore(ocp.args.StandardRestore):
     """Orbax takes no handler without one, though nothing is restored by it."""
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """No: the loop asks JAX, which takes who asks last to be at that step.
+
+        Orbax would ask again of this one once it is written, long after.
+        """
+        return False
+
+
 class RunCheckpoints:
     """The checkpoints of a run: the latest few, and the best in validation.
 
@@ -87,7 +96,7 @@ class RunCheckpoints:
                 _remove_unfinished(self._folder)
                 for path in self._folder.glob("*/metadata/.*.partial"):  # metadata in change
                     path.unlink(missing_ok=True)
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self._folder,
                 item_handlers={
                     "variables": _DigestedHandler(),
@@ -240,6 +249,12 @@ def find_checkpoint(path: Path) -> Path:
     if not (checkpoints := run_checkpoints(path)):
         raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
     return _best({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is of; None of a converted model."""
+    above = checkpoint.parents[:2] if checkpoint.name.isdigit() else ()  # they once lay deeper
+    return next((folder.parent for folder in above if folder.name == "checkpoints"), None)
 
 
 def _steps(folder: Path) -> list[Path]:

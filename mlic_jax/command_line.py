@@ -7,17 +7,29 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from mlic_jax.errors import Failure, UsageError
 
 LONGEST_LINE = 2000  # characters of an error
+_DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options without one
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Also of `parse_args`; raises UsageError."""
+        args = sys.argv[1:] if args is None else args
+        refuse_addresses(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
         """Raises UsageError."""
@@ -86,9 +98,20 @@ def show_log() -> None:
     logger.propagate = False
 
 
-def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's parser, with whatever a wrong option or recipe makes it raise as one line."""
+def parse_flags(
+    argv: list[str],
+    values: flags.FlagValues = flags.FLAGS,
+    config: flags.FlagHolder | None = None,
+) -> list[str]:
+    """absl's parser, with whatever a wrong option or recipe makes it raise as one line.
+
+    Args:
+        config: a flag of a recipe whose options may be given without one, see `asked_of_config`.
+    """
+    refuse_addresses(argv)
     try:
+        if config is not None and _has_options_alone(argv, config.name):
+            flags.set_default(config, str(_DEFAULTS))
         return values(argv)
     except SystemExit:  # of --help, which absl takes for an error
         raise SystemExit(0) from None
@@ -104,9 +127,51 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
 
 
+def refuse_addresses(words: Iterable[str]) -> None:
+    """Raises UsageError for an address where a path is meant: gs://runs would be a folder `gs:`.
+
+    Args:
+        words: of a command line, or `name=value`.
+    """
+    for word in words:
+        if re.match(r"([\w.-]+=)?[a-z][a-z\d+.-]*://", str(word), re.IGNORECASE):
+            raise UsageError(
+                f"{word} is no path of this machine: mount it (gcsfuse does so for gs://, s3fs for "
+                "s3://) and give the folder"
+            )
+
+
+def _has_options_alone(argv: Sequence[str], name: str) -> bool:
+    return not any(re.match(rf"--?{name}(=|$)", word) for word in argv) and any(
+        re.match(rf"--?(no)?{name}\.", word) for word in argv
+    )
+
+
+def asked_of_config(
+    config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
+) -> tuple[ConfigDict | None, dict[str, Any]]:
+    """The recipe as its file has it, None where none is given; and the options set beside it.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if config.value is None:
+        return None, {}
+    flag = values[config.name]
+    options = config_flags.get_override_values(flag)
+    if not config.present:
+        return None, options
+    recipe = flag.parser.parse(config_flags.get_config_filename(flag))
+    try:
+        recipe.lock()
+    except OSError as error:  # ml_collections says of a missing recipe only now
+        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
+    return recipe, options
+
+
 def required(*wanted: flags.FlagHolder) -> list:
     """The values of flags; raises UsageError for the first that is not given, or empty."""
     for flag in wanted:
-        if flag.value in (None, ""):
+        if not flag.present or flag.value == "":
             raise UsageError(f"--{flag.name} is missing; see --help")
     return [flag.value for flag in wanted]

@@ -1,10 +1,11 @@
 """Every option, what it means and the published default; a recipe in `configs/` changes a few."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
+from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
@@ -40,6 +41,9 @@ def default_config() -> ConfigDict:
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
     config.model.dtype = "float32"
+    # Of float32 products where a platform has several: auto (highest for results, the platform's
+    # default in training) | default | high | highest. What decides regions is highest in any case.
+    config.model.precision = "auto"
     # Parts of a batch that batch normalisation treats each by itself, as so many GPUs of PyTorch.
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
@@ -126,7 +130,7 @@ def default_config() -> ConfigDict:
     # over all orders) | optimistic | pessimistic; empty: what the protocol says.
     config.eval.ties = ""
     config.eval.every = 1  # epochs between validations
-    config.eval.batch_size = 16
+    config.eval.batch_size = 16  # of every device, however many there are
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
     config.eval.local_size = 0  # of crops in evaluation; 0: as model.local_size says
     # Regions of classes whose global probability is lower are not looked at; 0: all are (released).
@@ -144,6 +148,9 @@ def default_config() -> ConfigDict:
     config.calibration.split = "val"  # the role in data.splits of what it is learned on
     config.calibration.allow_test = False  # learn even on the test split, and name it
     return config.lock()
+
+
+get_config = default_config  # this file is a recipe too: that of options given without one
 
 
 def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
@@ -202,6 +209,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UsageError: names the option, its value and what it may be.
     """
+    refuse_addresses(_texts(config))
     size = config.data.image_size
     if size < 32 or size % 32:
         raise UsageError(
@@ -288,3 +296,12 @@ def check_scales(scales: Sequence[int]) -> None:
             raise UsageError(
                 f"eval.scales has {size!r}; sizes must be positive multiples of 32, as 448 and 512"
             )
+
+
+def _texts(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every `option=value` that is a text."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{name}={value}"

@@ -1,4 +1,4 @@
-"""One mesh over all devices, how state and batches lie on it, and what all processes agree on."""
+"""One mesh over all devices, and how state and batches lie on it."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mlic_jax import profiling
 from mlic_jax.errors import UsageError
 
-# Steps after which the processes learn what one of them wished; by then it is long computed.
-STEPS_TO_AGREE = 2
 # The axis of the mesh, along which batches lie.
 ROWS = "data"
 BY_ROWS, EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
@@ -161,27 +159,3 @@ def lay_out(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
     return jax.tree.map(place, tree, shardings)
-
-
-class Agreement:
-    """Whether any process wishes for something, which all learn at the same step, without waiting.
-
-    The wishes of a step travel between the devices beside it. Every process must ask every step.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
-        self._mesh = mesh
-        self._in_flight: collections.deque = collections.deque()
-
-    def any(self, wish: bool) -> bool:
-        """Whether a process wished, at most `STEPS_TO_AGREE` steps ago; at once if it is alone."""
-        if jax.process_count() == 1:
-            return wish
-        wishes = np.full(jax.local_device_count(), wish)
-        self._in_flight.append(self._any(to_devices({"wishes": wishes}, self._mesh)["wishes"]))
-        return len(self._in_flight) > STEPS_TO_AGREE and bool(self._in_flight.popleft())
-
-    def settled(self, wish: bool) -> bool:
-        """Whether a process wished up to now; waits for all of them."""
-        return any([self.any(wish) for _ in range(STEPS_TO_AGREE + 1)])

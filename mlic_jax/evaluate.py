@@ -31,7 +31,7 @@ from mlic_jax import (
     views,
 )
 from mlic_jax.atomic import write_text
-from mlic_jax.checkpoint import find_checkpoint, load_weights
+from mlic_jax.checkpoint import find_checkpoint, load_weights, run_of
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import default_config
 from mlic_jax.data import label_inputs, pipeline, sources, transforms
@@ -39,6 +39,7 @@ from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.precision import in_precision
 from mlic_jax.report_graph import LabelGraph
 from mlic_jax.scores import GLOBAL_OUTPUTS, OUTPUTS, Scores
 from mlic_jax.ties import TIES, said_of_ties
@@ -86,7 +87,8 @@ def make_eval_step(
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
         apply = partial(model.apply, variables, **second_look)
-        outputs = views.score_views(apply, batch["image"], config)
+        with in_precision(config.model, training=False):
+            outputs = views.score_views(apply, batch["image"], config)
         outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         return outputs | {"labels": batch["labels"], "index": batch["index"]}
 
@@ -103,7 +105,7 @@ def compile_eval_step(
     global_outputs: Mapping[str, np.ndarray] | None = None,
 ) -> Callable:
     """`make_eval_step` for every batch of `score_split`, compiled now; the arguments are theirs."""
-    rows = config.eval.batch_size
+    rows = batch_rows(config, mesh)
     batch = distributed.abstract_batch(mesh, rows, views.host_size(config), num_classes)
     for name, values in (global_outputs or {}).items():
         batch[name] = jax.ShapeDtypeStruct(
@@ -111,6 +113,11 @@ def compile_eval_step(
         )
     step = make_eval_step(model, config, mesh, distributed.specs_of(variables))
     return compilation.compile_ahead("the evaluation step", step, variables, batch)
+
+
+def batch_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+    """The images of a batch of evaluation: `config.eval.batch_size` on every device."""
+    return config.eval.batch_size * mesh.size
 
 
 def on_own_rows(
@@ -158,9 +165,10 @@ def score_split(
     Raises:
         Failure: an image cannot be read, or not every image got a score.
     """
+    rows_of_batch = batch_rows(config, mesh)
     batches = pipeline.batches(
         split,
-        batch_size=config.eval.batch_size,
+        batch_size=rows_of_batch,
         image_size=views.host_size(config),
         shuffle=False,
         workers=config.data.workers,
@@ -168,7 +176,7 @@ def score_split(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    total = pipeline.steps_per_epoch(len(split), config.eval.batch_size)
+    total = pipeline.steps_per_epoch(len(split), rows_of_batch)
     batches = profiling.profiled(batches, total, "evaluate", profile)
     in_flight: collections.deque = collections.deque()
     rows: dict[str, np.ndarray] = {}
@@ -236,14 +244,22 @@ def compute_metrics(
 
 
 def evaluate_run(
-    config: ConfigDict, workdir: Path, checkpoint: Path | None = None, profile: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    checkpoint: Path | None = None,
+    profile: bool = False,
+    overrides: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
-    summary. Of MSRN the metrics hold `groups` too: of each group of labels their names. Of a split
-    without any known label (VOC 2012 test) only the scores are written, and nothing is returned.
-    With `profile` a few batches are traced into `<workdir>/profile`, see `profiling.profiled`.
+    summary. The metrics say too of which checkpoint they are and with which `overrides`, and of
+    MSRN the `groups`, of each group of labels their names. Of a split without any known label (VOC
+    2012 test) only the scores are written, and nothing is returned.
+
+    Args:
+        profile: trace a few batches into `<workdir>/profile`, see `profiling.profiled`.
+        overrides: the options of `config` that are not the checkpoint's: {name: (old, new)}.
 
     Raises:
         UsageError: there is no checkpoint, or it is of another model or other classes.
@@ -257,18 +273,23 @@ def evaluate_run(
     is_first = processes.is_first()
     if not scores.labels.any():
         if is_first:
-            scores.save(workdir / f"scores_{split.split}.npz")
-            print(f"no label of {split.name} {split.split} is known: wrote its scores alone")
+            written = workdir / f"scores_{split.split}.npz"
+            scores.save(written)
+            print(f"no label of {split.name} {split.split} is known: wrote {written} alone")
         return {}
 
     least = config.eval.min_positives
     frequent = frequent_classes(splits["train"], split, least) if least else None
     values = compute_metrics(scores, config, frequent)
+    step = metadata.get("step", "unknown")  # to earlier versions
+    values["checkpoint"] = metadata.get("source") or f"step {step}"
+    values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
     label_graph = read_label_graph(eval_model, variables)
     if label_graph is not None:
         values["groups"] = [[split.class_names[c] for c in g] for g in label_graph.groups()]
     if is_first:
-        write_results(scores, values, split, config, metadata, workdir, label_graph)
+        log = (run_of(path) or workdir) / "metrics.jsonl"
+        write_results(scores, values, split, config, metadata, workdir, log, label_graph)
     return values
 
 
@@ -305,7 +326,6 @@ def score_model(
         profile: see `score_split`.
     """
     mesh = distributed.create_mesh()
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     weights = distributed.lay_out(weights, distributed.replicated(mesh))
     origin = global_pass.origin_of(variables, config) if config.model.name == "mcar" else None
@@ -380,6 +400,7 @@ def write_results(
     config: ConfigDict,
     metadata: dict[str, Any],
     workdir: Path,
+    train_log: Path,
     label_graph: LabelGraph | None = None,
 ) -> None:
     """Writes score file, metrics and report of an evaluated split, and prints a summary."""
@@ -399,10 +420,12 @@ def write_results(
     if scores.looked_at is not None:
         mean = scores.looked_at.sum(axis=1).mean()
         about["regions looked at"] = f"{mean:.1f}, those of probability {config.eval.local_bound:g}"
-    step = metadata.get("step", "unknown")  # to earlier versions
-    about["checkpoint"] = metadata.get("source") or f"step {step}"
+    about["checkpoint"] = values["checkpoint"]
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
+    if values["overrides"]:
+        options = values["overrides"].items()
+        about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in options)
     page = report.write_report(
         workdir,
         scores,
@@ -410,7 +433,7 @@ def write_results(
         image_at,
         title=f"{config.model.name} on {split.name} {split.split}",
         summary=about,
-        train_log=workdir / "metrics.jsonl",
+        train_log=train_log,
         objects_at=objects_at,
         label_graph=label_graph,
     )

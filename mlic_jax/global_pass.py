@@ -26,6 +26,7 @@ OPTIONS = (
     "model.threshold",
     "model.localizer",
     "model.dtype",
+    "model.precision",
     "data.image_size",
     "augment.mean",
     "augment.std",

@@ -1,7 +1,8 @@
 """The front door: `python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes`.
 
 Flags and dispatch alone. Any option of the configuration can be set on the command line, as in
-`--config.batch_size=32`; `mlic_jax/config.py` lists them all.
+`--config.batch_size=32`; `mlic_jax/config.py` lists them all. A checkpoint needs no recipe:
+`python -m mlic_jax.main --mode evaluate --workdir runs/scenes`.
 """
 
 import contextlib
@@ -14,7 +15,14 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mlic_jax import processes
-from mlic_jax.command_line import exit_code, hush_strays, parse_flags, required, show_log
+from mlic_jax.command_line import (
+    asked_of_config,
+    exit_code,
+    hush_strays,
+    parse_flags,
+    required,
+    show_log,
+)
 from mlic_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
@@ -36,6 +44,9 @@ ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "train: resume with options that change what has been."
 )
 PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few steps and sum them up.")
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "On a GPU: the same numbers to the bit every time, more slowly."
+)
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
 flags.adopt_module_key_flags(processes)
 
@@ -47,6 +58,7 @@ FLAGS_OF_MODES = {
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
     ("train", "evaluate"): (PROFILE,),
+    ("train", "evaluate", "calibrate", "predict"): (DETERMINISTIC,),
 }
 
 
@@ -59,11 +71,14 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     for modes, known in FLAGS_OF_MODES.items():
         for flag in known:
-            if flag.present and MODE.value not in modes:
+            given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
+            if given and MODE.value not in modes:
                 raise UsageError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
+    elif MODE.value in ("evaluate", "calibrate"):
+        look_at_a_split()
     else:
         work_on_a_set()
 
@@ -81,10 +96,29 @@ def look_at_photos() -> None:
     predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
 
 
+def look_at_a_split() -> None:
+    """The modes that need a checkpoint, and a recipe only where it names no data."""
+    recipe, options = asked_of_config(CONFIG)
+    from mlic_jax import calibrate, checkpoint_config, compilation, evaluate
+    from mlic_jax.config import check_config
+
+    compilation.keep_programs()
+    if WORKDIR.value:
+        check_workdir(Path(WORKDIR.value))
+    setup = checkpoint_config.set_up(CHECKPOINT.value, WORKDIR.value, recipe, options)
+    check_config(setup.config)
+    print(setup.said)
+    arguments = setup.config, setup.workdir, setup.path
+    if MODE.value == "calibrate":
+        calibrate.calibrate_run(*arguments)
+    else:
+        evaluate.evaluate_run(*arguments, PROFILE.value, setup.overrides)
+
+
 def work_on_a_set() -> None:
     """The modes that need a recipe."""
     (config,) = required(CONFIG)
-    from mlic_jax import calibrate, compilation, evaluate, train
+    from mlic_jax import compilation, train
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
 
@@ -97,21 +131,34 @@ def work_on_a_set() -> None:
         sources.open_splits(config.data)
         return
     workdir = Path(*required(WORKDIR))
+    check_workdir(workdir)
+    train.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises UsageError where there is a file in its way."""
     if file := next((path for path in (workdir, *workdir.parents) if path.is_file()), None):
         raise UsageError(f"--workdir {workdir}: {file} is a file; it must be a folder")
-    if MODE.value == "train":
-        train.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
-    elif MODE.value == "calibrate":
-        calibrate.calibrate_run(config, workdir, CHECKPOINT.value)
-    else:
-        evaluate.evaluate_run(config, workdir, CHECKPOINT.value, PROFILE.value)
+
+
+def read_flags(argv: list[str]) -> list[str]:
+    """`parse_flags`; the modes that need no recipe take its options all the same.
+
+    And says at once what has to be said before JAX starts its devices.
+    """
+    rest = parse_flags(argv, config=CONFIG)
+    if DETERMINISTIC.value:
+        from mlic_jax import compilation
+
+        compilation.make_deterministic()
+    return rest
 
 
 def run() -> None:
     """`main`, its errors as one line and an exit code; see `exit_code`."""
     show_log()
     hush_strays()
-    code = exit_code(lambda: app.run(main, flags_parser=parse_flags))
+    code = exit_code(lambda: app.run(main, flags_parser=read_flags))
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stdout.flush()
     os._exit(code)  # threads of a half-run pipeline must not keep the process alive

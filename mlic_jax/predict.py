@@ -10,7 +10,6 @@ writes files (see `predict_files.py`); in a notebook the same is
 import collections
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +23,15 @@ from PIL import Image
 
 from mlic_jax import distributed
 from mlic_jax.checkpoint import load_weights
-from mlic_jax.config import check_scales, default_config
+from mlic_jax.checkpoint_config import own_config
+from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.drawing import Box
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import create_eval_model, on_own_rows
 from mlic_jax.metrics import PROTOCOLS
+from mlic_jax.models.precision import in_precision
 from mlic_jax.operating_point import OperatingPoint, calibrated
 from mlic_jax.scores import OUTPUTS
 from mlic_jax.views import host_size, score_views
@@ -80,7 +81,8 @@ class Predictor:
         rule: in words, what the thresholds are.
         value_range: what is black and what white of photos of more than 8 bits, as in training;
             None: it knew none, see `transforms.decode`.
-        batch_size: rows of a batch. Every batch has so many, so that one compilation serves all.
+        batch_size: photos that are looked at together. A batch of fewer is filled up, and so are
+            those that the devices do not divide: one compilation serves all.
     """
 
     def __init__(
@@ -100,9 +102,8 @@ class Predictor:
         self.value_range = tuple(value_range) if value_range else None
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
-        # A batch is spread over as many of the devices as divide it.
-        devices = jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())]
-        self._mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        devices, self._rows = spread(batch_size, jax.local_device_count())
+        self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, distributed.replicated(self._mesh))
         self._step = make_predict_step(model, config, self._mesh)
@@ -192,7 +193,7 @@ class Predictor:
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
             size = host_size(self.config)
-            images = np.zeros((self.batch_size, size, size, 3), np.uint8)
+            images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
             on_devices = distributed.to_devices({"image": images}, self._mesh)["image"]
             outputs = jax.device_get(self._step(self._variables, on_devices))
@@ -250,14 +251,7 @@ def load_model(
     raised see `Predictor.from_checkpoint`.
     """
     variables, metadata = load_weights(Path(path))
-    if "class_names" not in metadata:
-        raise UsageError(
-            f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
-            f"knows no classes: train from it with --config.init_from={path}"
-        )
-    config = default_config()
-    with config.unlocked():
-        config.update(metadata["config"])
+    config = own_config(metadata, path)
     if config.model.name == "msrn" and "label_inputs" not in variables:
         raise UsageError(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
@@ -296,7 +290,8 @@ def make_predict_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.M
             maps = beside.get("intermediates", {}).get("class_maps", ())
             return outputs | dict(zip(("class_maps",), maps, strict=False))
 
-        outputs = score_views(apply, images, config)
+        with in_precision(config.model, training=False):
+            outputs = score_views(apply, images, config)
         return {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
 
     step = on_own_rows(predict_step, config, mesh)
@@ -318,6 +313,16 @@ def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
         -(-y2 * height // size),
         -(-x2 * width // size),
     )
+
+
+def spread(batch_size: int, devices: int) -> tuple[int, int]:
+    """How a batch is divided among devices: how many of them have rows, and the rows of all.
+
+    Every one has as many, the fewest that are possible; what the batch does not fill is padding.
+    """
+    share = -(-batch_size // devices)
+    used = -(-batch_size // share)
+    return used, share * used
 
 
 def even_batch_size(images: int, limit: int) -> int:

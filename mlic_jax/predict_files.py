@@ -49,7 +49,7 @@ from mlic_jax.predict import (
     reason,
 )
 from mlic_jax.prediction_journal import JOURNAL, LINES, TABLE, Entry, Journal, begun, has_rows
-from mlic_jax.report import REGION_COLOURS, page_template
+from mlic_jax.report import LEAST_GLOBAL, REGION_COLOURS, is_drawn, page_template
 from mlic_jax.views import view_sizes
 
 PAGE = "index.html"
@@ -103,7 +103,8 @@ def predict_files(
         run = describe_run(config, variables, metadata)
         if resume:
             _check_same_run(out, run)
-        batch_size = even_batch_size(len(files), config.eval.batch_size)
+        limit = config.eval.batch_size * jax.local_device_count()
+        batch_size = even_batch_size(len(files), limit)
         predictor = Predictor(config, variables, metadata, batch_size)
         failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
     except OSError as error:
@@ -417,11 +418,15 @@ def _key(file: str) -> str:
 
 
 def picture_files(row: dict[str, Any]) -> list[str]:
-    """Where the pictures of a photo are: annotated, in the gallery, and the maps of its regions."""
+    """Where the pictures of a photo are: annotated, in the gallery, the maps of drawn regions."""
     if row["error"]:
         return []
     gallery = f"{GALLERY}/{_key(row['file'])}"
-    maps = [f"{gallery}_{number}.png" for number in range(1, len(row["regions"]) + 1)]
+    maps = [
+        f"{gallery}_{number}.png"
+        for number, region in enumerate(row["regions"], start=1)
+        if is_drawn(region["global"])
+    ]
     return [f"{ANNOTATED}/{annotated_name(row['file'])}", f"{gallery}.jpg", *maps]
 
 
@@ -449,7 +454,8 @@ def _pictures(image: Image.Image, prediction: Prediction) -> list[bytes]:
     """What `picture_files` names, encoded."""
     annotated = _encoded(annotate_prediction(image, prediction), "JPEG", quality=92)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    maps = [_encoded(heat_map(region.class_map), "PNG") for region in prediction.regions]
+    regions = (region for region in prediction.regions if is_drawn(region.global_probability))
+    maps = [_encoded(heat_map(region.class_map), "PNG") for region in regions]
     return [annotated, _encoded(image, "JPEG", quality=82), *maps]
 
 
@@ -469,6 +475,8 @@ def page_picture(entry: Entry, thresholds: Mapping[str, float]) -> dict[str, Any
     scores, labels = row["scores"], row["labels"]
     ranked = sorted(scores, key=scores.get, reverse=True)
     others = [name for name in ranked if name not in labels][:RUNNERS_UP]
+    numbered = enumerate(zip(row["regions"], entry["peaks"], strict=True), start=1)
+    drawn = [(k, region, peak) for k, (region, peak) in numbered if is_drawn(region["global"])]
     return picture | {
         "photo": photo,
         "annotated": annotated,
@@ -478,21 +486,23 @@ def page_picture(entry: Entry, thresholds: Mapping[str, float]) -> dict[str, Any
         "bars": [(name, scores[name], thresholds[name]) for name in (*labels, *others)],
         "regions": [
             _page_region(number, region, peak, path, region["class"] in labels)
-            for number, (region, peak, path) in enumerate(
-                zip(row["regions"], entry["peaks"], maps, strict=True), start=1
-            )
+            for (number, region, peak), path in zip(drawn, maps, strict=True)
         ],
     }
 
 
 def annotate_prediction(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """Draws the regions of the predicted labels, and as notes the labels without a region.
+    """Draws the regions of the predicted labels, and as notes the labels without one.
 
     Args:
         image: the upright photo that the prediction is of, RGB.
         prediction: without an error.
     """
-    shown = [region for region in prediction.regions if region.class_name in prediction.labels]
+    shown = [
+        region
+        for region in prediction.regions
+        if region.class_name in prediction.labels and is_drawn(region.global_probability)
+    ]
     located = {region.class_name for region in shown}
     captions = {name: f"{name} {prediction.scores[name]:.2f}" for name in prediction.labels}
     return annotate(
@@ -570,4 +580,5 @@ def render_page(predictor: Predictor, pictures: Sequence[dict[str, Any]], checkp
         unlabelled=sum(not picture["labels"] for picture in good),
         about=about,
         has_regions=any(picture["regions"] for picture in good),
+        least_global=LEAST_GLOBAL,
     )

@@ -9,9 +9,13 @@ import ctypes
 import itertools
 import logging
 import os
+import secrets
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from absl import flags
@@ -39,16 +43,22 @@ LOST_SECONDS = flags.DEFINE_integer(
 WAIT_SECONDS = 6 * 3600
 # How long a failing process waits for others that fail of the same, to say what each knows of it.
 FAILING_SECONDS = 3
+# How long a file may take to be seen by the other processes.
+SHARING_SECONDS = 5
 
 LOST = (
     "another process of this run ended or cannot be reached; its own output says why. The same "
     "command on all processes resumes from the latest checkpoint"
 )
+ABORTED = (
+    "a library aborted this process, and what stands above is what it said of it. The same command "
+    "on all processes resumes from the latest checkpoint"
+)
 
-# What XLA says where the fault is not in this process.
+# What XLA says where the fault may be in another process.
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 
-_waits = itertools.count()  # a barrier's name may be used once
+_uses = itertools.count()  # a barrier's name may be used once, and so a key's
 
 T = TypeVar("T")
 
@@ -57,8 +67,9 @@ T = TypeVar("T")
 def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
     """Inside, with `--distributed`, this process is one of the run's; without, nothing changes.
 
-    Only process 0 prints and logs; errors are said by all. No process ends well before all do, and
-    where one is lost the others end within `--lost_seconds`, whatever they were waiting for.
+    Only process 0 prints and logs; errors are said by all. No process ends well before all do.
+    Where one ends otherwise the rest end within `--lost_seconds` and a little, whatever they were
+    waiting for: they say `LOST`, and it its own reason.
 
     Args:
         mode: the flag that says what to do.
@@ -66,7 +77,7 @@ def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
 
     Raises:
         UsageError: the flags contradict each other, or no launcher is found and they are not given.
-        Failure: the others are not there in time, or one was lost.
+        Failure: the others are not there in time.
     """
     if not DISTRIBUTED.value:
         if any(flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
@@ -87,8 +98,8 @@ def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
             yield
             jax.distributed.shutdown()  # waits for all
         except Exception as error:
-            if said := _sign_of_loss(error):
-                raise Failure(f"{LOST} ({said})") from error
+            if _may_be_of_another(error):
+                time.sleep(LOST_SECONDS.value + 2)  # if it is so, this process is aborted
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 _client().wait_at_barrier("failing", 1000 * FAILING_SECONDS)
             raise
@@ -110,14 +121,14 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     if all(given) and process_id >= num_processes:
         raise UsageError(f"--process_id is {process_id}; it must be below {num_processes}")
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
-    # JAX's own notice of SIGTERM would take its place before ours, which `Agreement` carries.
+    # It takes SIGTERM, which is to end a process as ever where nobody looks at it: `stop_requests`.
     jax.config.update("jax_enable_preemption_service", False)
     where = coordinator or "the coordinator that the launcher names"
     missing = (
         f"the processes did not find each other at {where} within {JOIN_SECONDS.value} s: are all "
         "of them running, and can they reach it?"
     )
-    _say_at_abort(missing)
+    _say_at_abort(lambda: missing)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -134,7 +145,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
             "--distributed finds no launcher that it knows (Slurm, Open MPI, GKE, TPU): give "
             f"--coordinator=HOST:PORT, --num_processes and --process_id ({error})"
         ) from error
-    _say_at_abort(LOST)
+    _say_at_abort(_reason_of_abort)
 
 
 def is_first() -> bool:
@@ -154,15 +165,49 @@ def first_alone(action: Callable[[], T]) -> T:
     return action()
 
 
-def of_first(name: str, value: str) -> str:
-    """The `value` of process 0, on every process; a `name` serves once."""
+def of_all(name: str, value: str) -> list[str]:
+    """The values of all processes, in their order, on every one of them."""
     import jax
 
     if jax.process_count() == 1:
-        return value
+        return [value]
+    name = f"{name} {next(_uses)}"
+    _client().key_value_set(f"{name}/{jax.process_index()}", value)
+    return [
+        _client().blocking_key_value_get(f"{name}/{i}", 1000 * WAIT_SECONDS)
+        for i in range(jax.process_count())
+    ]
+
+
+def check_shared(option: str, folder: Path) -> None:
+    """Makes a folder, unless it is there, and has all processes look for a file that one writes.
+
+    Raises:
+        UsageError: on all of them, where one does not see it; no process leaves anything behind.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    # By each, though the first could do it for all: a network file system may remember for long
+    # that there was no such folder, except where its own client makes one.
+    folder.mkdir(parents=True, exist_ok=True)
+    nonce = folder / f".{of_all('nonce', secrets.token_hex(8))[0]}"
     if is_first():
-        _client().key_value_set(name, value)
-    return _client().blocking_key_value_get(name, 1000 * WAIT_SECONDS)
+        nonce.touch()
+    wait_for_all("the nonce is written")
+    deadline = time.monotonic() + SHARING_SECONDS
+    while not (seen := nonce.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    all_see = "" not in of_all("the nonce is seen", "yes" if seen else "")
+    if is_first():
+        nonce.unlink()
+    if not all_see:
+        for path in missing:
+            with contextlib.suppress(OSError):  # another process has it too, or it is not empty
+                path.rmdir()
+        raise UsageError(f"{option} {folder} must be a folder that all processes share")
 
 
 def wait_for_all(name: str) -> None:
@@ -170,7 +215,107 @@ def wait_for_all(name: str) -> None:
     import jax
 
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"{name} {next(_waits)}", 1000 * WAIT_SECONDS)
+        _client().wait_at_barrier(f"{name} {next(_uses)}", 1000 * WAIT_SECONDS)
+
+
+@contextlib.contextmanager
+def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
+    """Inside, SIGTERM and Ctrl-C end no process, but the loop can ask whether there was one.
+
+    A second Ctrl-C acts at once, as ever; with one process so does a second SIGTERM.
+
+    Args:
+        step: where all processes are.
+
+    Yields:
+        Whether to stop at a step; to be asked of every following step, one by one. A signal to one
+        process stops all at the same step, which comes a second or two after it: JAX looks for it
+        so often, and has all stop after the step of the one that is furthest. What comes in the
+        last second of this context is not heard.
+    """
+    import jax
+    from jax._src import distributed
+    from jax.experimental import multihost_utils
+
+    stop = threading.Event()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def request(number: int, _: object) -> None:
+        signal.signal(number, previous[number])
+        if jax.process_count() == 1:
+            stop.set()
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    def stop_at(step: int) -> bool:
+        if jax.process_count() == 1:
+            return stop.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    try:
+        signal.signal(signal.SIGINT, request)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, request)
+        else:
+            jax.config.update("jax_enable_preemption_service", True)
+            distributed.global_state.initialize_preemption_sync_manager()  # JAX takes SIGTERM
+            stop_at(step)
+        yield stop_at
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _may_be_of_another(error: BaseException | None) -> bool:
+    """Whether it, or one that it followed from, is what XLA says where another process is lost.
+
+    The first error is that of the lost process; what is closed after it may fail in its own way.
+    """
+    import jax
+
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(
+            sign in str(error) for sign in _SIGNS_OF_LOSS
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _say_at_abort(reason: Callable[[], str]) -> None:
+    """Has this process say a line and end with code 1 where it is aborted.
+
+    JAX's coordination service does nothing else about a lost process, from a thread of its own
+    while Python waits for the devices: a handler of Python's would not run.
+    """
+    global _at_abort  # which must live as long as the process
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(_: int) -> None:
+        os.write(sys.__stderr__.fileno(), f"error: {reason()}\n".encode())
+        os._exit(1)
+
+    _at_abort = end
+    ctypes.CDLL(None).signal(signal.SIGABRT, end)
+
+
+def _reason_of_abort() -> str:
+    """Another process, unless the coordination service still serves this one as if all were well.
+
+    Its client, where it is what aborts, may not answer at all.
+    """
+    from jax._src import distributed
+
+    me = distributed.global_state.process_id
+    served = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):
+            _client().wait_at_barrier(f"{me} is aborted", 1000 * FAILING_SECONDS, [me])
+            served.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return ABORTED if served.wait(FAILING_SECONDS) else LOST
 
 
 def _client():
@@ -178,38 +323,3 @@ def _client():
     from jax._src import distributed
 
     return distributed.global_state.client
-
-
-def _sign_of_loss(error: BaseException | None) -> str:
-    """What XLA said of another process in an error or in those that it followed from; or nothing.
-
-    The first error is that of the lost process; what is closed after it may fail in its own way.
-    """
-    import jax
-
-    said = ""
-    while error is not None:
-        text = str(error).strip()
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(
-            sign in text for sign in _SIGNS_OF_LOSS
-        ):
-            said = text.splitlines()[0]
-        error = error.__cause__ or error.__context__
-    return said
-
-
-def _say_at_abort(message: str) -> None:
-    """Has the process say a line and end with code 1 where JAX's coordination service aborts it.
-
-    That is all that the service does about a lost process, from a thread of its own while Python
-    waits for the devices: a handler of Python's would not run.
-    """
-    global _at_abort  # which must live as long as the process
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def end(_: int) -> None:
-        os.write(sys.__stderr__.fileno(), f"error: {message}\n".encode())
-        os._exit(1)
-
-    _at_abort = end
-    ctypes.CDLL(None).signal(signal.SIGABRT, end)

@@ -44,6 +44,10 @@ CHART_COLUMNS = 4  # of the chart of every class, on a wide screen
 # Told apart in every common form of colour blindness, and all light enough for black digits.
 REGION_COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#ff8fc7", "#f0e442", "#ff7a45", "#b9a5ff")
 
+# A region is drawn where the probability of its class in the whole image is higher, as in the demo
+# that MCAR was released with.
+LEAST_GLOBAL = 0.1
+
 # CSS variable -> the colour that stands for it while matplotlib draws.
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
 _FINAL, _GLOBAL, _THIRD, _CARD = "#040404", "#050505", "#060606", "#070707"
@@ -153,6 +157,7 @@ def write_report(
             for heading, chosen in choose_images(scores)
         ],
         has_objects=objects_at is not None,
+        least_global=LEAST_GLOBAL,
         region_colours=[_region_colour(k) for k in range(_count_regions(scores))],
     )
     path = Path(workdir) / "report" / "index.html"
@@ -372,7 +377,8 @@ def _picture(
         "regions": [
             _region(scores, i, k)
             for k in range(_count_regions(scores))
-            if scores.looked_at is None or scores.looked_at[i, k]
+            if (scores.looked_at is None or scores.looked_at[i, k])
+            and is_drawn(sigmoid(scores.global_logits[i, scores.box_classes[i, k]]))
         ],
         "objects": [
             {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
@@ -403,6 +409,14 @@ def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
         "final": sigmoid(scores.logits[i, c]),
         **_rectangle(scores.boxes[i, k]),
     }
+
+
+def is_drawn(global_probability: float) -> bool:
+    """Whether pictures and pages show a region, by the probability of its class in the whole image.
+
+    Of that the six digits count that files hold, so that all that is made of them agrees.
+    """
+    return round(float(global_probability), 6) > LEAST_GLOBAL
 
 
 def _rectangle(box: np.ndarray) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Going on with a run: what its checkpoint says of itself, and what may differ now."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ from mlic_jax.config import default_config
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 
-# Options, or groups of them, that change nothing of what has been: how a run is done and where its
-# files lie. (Another set of the same name is told by the stream.)
-FREE = (
+# Options that change no result: how something is done and where its files lie.
+HOW = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1"),
     *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
-    *("data.annotations", "eval.every", "eval.batch_size", "eval.min_positives", "calibration"),
+    *("data.annotations", "eval.every", "eval.batch_size"),
 )
+# Options, or groups of them, that change nothing of what has been. (Another set of the same name is
+# told by the stream.)
+FREE = (*HOW, "eval.min_positives", "calibration")
+
+Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 
 
 def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def check_resumable(
     return changes
 
 
-def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> Changes:
     """The options that differ between two configurations as JSON: {name: (old, new)}.
 
     What was no option when the first was saved had its default.
@@ -98,7 +102,7 @@ def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> dict[str,
     }
 
 
-def describe(changes: dict[str, tuple[Any, Any]]) -> str:
+def describe(changes: Changes) -> str:
     """Changed options in words."""
     return ", ".join(f"{name} {old!r} (now {new!r})" for name, (old, new) in changes.items())
 
@@ -106,7 +110,12 @@ def describe(changes: dict[str, tuple[Any, Any]]) -> str:
 def _is_free(name: str, current: dict[str, Any]) -> bool:
     if name == "epochs":  # the rates of steps already done do not depend on how many will follow
         return current["config"]["optim"]["schedule"] == "step"
-    return any(name == free or name.startswith(f"{free}.") for free in FREE)
+    return is_among(name, FREE)
+
+
+def is_among(name: str, options: Collection[str]) -> bool:
+    """Whether an option is one of these, or of a group that is."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,7 +31,7 @@ from mlic_jax.data.image_files import printable
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.predict import Prediction, Predictor, reason
 from mlic_jax.predict_files import annotate_prediction
-from mlic_jax.report import REGION_COLOURS, data_uri, page_template
+from mlic_jax.report import REGION_COLOURS, data_uri, is_drawn, page_template
 from mlic_jax.views import host_size, view_sizes
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def label_rows(predictor: Predictor, prediction: Prediction) -> list[dict[str, A
 
 
 def region_rows(image: Image.Image, prediction: Prediction) -> list[dict[str, Any]]:
-    """Every region with its crop; those of labels that are present first, as they are coloured.
+    """Drawn regions with their crops; those of labels that are present first, as they are coloured.
 
     Args:
         image: the upright photo that the prediction is of.
@@ -319,9 +319,10 @@ def region_rows(image: Image.Image, prediction: Prediction) -> list[dict[str, An
     """
     # The k-th region that `annotate_prediction` draws has the k-th colour.
     rows = []
-    below = [region.class_name not in prediction.labels for region in prediction.regions]
+    regions = [region for region in prediction.regions if is_drawn(region.global_probability)]
+    below = [region.class_name not in prediction.labels for region in regions]
     for k in np.argsort(below, kind="stable"):
-        region = prediction.regions[k]
+        region = regions[k]
         y1, x1, y2, x2 = region.box
         rows.append(
             {

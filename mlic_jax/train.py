@@ -3,11 +3,9 @@
 import contextlib
 import logging
 import math
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import flax
@@ -32,6 +30,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.losses import smooth_targets, total_loss
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.layers import deal_rows
+from mlic_jax.models.precision import in_precision
 from mlic_jax.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
 from mlic_jax.step_log import StepLog
 
@@ -132,7 +131,8 @@ def make_gradient(
 
     def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
-        return accumulate(gradient_of, config.accumulation, batch_stats, rows)
+        with in_precision(config.model, training=True):
+            return accumulate(gradient_of, config.accumulation, batch_stats, rows)
 
     if mesh is None:
         return in_parts
@@ -218,9 +218,9 @@ def train(
     """
     if config.eval.global_scores:
         raise UsageError("eval.global_scores is of weights that exist: leave it empty in training")
+    processes.check_shared("--workdir", workdir)
     mesh = distributed.create_mesh()
     check_batch_size(config, mesh)
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     splits = processes.first_alone(lambda: sources.open_splits(config.data))
     if not (splits["val"].labels() > 0).any():
         raise UsageError(
@@ -250,9 +250,6 @@ def train(
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
             print(f"set aside in {workdir / checkpoint.DAMAGED}: {finding}")
     resumed = checkpoint.latest_checkpoint(workdir)
-    last_saved = resumed.name if resumed else "nothing"
-    if processes.of_first("last saved", last_saved) != last_saved:
-        raise UsageError(f"--workdir {workdir} must be a folder that all processes share")
     if resumed:
         saved = checkpoint.read_metadata(resumed)
         changes = resume.check_resumable(saved, metadata, resumed, last_step, allow_changes)
@@ -300,7 +297,6 @@ def train(
             num_classes,
             mesh,
         )
-        agreement = distributed.Agreement(mesh)
         processes.wait_for_all("compiled")  # or the first to meet the others soon gives up
         batches = profiling.profiled(
             training_batches(splits, config, step),
@@ -315,7 +311,7 @@ def train(
         )
         stack.enter_context(contextlib.closing(log))
         validate = partial(validate_step, eval_step, splits["val"], config, mesh, log, checkpoints)
-        stop = stack.enter_context(stop_requests())
+        stop_at = stack.enter_context(processes.stop_requests(step))
         if not validated:  # it was killed in validation
             validate(step, state)
         for index, batch in distributed.on_devices(batches, mesh):
@@ -323,7 +319,7 @@ def train(
             step += 1
             log.add(step, index, step_metrics)
 
-            stopping = agreement.any(stop.requested)
+            stopping = stop_at(step)
             if not (ends_epoch(step) or stopping or step % config.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
@@ -335,7 +331,7 @@ def train(
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
-        if agreement.settled(stop.requested):  # after the last step
+        if stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
             return
     evaluate.evaluate_run(config, workdir)
@@ -459,25 +455,3 @@ def training_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[SimpleNamespace]:
-    """Inside, SIGTERM and Ctrl-C only set `requested`, for the loop to see between two steps.
-
-    A second one acts at once, as ever.
-    """
-    stop = SimpleNamespace(requested=False)
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def request(number: int, frame: Any) -> None:
-        stop.requested = True
-        signal.signal(number, previous[number])
-
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

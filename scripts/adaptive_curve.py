@@ -1,14 +1,15 @@
 """Draws what accuracy MCAR's second look buys for what time: mAP against images/s of a trained run.
 
-    python scripts/adaptive_curve.py --config configs/mcar_scenes.py --workdir runs/scenes
-    python scripts/adaptive_curve.py --config configs/mcar_voc2007.py:resnet50 --workdir runs/voc \
+    python scripts/adaptive_curve.py --workdir runs/scenes
+    python scripts/adaptive_curve.py --workdir runs/voc \
         --bounds 0 0.02 0.1 --local-sizes 448 224 --top-n 4 --picture voc.png
 
 Each combination of `eval.local_bound`, `eval.local_size` and `eval.top_n` scores the same images of
 the test split, held in memory: neither decoding nor compilation counts. Times are taken in turns,
 a pass over all images each a round, so that whatever else the machine does meets all alike. The
-plain setting, with bound 0, crops and regions as the recipe says, and the global stream alone are
-always among them. Any option of the recipe can be set, as in `--config.eval.batch_size=64`.
+plain setting, with bound 0, crops and regions as the checkpoint says, and the global stream alone
+are always among them. Any option can be set, as in `--config.eval.batch_size=64`; a recipe,
+`--config FILE`, is for a converted model alone, which names no data.
 
 Written to the run's folder, unless --json and --picture say otherwise: `adaptive_curve.json` and
 `adaptive_curve.svg`.
@@ -35,8 +36,8 @@ from tqdm import tqdm
 
 from mlic_jax import distributed, evaluate, views
 from mlic_jax.atomic import write_text, written_whole
-from mlic_jax.checkpoint import find_checkpoint
-from mlic_jax.command_line import Parser, exit_code, parse_flags
+from mlic_jax.checkpoint_config import set_up
+from mlic_jax.command_line import Parser, asked_of_config, exit_code, parse_flags
 from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.records import Split
@@ -87,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="adaptive_curve.py", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--config", metavar="FILE", required=True, help="the recipe of the run")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="the run")
+    parser.add_argument("--config", metavar="FILE", help="a recipe that says which data to take")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the run")
     parser.add_argument(
         "--checkpoint", metavar="DIR", type=Path, help="default: the best one of the run"
     )
@@ -105,35 +106,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="an .svg or .png to write")
 
     def run() -> None:
-        options, overrides = parser.parse_known_args(arguments)
-        _run(options, read_recipe(options.config, overrides))
+        options, more = parser.parse_known_args(arguments)
+        _run(options, read_options(options.config, more))
 
     return exit_code(run)
 
 
-def read_recipe(recipe: str, overrides: Sequence[str]) -> ConfigDict:
-    """The configuration of FILE or FILE:variant, with options set as `--config.field=value`."""
+def read_options(
+    recipe: str | None, arguments: Sequence[str]
+) -> tuple[ConfigDict | None, dict[str, Any]]:
+    """The recipe FILE or FILE:variant, and the options set as `--config.field=value`."""
     values = flags.FlagValues()
-    argv = ["", f"--config={recipe}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    if extra := parse_flags(argv, values)[1:]:
+    argv = ["", *([f"--config={recipe}"] if recipe else []), *arguments]
+    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    if extra := parse_flags(argv, values, flag)[1:]:
         raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
-    return holder.value
+    return asked_of_config(flag, values)
 
 
-def _run(options: argparse.Namespace, config: ConfigDict) -> None:
-    check_config(config)
-    picture = options.picture or options.workdir / "adaptive_curve.svg"
-    if picture.suffix not in (".svg", ".png"):
-        raise UsageError(f"--picture is {picture}; its name must end in .svg or .png")
-    if config.model.name != "mcar":
-        raise UsageError(f"model.name is {config.model.name!r}; only mcar looks twice")
+def _run(options: argparse.Namespace, asked: tuple[ConfigDict | None, dict[str, Any]]) -> None:
+    if options.picture and options.picture.suffix not in (".svg", ".png"):
+        raise UsageError(f"--picture is {options.picture}; its name must end in .svg or .png")
     for option in ("images", "rounds"):
         if getattr(options, option) < 1:
             raise UsageError(f"--{option} is {getattr(options, option)}; it must be positive")
-    path = find_checkpoint(options.checkpoint or options.workdir)
+    setup = set_up(options.checkpoint, options.workdir, *asked)
+    config = setup.config
+    check_config(config)
+    if config.model.name != "mcar":
+        raise UsageError(f"model.name is {config.model.name!r}; only mcar looks twice")
+    print(setup.said)
     split = sources.open_splits(config.data)["test"]
-    _, variables, _ = evaluate.load_model(config, path, split)
+    _, variables, _ = evaluate.load_model(config, setup.path, split)
     plain = plain_setting(config)
     settings = grid(plain, options.bounds, options.local_sizes, options.top_n)
     points = measure(settings, config, variables, split, options.images, options.rounds)
@@ -149,8 +153,9 @@ def _run(options: argparse.Namespace, config: ConfigDict) -> None:
         "rounds": options.rounds,
     }
     print(table(points, plain))
-    written = options.json or options.workdir / "adaptive_curve.json"
+    written = options.json or setup.workdir / "adaptive_curve.json"
     write_text(written, json.dumps(about | {"points": to_json(points, plain)}, indent=1))
+    picture = options.picture or setup.workdir / "adaptive_curve.svg"
     draw(picture, points, plain, about)
     print(f"wrote {written} and {picture}")
 
@@ -159,7 +164,7 @@ def _run(options: argparse.Namespace, config: ConfigDict) -> None:
 
 
 def plain_setting(config: ConfigDict) -> Setting:
-    """As the recipe evaluates, with every region looked at."""
+    """As the checkpoint is evaluated, with every region looked at."""
     return Setting(
         top_n=config.eval.top_n or config.model.top_n,
         local_size=config.eval.local_size or config.model.local_size or config.data.image_size,
@@ -209,7 +214,6 @@ def measure(
         Failure: an image cannot be read.
     """
     mesh = distributed.create_mesh()
-    distributed.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     weights = distributed.lay_out(weights, distributed.replicated(mesh))
     batches = list(device_batches(split, config, images, mesh))
@@ -245,14 +249,15 @@ def device_batches(
     split: Split, config: ConfigDict, images: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     """The first images in whole batches, on the devices."""
+    rows = evaluate.batch_rows(config, mesh)
     batches = pipeline.batches(
         split,
-        batch_size=config.eval.batch_size,
+        batch_size=rows,
         image_size=views.host_size(config),
         shuffle=False,
         threads=config.data.threads,
     )
-    for batch in itertools.islice(batches, -(-images // config.eval.batch_size)):
+    for batch in itertools.islice(batches, -(-images // rows)):
         batch["index"][batch["index"] >= images] = -1
         yield distributed.to_devices(batch, mesh)
 

@@ -303,13 +303,13 @@ def command_lines(
     def line(*words: str | Path) -> str:
         return shlex.join(["python", "-m", "mlic_jax.main", *map(str, words)])
 
-    run = ("--config", recipe, "--workdir", f"runs/{name}")
+    run = ("--workdir", f"runs/{name}")
     # Where there is no split to spare, it has to be said that the operating point is of test.
     allowed = ("--config.calibration.allow_test=True",) if roles["val"] == roles["test"] else ()
     return {
-        "train": line(*run),
-        "evaluate": line(*run, "--mode", "evaluate"),
-        "calibrate": line(*run, "--mode", "calibrate", *allowed),
+        "train": line("--config", recipe, *run),
+        "evaluate": line("--mode", "evaluate", *run),
+        "calibrate": line("--mode", "calibrate", *run, *allowed),
         "predict": line(
             *("--mode", "predict", "--checkpoint", f"runs/{name}"),
             *("--images", images, "--out", f"runs/{name}/predictions"),

@@ -4,12 +4,11 @@
     python scripts/scaling.py check --write           (against XLA and this machine, into the docs)
     python scripts/scaling.py decode --photos FOLDER  (images/s of one core)
 
-Nothing of a recipe is run: its train step is traced by shapes alone, in the formulation that
-accelerators get, and `traced_cost.py` reads the trace. What the figures are good for, and how far
+Nothing of a recipe is run: its train step is traced by shapes alone, and `traced_cost.py` reads the
+trace in the formulation that accelerators get. What the figures are good for, and how far
 they are off, is in docs/scaling.md.
 """
 
-import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -20,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +27,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from ml_collections import ConfigDict
 from traced_cost import Cost, cost_of
 
@@ -42,6 +43,7 @@ from mlic_jax.optim import create_optimizer, create_schedule
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
 SIZE, BATCH = 448, 64  # of all traces; what follows pixels is scaled from there
+ACCELERATOR = "cuda"  # whose formulation all of them have
 USABLE = 0.9  # of a device's memory; the rest is for its runtime, libraries and fragments
 BACKBONES = ("mobilenet_v2", "resnet50", "resnet101")
 WORKLOADS = (*(("mcar_coco", backbone) for backbone in BACKBONES), ("msrn_coco", "resnet101"))
@@ -57,6 +59,15 @@ CHECKS = (
 DECODED = {256: 161.0, 448: 132.0, 576: 90.0}  # images/s of one core, measured by `decode`
 
 
+def nccl_latency(hosts: int, devices: int = 8) -> float:
+    """Of an all-reduce of a few kB by hosts of so many GPUs, seconds, as NCCL itself reckons.
+
+    By its model of a tree with its protocol LL (`ncclTopoTuneModel` in NCCL's src/graph/tuning.cc),
+    of which it is a base and the latencies of NVLink and of the network.
+    """
+    return 6.8e-6 + 2 * ((devices - 1) * 0.6e-6 + math.log2(hosts) * 5.0e-6)
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """A host and its devices, in FLOP/s and bytes/s; networks are those of a device, one way."""
@@ -68,24 +79,27 @@ class Machine:
     link: float  # to devices of the same host
     network: float  # to devices of other hosts
     flops: dict[str, float]
+    # Seconds of a small all-reduce, of a host's devices and of 64; by default of hosts of 8 GPUs.
+    latency: tuple[float, float] = (nccl_latency(1), nccl_latency(8))
 
 
-# Of the vendors' data sheets, named in docs/scaling.md. float32 on A100 and later is TF32, on a TPU
-# one pass in bfloat16: what XLA takes by default. The V100 has no bfloat16.
+# Of the vendors' data sheets, named in docs/scaling.md. float32 on A100 and later is TF32: what XLA
+# takes by default. The V100 has no bfloat16. Of the TPU the latency is assumed: 1e-6 a hop, along
+# both axes of a grid of 2 x 2 and of 8 x 8 chips, once to sum and once to spread.
 MACHINES = (
     Machine("DGX-1 V100", 8, 40, 0.9e12, 150e9, 6.25e9, {"float32": 15.7e12}),
     Machine("DGX A100", 8, 128, 1.555e12, 300e9, 25e9, {"float32": 156e12, "bfloat16": 312e12}),
     Machine("DGX H100", 8, 112, 3.35e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}),
     Machine("DGX H200", 8, 112, 4.8e12, 450e9, 50e9, {"float32": 494e12, "bfloat16": 989e12}),
-    Machine("TPU v5e-64", 4, 56, 0.819e12, 200e9, 200e9, {"float32": 197e12, "bfloat16": 197e12}),
+    Machine("TPU v5e-64", 4, 56, 0.819e12, 200e9, 200e9, {"bfloat16": 197e12}, (4e-6, 28e-6)),
 )
 
 
-@contextlib.contextmanager
-def as_on_accelerators() -> Iterator[None]:
-    """Inside, models choose the formulations of an accelerator, on which XLA then improves."""
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
-        yield
+def as_on_accelerators() -> AbstractContextManager:
+    """Inside, what is traced has the formulation of accelerators alone, and runs here as well."""
+    return mock.patch.object(
+        lax, "platform_dependent", lambda *given, default, **_: default(*given)
+    )
 
 
 def recipe(name: str, *variants: str, **options: Any) -> ConfigDict:
@@ -130,24 +144,39 @@ def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
 def step_cost(name: str, backbone: str, dtype: str = "float32", remat: str = "none") -> Cost:
     """Of a train step of `BATCH` images of `SIZE` px."""
     config = recipe(name, backbone, str(SIZE), dtype=dtype, remat=remat)
-    with as_on_accelerators():
-        step, arguments = train_step_of(config, BATCH)
-        return cost_of(step, *arguments)
+    step, arguments = train_step_of(config, BATCH)
+    return cost_of(step, *arguments, platform=ACCELERATOR)
 
 
 @functools.cache
+def variables_of(name: str, backbone: str) -> dict[str, Any]:
+    """The shapes of the variables of a recipe's model."""
+    config = recipe(name, backbone, "64")
+    return jax.eval_shape(lambda: train.initial_variables(model_of(config), config))
+
+
 def parameters(name: str, backbone: str) -> dict[str, int]:
     """How many every top-level module has."""
-    config = recipe(name, backbone, "64")
-    params = jax.eval_shape(lambda: train.initial_variables(model_of(config), config))["params"]
+    params = variables_of(name, backbone)["params"]
     return {module: sum(x.size for x in jax.tree.leaves(params[module])) for module in params}
+
+
+def small_exchanges(name: str, backbone: str) -> int:
+    """All-reduces of a step that batch normalisation waits for, one after the other.
+
+    One of a layer's statistics and one of their gradients, each time that it is looked through.
+    """
+    statistics = jax.tree_util.tree_leaves_with_path(variables_of(name, backbone)["batch_stats"])
+    layers = sum(path[-1].key == "mean" for path, _ in statistics)
+    looks = 2 if recipe(name).model.name == "mcar" else 1
+    return 2 * layers * looks
 
 
 def inference_cost(module: Any) -> Cost:
     """Of a backbone or a model that is shown one image."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    return cost_of(module.apply, variables, images)
+    return cost_of(module.apply, variables, images, platform=ACCELERATOR)
 
 
 def activations(name: str, backbone: str, dtype: str, remat: str, size: int) -> float:
@@ -173,9 +202,8 @@ def costs() -> Iterator[Sequence[str]]:
         *("train, GFLOP", "elementwise in training, GFLOP", "moved in training, GB"),
     )
     for name, backbone in WORKLOADS:
-        with as_on_accelerators():
-            bare = inference_cost(create_backbone(backbone)).matrix
-            whole = inference_cost(model_of(recipe(name, backbone))).matrix
+        bare = inference_cost(create_backbone(backbone)).matrix
+        whole = inference_cost(model_of(recipe(name, backbone))).matrix
         step, count = step_cost(name, backbone), sum(parameters(name, backbone).values())
         yield (
             *(f"{name}, {backbone}", f"{count / 1e6:.1f}", f"{4 * count / 1e6:.0f}"),
@@ -188,7 +216,8 @@ def costs() -> Iterator[Sequence[str]]:
 def steps() -> Iterator[Sequence[str]]:
     """Least times of a step of 16 images of 448 px a device, ms, and where the input is behind."""
     yield (
-        *("model", "on", "compute", "memory", "all-reduce, host", "all-reduce, 64", "input"),
+        *("model", "on", "compute", "memory", "all-reduce, host", "all-reduce, 64"),
+        *("latency, host", "latency, 64", "input"),
         *("images/s a device", "cores for 448 px", "for 256 px", "input limits"),
     )
     for (name, backbone), machine in itertools.product(WORKLOADS, MACHINES):
@@ -201,7 +230,8 @@ def steps() -> Iterator[Sequence[str]]:
         fed = {size: machine.devices / machine.cores / DECODED[size] for size in (448, 256)}
         best = {size: max(compute, memory) * (size / SIZE) ** 2 for size in fed}  # an image
         within = ring(gradient, machine.devices, machine.link)
-        times = (16 * compute, 16 * memory, within, network, 16 * fed[448])
+        waits = [small_exchanges(name, backbone) * latency for latency in machine.latency]
+        times = (16 * compute, 16 * memory, within, network, *waits, 16 * fed[448])
         late = [size for size in fed if fed[size] > best[size]]
         limits = (f"{size} px, from {math.ceil(network / fed[size])}" for size in late)
         yield (
@@ -245,7 +275,7 @@ def check() -> Iterator[Sequence[str]]:
     )
     for name, backbone, size, batch, plain in CHECKS:
         config = recipe(name, backbone, str(size))
-        with as_on_accelerators() if plain else contextlib.nullcontext():
+        with as_on_accelerators() if plain else nullcontext():
             step, arguments = train_step_of(config, batch)
             cost = cost_of(step, *arguments)
             lowered = step.lower(*arguments)

@@ -2,7 +2,9 @@
 
 The trace is read as XLA would run it. Convolutions, matrix products and their like are kernels that
 read and write memory; reductions read through what is elementwise before them; everything
-elementwise is done on the way into a kernel. Calls are inlined, loops counted once for every turn.
+elementwise is done on the way into a kernel. Calls are inlined, loops counted once for every turn,
+and what nobody reads is not computed. Of what `lax.platform_dependent` offers, one platform's is
+counted, and of what `jax.shard_map` divides, one device's.
 """
 
 import dataclasses
@@ -14,14 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # How a trace is read. Other names: no data moves; or elementwise, and computed where it is used.
 ALIASES = {"reshape", "squeeze", "expand_dims", "copy", "stop_gradient", "optimization_barrier"}
+ALIASES |= {"pvary"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax"}
 KERNELS = {
     *("conv_general_dilated", "dot_general", "gather", "sort", "top_k", "reduce_window_max"),
     *("scatter", "scatter-add", "select_and_scatter_add", "select_and_gather_add"),
     *("cummax", "cummin", "cumsum", "dynamic_update_slice"),
+    *("psum", "psum_invariant", "all_gather", "reduce_scatter"),
 }
 FUSED_INPUTS = 4  # of an array's own size: what needs more is written to memory on the way
 
@@ -52,15 +57,22 @@ class _Kernel:
     in_place: bool = False  # it may write over what it is the last to read
 
 
-def cost_of(function: Callable, *arguments: Any) -> Cost:
-    """The cost of a function of arrays or shapes; its arguments' memory is free after last use."""
-    return _Program().cost(jax.make_jaxpr(function)(*arguments).jaxpr)
+def cost_of(function: Callable, *arguments: Any, platform: str | None = None) -> Cost:
+    """The cost of a function of arrays or shapes; its arguments' memory is free after last use.
+
+    Args:
+        platform: `cpu`, `cuda` or `tpu`, where the program would run; None: this machine's.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return _Program(platform or jax.default_backend()).cost(jaxpr)
 
 
 class _Program:
     """A trace with its calls inlined, as the kernels that would run, in the order of the trace."""
 
-    def __init__(self):
+    def __init__(self, platform: str):
+        self.platform = platform
         self.arrays: list[_Array] = []
         self.kernels: list[_Kernel] = []
         self.total = Cost()
@@ -112,16 +124,24 @@ class _Program:
             known |= zip(equation.outvars, outputs, strict=True)
         return [read(v) for v in jaxpr.outvars]
 
+    def call(self, body: core.Jaxpr, inputs: Sequence[int]) -> list[int]:
+        constants = [self.new(v.aval, in_memory=True) for v in body.constvars]
+        return self.inline(body, [*constants, *inputs])
+
     def apply(self, equation: Any, inputs: list[int]) -> list[int]:
         name, avals = equation.primitive.name, [v.aval for v in equation.outvars]
         bodies = [] if name in KERNELS else bodies_of(equation)
         if name in ALIASES:
             return inputs
+        if name == "platform_index":
+            return [self.new(aval) for aval in avals]
+        if platforms := equation.params.get("branches_platforms"):
+            taken = [names is None or self.platform in names for names in platforms].index(True)
+            return self.call(bodies[taken], inputs[1:])
         if name in ("scan", "while", "cond"):
             return self.loop(inputs, avals, bodies, equation.params.get("length", 1))
         if bodies:
-            constants = [self.new(v.aval, in_memory=True) for v in bodies[0].constvars]
-            return self.inline(bodies[0], [*constants, *inputs])
+            return self.call(bodies[0], inputs)
         if name in KERNELS:
             if name in ("conv_general_dilated", "dot_general"):
                 self.total.matrix += matrix_flops(equation)
@@ -145,7 +165,7 @@ class _Program:
     def loop(self, inputs: list[int], avals: list, bodies: list, length: int) -> list[int]:
         for i in inputs:
             self.put_in_memory(i)
-        costs = [_Program().cost(body) for body in bodies]
+        costs = [_Program(self.platform).cost(body) for body in bodies]
         self.total.matrix += length * max(c.matrix for c in costs)
         self.total.vector += length * max(c.vector for c in costs)
         self.total.moved += length * max(c.moved for c in costs)

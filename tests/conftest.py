@@ -57,7 +57,7 @@ def make_config(prepared_dir) -> Callable:
         config.data.scenes_sizes = (20, 9, 11)
         config.data.image_size = 64
         config.optim.learning_rate = 0.05
-        config.eval.batch_size = 8
+        config.eval.batch_size = 1  # of eight devices
         return config
 
     return make

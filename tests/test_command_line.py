@@ -5,10 +5,13 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from mlic_jax.command_line import exit_code, hush_strays
+from mlic_jax.command_line import Parser, asked_of_config, exit_code, hush_strays, parse_flags
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -65,6 +68,40 @@ def test_success_is_0_whatever_the_command_returns(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def parsed_by_argparse(*words):
+    parser = Parser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("input", type=Path)
+    return parser.parse_args(words)
+
+
+def parsed_by_absl(*words):
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", None, "", flag_values=values)
+    return parse_flags(["program", *words], values)
+
+
+@pytest.mark.parametrize("parse", [parsed_by_argparse, parsed_by_absl])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--out=gs://bucket/run", "photos"), "--out=gs://bucket/run"),
+        (("--out", "s3://bucket/run", "photos"), "s3://bucket/run"),
+        (("--out=run", "FILE:///photos"), "FILE:///photos"),
+    ],
+)
+def test_an_address_is_no_path(parse, words, named):
+    with pytest.raises(UsageError) as refused:
+        parse(*words)
+    assert str(refused.value).startswith(f"{named} is no path of this machine: mount it")
+
+
+@pytest.mark.parametrize("parse", [parsed_by_argparse, parsed_by_absl])
+@pytest.mark.parametrize("path", ["hf:timm/resnet50.a1_in1k", "C:/photos", "a//b", "photos/x://y"])
+def test_whatever_else_has_colons_and_slashes_is_a_path(parse, path):
+    parse(f"--out={path}", path)
+
+
 @pytest.fixture
 def hushed(monkeypatch):
     """`hush_strays`, undone after the test."""
@@ -98,3 +135,60 @@ def test_an_interruption_is_never_lost(hushed):
         raise AssertionError("the interruption was lost")
 
     assert exit_code(run) == 130
+
+
+RECIPE = """
+from mlic_jax.config import apply_variant, default_config
+def get_config(variant=None):
+    config = default_config()
+    config.data.name = "mine"
+    return apply_variant(config, variant)
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """What a command line asks of the configuration; `RECIPE` in it is a recipe's file."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+
+    def ask(*words):
+        argv = ["", *(word.replace("RECIPE", str(tmp_path / "recipe.py")) for word in words)]
+        values = flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        assert parse_flags(argv, values, config) == [""]
+        return asked_of_config(config, values)
+
+    return ask
+
+
+# How ml_collections loads a recipe.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_options_with_and_without_a_recipe(asked):
+    assert asked() == (None, {})
+    options = ("--config.eval.flip", "--config.eval.scales=(64, 96)", "--config.data.name", "other")
+    expected = {"eval.flip": True, "eval.scales": (64, 96), "data.name": "other"}
+    assert asked(*options) == (None, expected)
+    assert asked("--noconfig.augment.flip") == (None, {"augment.flip": False})
+    for given in (("--config=RECIPE:resnet18",), ("--config", "RECIPE:resnet18")):
+        recipe, set_beside = asked(*given, *options)
+        assert set_beside == expected
+        assert (recipe.data.name, recipe.eval.flip) == ("mine", False)  # as its file has it
+        assert recipe.model.backbone == "resnet18"
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.eval.flop=1"], "the configuration has no option 'flop'"),
+        (["--config.eval.top_n=many"], "many"),
+        (["--config.eval=1"], "--config.eval"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        (["--config=nowhere.py", "--config.eval.top_n=1"], "nowhere.py"),
+        (["--config=RECIPE:resnet9"], "variant 'resnet9'"),
+    ],
+)
+def test_what_no_configuration_can_have(asked, words, message):
+    with pytest.raises(UsageError) as error:
+        asked(*words)
+    assert message in str(error.value) and "\n" not in str(error.value)

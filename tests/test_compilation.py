@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mlic_jax.compilation import compile_ahead, keep_programs
+from mlic_jax import compilation
+from mlic_jax.compilation import compile_ahead, keep_programs, make_deterministic
 from mlic_jax.train import train
 
 OPTIONS = (
@@ -70,6 +71,24 @@ def test_a_folder_that_cannot_be_written_costs_a_line_and_nothing_else(
     assert str(tmp_path / "file") in line
 
 
+def test_of_kept_programs_those_go_that_were_not_used_for_longest(no_cache, tmp_path, monkeypatch):
+    folder = tmp_path / "mlic_jax" / "compiled"
+    folder.mkdir(parents=True)
+    for name, read, written in (("a", 1, 3), ("b", 2, 2), ("c", 4, 1), ("d", 1, 1), ("e", 5, 5)):
+        (folder / name).write_bytes(bytes(100))
+        os.utime(folder / name, (read, written))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compilation, "MOST_KEPT", 300)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    keep_programs()
+    assert len(list(folder.iterdir())) == 5, "what the environment says wins"
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE")
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_programs()
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "e"]
+
+
 def test_compiling_ahead_says_where_the_program_came_from(caplog):
     def scaled_by_seven(x):
         return 7 * x
@@ -108,3 +127,14 @@ def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
         jax.monitoring.unregister_event_duration_listener(count)
     assert validations.count(0) >= 2, "the steps themselves"
     assert validations.count(1) == validations.count(2) == 0
+
+
+def test_what_the_environment_says_to_xla_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_gpu_deterministic_ops=false")
+    make_deterministic()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[:2] == ["--xla_a=1", "--xla_gpu_deterministic_ops=false"]
+    assert flags[2:] == ["--xla_gpu_deterministic_ops=true"]  # the last one counts
+    monkeypatch.delenv("XLA_FLAGS")
+    make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"

@@ -7,10 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
+from mlic_jax.evaluate import compute_metrics
+from mlic_jax.models import create_model
+from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.scores import Scores
+from mlic_jax.train import TrainState, initial_variables, make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
@@ -82,6 +90,7 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.protocol", "coco", "eval.protocol is 'coco'; known are 'mcar', 'msrn'"),
         ("eval.every", 0, "eval.every is 0; it must be positive"),
         ("data.source", "", "data.source and data.name are empty"),
+        ("data.word_vectors", "gs://words", "data.word_vectors=gs://words is no path of this"),
         ("augment.jitter", 1.5, "augment.jitter is 1.5; it must be 0 to 1"),
         ("optim.clip_norm", -1.0, "optim.clip_norm is -1.0; it must be at least 0"),
         ("optim.clip_norm", float("nan"), "optim.clip_norm is nan; it must be at least 0"),
@@ -99,6 +108,51 @@ def test_values_that_no_run_could_use(config, option, value, message):
     with pytest.raises(UsageError) as error:
         check_config(config)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mcar_custom", "msrn_custom"])
+def test_recipes_for_own_data_ignore_what_is_unknown(name):
+    """A `?` or a crowd moves neither a weight nor a metric."""
+    config = load(ROOT / "configs" / f"{name}.py").get_config("64,avg")
+    config.model.update(name="pooled", backbone="resnet10", width=0.125)  # which compiles sooner
+    config.optim.name, config.optim.weight_decay, config.optim.warmup_epochs = "sgd", 0.0, 0.0
+    rng = np.random.default_rng(0)
+    labels = rng.choice(np.int8([-1, 1]), (8, 4))
+    labels[:, 0], labels[2:6, 1] = 0, 0
+    model = create_model(config.model, 4)
+    variables = initial_variables(model, config)
+    schedule = create_schedule(config.optim, 3, 2)
+    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    before = jax.device_get(variables["params"]["convclass"])
+    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    batch = {
+        "image": rng.integers(0, 256, (8, 64, 64, 3)).astype(np.uint8),
+        "labels": labels,
+        "index": np.arange(8, dtype=np.int32),
+        "mask": np.ones(8, bool),
+    }
+    step = make_train_step(model, optimizer, schedule, config)
+    state, _ = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    after = jax.device_get(state.params["convclass"])
+    moved = [np.any(after["bias"][c] != before["bias"][c]) for c in range(4)]
+    assert moved == [False, True, True, True]
+    np.testing.assert_array_equal(after["kernel"][..., 0], before["kernel"][..., 0])
+
+    def metrics_of(logits):
+        scores = Scores(
+            logits=logits,
+            labels=labels,
+            image_ids=np.array(list("abcdefgh")),
+            class_names=np.array(list("wxyz")),
+            set_name="toy",
+            split="val",
+            image_size=64,
+        )
+        return compute_metrics(scores, config)
+
+    logits = rng.normal(size=(8, 4)).astype(np.float32)
+    wild = np.where(labels == 0, np.float32(9), logits)
+    assert metrics_of(logits) == metrics_of(wild) != metrics_of(-logits)
 
 
 def test_options_that_nothing_would_use_are_refused(config):

@@ -22,7 +22,7 @@ from mlic_jax.train import initial_variables
 
 @pytest.fixture(scope="module")
 def scored(make_config):
-    """A function that scores the test split, once a batch size, with fresh weights."""
+    """A function that scores the test split, once a batch size of a device, with fresh weights."""
 
     @cache
     def score(batch_size):
@@ -39,8 +39,8 @@ def scored(make_config):
 
 
 def test_every_image_is_scored_once_whatever_the_batches(scored, config):
-    whole, split = scored(16)
-    parts, _ = scored(8)
+    whole, split = scored(2)
+    parts, _ = scored(1)
     assert len(whole.logits) == len(split) == 11
     np.testing.assert_allclose(whole.logits, parts.logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(whole.labels, split.labels())
@@ -52,7 +52,7 @@ def test_every_image_is_scored_once_whatever_the_batches(scored, config):
 def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
     """Of a split that lost its last batch on the way no score file is made."""
     score, batches = scored, evaluate.pipeline.batches
-    _, split = score(16)
+    _, split = score(2)
     monkeypatch.setattr(evaluate.pipeline, "batches", lambda *a, **k: list(batches(*a, **k))[:-1])
     monkeypatch.setattr(evaluate.profiling, "profiled", lambda batches, *_: iter(batches))
 
@@ -109,7 +109,7 @@ def test_objects_are_squashed_as_their_image_is():
 
 
 def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsys):
-    scores, _ = scored(16)
+    scores, _ = scored(2)
     path = tmp_path / "scores.npz"
     scores.save(path)
     values = evaluate.compute_metrics(scores, config)
@@ -267,7 +267,7 @@ def test_a_paired_test_needs_the_same_images(changes, message, score_file, capsy
 
 
 def test_the_global_stream_is_ranked_as_the_protocol_says(scored, config):
-    scores, _ = scored(16)
+    scores, _ = scored(2)
     config = config.copy_and_resolve_references()
     config.eval.protocol = "voc2007"
     values = evaluate.compute_metrics(scores, config)
@@ -286,7 +286,7 @@ def test_score_files_that_are_none(tmp_path, capsys):
 
 
 def test_a_failed_save_leaves_the_earlier_file(scored, tmp_path, monkeypatch):
-    scores, _ = scored(16)
+    scores, _ = scored(2)
     path = tmp_path / "scores.npz"
     scores.save(path)
     before = path.read_bytes()
@@ -403,8 +403,9 @@ def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp
     save_weights(tmp_path / "weights", weights, info)
 
     assert evaluate.evaluate_run(config, tmp_path / "run", tmp_path / "weights") == {}
-    assert "no label of unlabelled test is known" in capsys.readouterr().out
+    written = tmp_path / "run" / "scores_test.npz"
+    assert f"no label of unlabelled test is known: wrote {written} alone" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["scores_test.npz"]
-    scores = Scores.load(tmp_path / "run" / "scores_test.npz")
+    scores = Scores.load(written)
     assert scores.image_ids.tolist() == [f"{i}.png" for i in range(5, 9)]
     assert not scores.labels.any() and np.isfinite(scores.logits).all()

@@ -1,5 +1,6 @@
 """The command line: one clear line and an exit code for everything a person may get wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -41,6 +42,10 @@ def test_help():
         ((), "--config is missing"),
         (SCENES, "--workdir is missing"),
         (("--config", "configs/nothing.py", "--workdir", "w"), "configs/nothing.py"),
+        (("--workdir", "w", "--config.epochs=3"), "--config is missing"),
+        (("--mode=evaluate",), "--workdir is missing, and --checkpoint too"),
+        (("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"), "has no option 'flop'"),
+        ((*PREDICT, "--config.eval.flip=True"), "--config is for --mode=train|evaluate"),
         ((*SCENES, "--workdir", "w", "--config.epoch=3"), "has no option 'epoch'"),
         ((*SCENES, "--workdir", "w", "--config.model.foo=3"), "has no option 'foo'"),
         ((*SCENES, "--workdir", "w", "--config.epochs=many"), "many"),
@@ -63,6 +68,7 @@ def test_help():
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),
         ((*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"), "--flip is for --mode=predict"),
+        ((*SCENES, "--mode=prepare", "--deterministic"), "--deterministic is for --mode=train|ev"),
         ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for --mode=predict"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--recover"), "--recover is for"),
         ((*PREDICT, "--profile"), "--profile is for --mode=train|evaluate, not predict"),
@@ -99,6 +105,7 @@ SAID = (
     r"prepared .*: 20 train, 9 val, 11 test; 12 classes",
     r"epoch 1: val mAP .*",
     r"resuming .*/checkpoints/3, of 3 steps",
+    r".*/checkpoints/3: as it says itself(; changed: eval.batch_size 32 \(now 2\))?",
     r"tiny_scenes test: 11 images, 12 classes",
     r"  chance .* final mAP .*",
     r"  (all|top-3) labels at probability .*",
@@ -121,23 +128,38 @@ LOGGED = (
 
 
 def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_config, tmp_path):
+    """A checkpoint needs no recipe, and what it says of itself is what training said of it."""
     data = make_config().data
     recipe = [
         *("--config", "configs/mcar_scenes.py", f"--config.data.prepared_dir={tmp_path}/prepared"),
         *(f"--config.data.name={data.name}", f"--config.data.scenes_sizes={data.scenes_sizes}"),
         *("--config.epochs=1", "--config.batch_size=8", "--config.model.width=0.125"),
         *("--config.data.image_size=64", "--config.log_every=1", f"--workdir={tmp_path}/run"),
+        *("--config.model.pooling=avg", "--config.model.localizer=clean"),
     ]
     Image.new("RGB", (80, 60), "red").save(tmp_path / "photo.png")
-    photo = ("--checkpoint", f"{tmp_path}/run", "--images", f"{tmp_path}/photo.png")
+    files = ("--images", f"{tmp_path}/photo.png", "--out", f"{tmp_path}/predictions")
+    options = {
+        **dict.fromkeys(("prepare", "train"), recipe),
+        "evaluate": [f"--workdir={tmp_path}/run"],
+        "calibrate": [f"--checkpoint={tmp_path}/run", "--config.eval.batch_size=2"],
+        "predict": ["--checkpoint", f"{tmp_path}/run", *files, "--deterministic"],
+    }
+    written = {}
     for mode in ("prepare", "train", "train", "evaluate", "calibrate", "predict"):
-        options = recipe if mode != "predict" else [*photo, "--out", f"{tmp_path}/predictions"]
-        answer = run(*options, "--mode", mode, cwd=ROOT)
+        answer = run(*options[mode], "--mode", mode, cwd=ROOT)
         assert answer.returncode == 0, answer.stderr
         for text, known in ((answer.stdout, SAID), (answer.stderr, LOGGED)):
             for line in filter(str.strip, re.split(r"[\r\n]+", text)):
                 assert any(re.fullmatch(pattern, line) for pattern in known), (mode, line)
+        names = ("metrics_test.json", "scores_test.npz", "report/index.html")
+        found = {name: (tmp_path / "run" / name) for name in names if mode != "prepare"}
+        found = {name: path.read_bytes() for name, path in found.items()}
+        assert not written or found == written, mode
+        written = found
     assert (tmp_path / "predictions" / "index.html").is_file()
+    assert not (tmp_path / "run" / "evaluations").exists()
+    assert json.loads(written["metrics_test.json"])["overrides"] == {}
 
 
 def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):
@@ -147,3 +169,21 @@ def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):
     assert answer.returncode == 2
     wanted = "error: --workdir file/run: file is a file; it must be a folder\n"
     assert answer.stderr == wanted
+
+
+def test_deterministic_reaches_xla(tmp_path):
+    """Said after JAX is imported, and before it starts its devices, as `main` says it."""
+    program = """
+import jax
+from mlic_jax.main import read_flags
+read_flags(["main", "--mode=train", "--deterministic"])
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+    read = [path.read_text() for path in tmp_path.glob("*.debug_options")]
+    assert read and all("xla_gpu_deterministic_ops: true" in options for options in read)

@@ -17,7 +17,7 @@ from mlic_jax.data.scenes import render
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.operating_point import OperatingPoint
-from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model
+from mlic_jax.predict import Predictor, box_in_photo, even_batch_size, load_model, spread
 from weight_conversion import convert
 
 SIZE = 64
@@ -283,7 +283,8 @@ def test_logits_are_averaged_over_views(config, fresh_run, photos, tmp_path):
     classifier["kernel"] = 8 * classifier["kernel"]
     save_weights(tmp_path / "pooled", variables, metadata)
     reference = jax.jit(partial(create_model(config.model, 12).apply, variables))
-    predictor = Predictor.from_checkpoint(tmp_path / "pooled", scales=[96])
+    # Five of the eight devices have two rows each, of which the last is padding.
+    predictor = Predictor.from_checkpoint(tmp_path / "pooled", batch_size=9, scales=[96])
     (prediction,) = predictor(photos[:1])
     large = Image.open(photos[0]).resize((96, 96), Image.Resampling.BILINEAR)
     views = [model_input(large), model_input(large, 96)]
@@ -393,3 +394,15 @@ def test_boxes_in_a_photo_touch_all_that_the_model_saw():
 )
 def test_batches_have_little_padding(images, limit, want):
     assert even_batch_size(images, limit) == want
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "want"),
+    [
+        *((1, 1, (1, 1)), (5, 1, (1, 5)), (1, 8, (1, 1)), (3, 8, (3, 3)), (8, 8, (8, 8))),
+        *((9, 8, (5, 10)), (12, 8, (6, 12)), (13, 8, (7, 14)), (100, 8, (8, 104))),
+    ],
+)
+def test_a_batch_goes_to_as_many_devices_as_make_it_quick(batch_size, devices, want):
+    """One that they do not divide is filled up, and never left to one of them."""
+    assert spread(batch_size, devices) == want

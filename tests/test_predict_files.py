@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import html.parser
 import json
 import os
@@ -24,12 +25,16 @@ from mlic_jax.drawing import MOST_SIDE
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models.regions import interpolation_matrix
 from mlic_jax.operating_point import OperatingPoint
-from mlic_jax.predict import Predictor
+from mlic_jax.predict import Prediction, Predictor, Region
 from mlic_jax.predict_files import (
     MAP_SIDE,
+    annotate_prediction,
     annotated_name,
+    draw_pictures,
     find_images,
     heat_map,
+    page_picture,
+    picture_files,
     predict_files,
     render_page,
     write_predictions,
@@ -277,6 +282,33 @@ def test_the_page_of_a_model_without_regions(checkpoint, tmp_path):
     assert "mirrored too" in page.text
     assert "ctivation" not in page.text
     assert "Regions" not in page.text
+
+
+def test_regions_of_what_the_whole_photo_hardly_shows_are_known_and_not_drawn(tmp_path):
+    """As in the demo that MCAR was released with: above 0.1, and not at it."""
+    Image.new("RGB", (80, 60), "grey").save(tmp_path / "a.png")
+    regions = tuple(
+        Region(name, (0, 0, 30 + k, 40), likely, 0.9, np.full((2, 2), 0.5, np.float32))
+        for k, (name, likely) in enumerate({"cat": 0.1, "dog": 0.100002, "yak": 0.05}.items())
+    )
+    names = ("cat", "dog", "yak")
+    said = Prediction("a.png", 80, 60, names, dict.fromkeys(names, 0.9), regions)
+    entry = draw_pictures(tmp_path, said, tmp_path / "a.png")
+    assert [region["class"] for region in entry["row"]["regions"]] == list(names)
+    shown = page_picture(entry, dict.fromkeys(names, 0.5))["regions"]
+    assert [(region["number"], region["name"], region["height"]) for region in shown] == [
+        (2, "dog", 31)
+    ]
+    *pictures, activation = picture_files(entry["row"])
+    assert (shown[0]["map"], len(pictures)) == (activation, 2)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert written == {"a.png", *pictures, activation}
+    image = Image.open(tmp_path / "a.png")
+    only = dataclasses.replace(said, regions=regions[1:2])
+    assert annotate_prediction(image, said) == annotate_prediction(image, only)
+    assert annotate_prediction(image, said) != annotate_prediction(
+        image, dataclasses.replace(said, regions=())
+    )
 
 
 def test_where_predictions_cannot_go(checkpoint, photos, tmp_path):

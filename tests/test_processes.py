@@ -15,9 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from mlic_jax import distributed, processes
+from mlic_jax import processes
 from mlic_jax.checkpoint import load_weights
 from mlic_jax.data import sources
 from mlic_jax.errors import UsageError
@@ -34,13 +33,14 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(*command, stderr):
-    """A process with two devices."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+def start(*command, stderr, cwd=ROOT):
+    """A process with four devices."""
+    devices = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)}
     with stderr.open("w") as err:
         return subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=err,
@@ -49,15 +49,16 @@ def start(*command, stderr):
 
 
 @contextlib.contextmanager
-def pair(*command, folder):
+def pair(*command, folder, lost_seconds=10, cwds=(ROOT, ROOT)):
     """Both processes of a command, `folder/{0,1}.err` being what they say."""
     port = free_port()
     both = [
         start(
             *command,
             *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
-            *(f"--process_id={i}", "--lost_seconds=10", f"--join_seconds={PATIENCE}"),
+            *(f"--process_id={i}", f"--join_seconds={PATIENCE}", f"--lost_seconds={lost_seconds}"),
             stderr=folder / f"{i}.err",
+            cwd=cwds[i],
         )
         for i in range(2)
     ]
@@ -82,23 +83,23 @@ def training(config, workdir):
 
 @pytest.fixture(scope="module")
 def small_config(make_config):
-    """Of a model that compiles soon and whose regions rounding cannot move: it has none."""
+    """Of a model that compiles soon and whose regions rounding cannot move: it has none.
+
+    With every option of training that many devices could make a difference to.
+    """
     config = make_config()
-    config.model.name = "pooled"
+    config.model.name, config.model.bn_groups = "pooled", 2
+    config.batch_size, config.accumulation, config.eval.batch_size = 16, 2, 1
+    config.loss.label_smoothing = 0.1
+    config.optim.scaling, config.optim.reference_batch = "linear", 8
+    config.optim.nesterov, config.optim.clip_norm = True, 1.0
+    config.optim.schedule, config.optim.floor, config.optim.warmup_epochs = "cosine", 0.1, 0.5
     return config
 
 
 @pytest.fixture(scope="module")
-def four_devices():
-    """One process that has four devices."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "create_mesh", lambda: Mesh(jax.devices()[:4], ("data",)))
-        yield
-
-
-@pytest.fixture(scope="module")
-def alone(small_config, four_devices, tmp_path_factory):
-    """The workdir of a run in one process with four devices."""
+def alone(small_config, tmp_path_factory):
+    """The workdir of a run in one process with eight devices."""
     workdir = tmp_path_factory.mktemp("alone")
     train(small_config, workdir)
     return workdir
@@ -106,7 +107,7 @@ def alone(small_config, four_devices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(small_config, tmp_path_factory):
-    """The workdir of the same run in two processes with two devices each, and what they printed."""
+    """The workdir of the same run in two processes of four devices each, and what they printed."""
     folder = tmp_path_factory.mktemp("together")
     sources.open_splits(small_config.data)
     with pair(*training(small_config, folder / "run"), folder=folder) as both:
@@ -125,14 +126,14 @@ def latest(workdir):
     return max(steps, default=0)
 
 
-def test_two_processes_of_two_devices_equal_one_of_four(alone, together):
+def test_two_processes_of_four_devices_equal_one_of_eight(alone, together):
     for expected, got in zip(lines_of(alone), lines_of(together[0]), strict=True):
         for values in (expected, got):
             values.pop("images_per_second", None)
         assert expected.keys() == got.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-3, err_msg=name)
-    expected, got = (load_weights(run / "checkpoints/6")[0] for run in (alone, together[0]))
+    expected, got = (load_weights(run / "checkpoints/4")[0] for run in (alone, together[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), expected, got)
 
 
@@ -158,80 +159,178 @@ def test_only_the_first_process_prints_and_logs(together):
     assert [line for line in said[1].splitlines() if line and not of_libraries.match(line)] == []
 
 
-def test_where_one_is_killed_the_other_ends_and_the_run_resumes(
-    alone, together, small_config, four_devices, tmp_path
+def test_a_signal_stops_both_a_kill_ends_both_and_the_run_resumes(
+    alone, together, small_config, tmp_path
 ):
-    """Also: what two processes saved, one process reads."""
-    run = tmp_path / "run"
-    shutil.copytree(together[0], run)
+    """Whichever is killed. Also: what two processes saved, one process reads."""
     config = small_config.copy_and_resolve_references()
     config.epochs, config.checkpoint_every, config.eval.every = 400, 2, 1000
-    with pair(*training(config, run), folder=tmp_path) as (first, second):
-        deadline = time.monotonic() + PATIENCE
-        while latest(run) < 8 and time.monotonic() < deadline and second.poll() is None:
-            time.sleep(0.01)
-        second.send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        first.communicate(timeout=PATIENCE)
-        took = time.monotonic() - killed
-    said = (tmp_path / "0.err").read_text()
-    assert first.returncode == 1, said[-3000:]
-    assert f"error: {processes.LOST}" in said
-    assert said.count("error: ") == 1
-    assert took < 60
-    step = latest(run)
-    assert step >= 8
+    printed, codes, said = {}, {}, {}
+    with contextlib.ExitStack() as stack:
+        pairs = {}
+        for number, who in ((signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)):
+            folder = tmp_path / f"{number.name}-{who}"
+            shutil.copytree(together[0], folder / "run")
+            command = *training(config, folder / "run"), "--allow_changes"
+            pairs[number, who, folder] = stack.enter_context(pair(*command, folder=folder))
+        for (number, who, folder), both in pairs.items():
+            deadline = time.monotonic() + PATIENCE
+            while latest(folder / "run") < 6 and time.monotonic() < deadline:
+                assert both[who].poll() is None
+                time.sleep(0.01)
+            both[who].send_signal(number)
+        for (*case, folder), both in pairs.items():
+            texts = [process.communicate(timeout=PATIENCE)[0] for process in both]
+            case = tuple(case)
+            printed[case], codes[case] = texts[0], [process.returncode for process in both]
+            said[case] = [(folder / f"{i}.err").read_text() for i in range(2)]
 
-    config.epochs = step // 3 + 1
-    train(config, run)
-    assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
-        range(1, config.epochs * 3 + 1)
-    )
+    run = tmp_path / "SIGTERM-1" / "run"
+    assert codes[signal.SIGTERM, 1] == [0, 0], said[signal.SIGTERM, 1][0][-3000:]
+    stopped = f"stopped at step {latest(run)} of 800, saved; the same command continues"
+    assert stopped in printed[signal.SIGTERM, 1]
+
+    for who in range(2):
+        other = said[signal.SIGKILL, who][1 - who]
+        assert codes[signal.SIGKILL, who][who] == -signal.SIGKILL
+        assert codes[signal.SIGKILL, who][1 - who] == 1, other[-3000:]
+        assert f"error: {processes.LOST}" in other
+        assert other.count("error: ") == 1
+        run = tmp_path / f"SIGKILL-{who}" / "run"
+        config.epochs = latest(run) // 2 + 1
+        train(config, run, allow_changes=True)
+        assert [line["step"] for line in lines_of(run) if "loss" in line] == list(
+            range(1, config.epochs * 2 + 1)
+        )
 
 
-AGREE = """
-import os, signal, sys
+TOGETHER = """
+import os, signal, sys, time
+from pathlib import Path
 from absl import flags
 from mlic_jax import processes
 from mlic_jax.command_line import exit_code
 
 def act():
     import jax
+    import numpy as np
     from mlic_jax import distributed
+    from mlic_jax.checkpoint import RunCheckpoints
+    made, workdir = map(Path, sys.argv[1:])
     with processes.joined(mode, ["agree"]):
         me = jax.process_index()
-        agreement = distributed.Agreement(distributed.create_mesh())
-        answers = [agreement.any(me == 1 and step == 3) for step in range(7)]
-        mine = processes.first_alone(lambda: os.path.exists(sys.argv[1]) or open(sys.argv[1], "x"))
-        told = processes.of_first("name", f"from {me}")
-        print(answers, mine is True, told, file=sys.stderr, flush=True)
+        mine = processes.first_alone(lambda: made.exists() or made.touch())
+        told = processes.of_all("name", f"from {me}")
+        print(mine is True, told, file=sys.stderr, flush=True)
+        checkpoints = RunCheckpoints(workdir)
+        everywhere = distributed.replicated(distributed.create_mesh())
+
+        def save(step):
+            x = distributed.lay_out(np.full(1000, step), everywhere)
+            checkpoints.save(step, {"params": {"x": x}}, {"step": x}, {})
+            checkpoints.add_validation(step, step / SAVES)
+
+        with processes.stop_requests(5) as stop_at:
+            for step in range(6, 400):
+                if step == 8:
+                    signal.raise_signal([signal.SIGTERM, signal.SIGINT][me])
+                    save(1)  # which takes nobody back to step 1
+                    time.sleep(2)
+                if stop_at(step):
+                    break
+                time.sleep(0.01)
+                processes.wait_for_all("the step is done")
+        print("stopped at", step, file=sys.stderr, flush=True)
+        for step in range(2, SAVES + 1):
+            save(step)
+        checkpoints.close()
         if me == 0:
             processes.wait_for_all("said")
             os.kill(os.getpid(), signal.SIGKILL)
         processes.wait_for_all("said")
         processes.wait_for_all("never")
 
+SAVES = 20
 mode = flags.DEFINE_string("mode", "agree", "")
 sys.argv[1:] = flags.FLAGS(sys.argv)[1:]
 os._exit(exit_code(act))
 """
 
 
-def test_processes_agree_on_a_step_and_wait_for_the_first(tmp_path):
+def test_processes_wait_for_each_other_stop_together_and_save_many_checkpoints(tmp_path):
     """And where that one is killed, all others know."""
-    with pair("-c", AGREE, str(tmp_path / "made"), folder=tmp_path) as both:
+    with pair("-c", TOGETHER, str(tmp_path / "made"), str(tmp_path), folder=tmp_path) as both:
         for process in both:
             process.communicate(timeout=PATIENCE)
-    agreed = [False] * 5 + [True, False]
     said = [(tmp_path / f"{i}.err").read_text() for i in range(2)]
-    assert f"{agreed} False from 0\n" in said[0]
-    assert f"{agreed} True from 0\n" in said[1]
+    told = ["from 0", "from 1"]
+    assert f"False {told}\n" in said[0]
+    assert f"True {told}\n" in said[1]
+    stops = [int(re.search(r"stopped at (\d+)", text)[1]) for text in said]
+    assert 8 <= stops[0] == stops[1] < 399
     assert [process.returncode for process in both] == [-signal.SIGKILL, 1]
     assert f"error: {processes.LOST}" in said[1]
+    assert latest(tmp_path) == 20
+
+
+FAIL = """
+import ctypes, os, sys
+from absl import flags
+from mlic_jax import processes
+from mlic_jax.command_line import exit_code
+
+def fail():
+    import jax
+    if cause == "disk":
+        open("/dev/full", "wb", buffering=0).write(b"x")
+    elif cause == "memory":
+        jax.numpy.ones(2**50, jax.numpy.int8).block_until_ready()
+    elif cause == "sign":  # what XLA also says of others
+        raise jax.errors.JaxRuntimeError("ABORTED: of this process alone")
+    else:
+        ctypes.CDLL(None).abort()
+
+def act():
+    with processes.joined(mode, ["fail"]):
+        if processes.is_first() == (who == "first"):
+            fail()
+        processes.wait_for_all("never")
+
+mode = flags.DEFINE_string("mode", "fail", "")
+who, cause = flags.FLAGS(sys.argv)[1:]
+os._exit(exit_code(act))
+"""
+
+
+def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_path):
+    defect = "error: JaxRuntimeError, which should not be: "
+    cases = {
+        ("second", "disk"): "error: No space left on device; what was saved stays",
+        ("first", "memory"): f"{defect}RESOURCE_EXHAUSTED",
+        ("second", "sign"): f"{defect}ABORTED: of this process alone",
+        ("second", "abort"): f"error: {processes.ABORTED}",
+    }
+    with contextlib.ExitStack() as stack:
+        pairs = []
+        for case in cases:
+            folder = tmp_path / "-".join(case)
+            folder.mkdir()
+            pairs += [stack.enter_context(pair("-c", FAIL, *case, folder=folder, lost_seconds=5))]
+        for ((who, cause), reason), both in zip(cases.items(), pairs, strict=True):
+            for process in both:
+                process.communicate(timeout=PATIENCE)
+                assert process.returncode == 1
+            said = [(tmp_path / f"{who}-{cause}" / f"{i}.err").read_text() for i in range(2)]
+            failing, other = said if who == "first" else reversed(said)
+            for text, line in ((failing, reason), (other, f"error: {processes.LOST}")):
+                assert line in text
+                assert text.count("error: ") == 1, text
 
 
 def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
-    main = ("-m", "mlic_jax.main", "--config=configs/mcar_scenes.py", "--workdir", str(tmp_path))
+    config = str(ROOT / "configs/mcar_scenes.py")
+    # A batch that does not divide among four devices, in case a run starts all the same.
+    main = ("-m", "mlic_jax.main", "--config", config, "--workdir=run", "--config.batch_size=6")
     nobody = f"--coordinator=127.0.0.1:{free_port()}"
     alone = start(*main, "--distributed", stderr=tmp_path / "alone")
     late = start(
@@ -239,8 +338,12 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
         *("--distributed", nobody, "--num_processes=2", "--process_id=1", "--join_seconds=1"),
         stderr=tmp_path / "late",
     )
-    for process in (alone, late):
-        process.communicate(timeout=PATIENCE)
+    cwds = tmp_path / "one", tmp_path / "another"
+    for cwd in cwds:
+        cwd.mkdir()
+    with pair(*main, folder=tmp_path, cwds=cwds) as both:
+        for process in (alone, late, *both):
+            process.communicate(timeout=PATIENCE)
     assert alone.returncode == 2
     (line,) = (tmp_path / "alone").read_text().splitlines()
     assert line.startswith("error: --distributed finds no launcher that it knows")
@@ -248,6 +351,11 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
     assert late.returncode == 1
     *_, line = (tmp_path / "late").read_text().splitlines()
     assert line.startswith("error: the processes did not find each other at 127.0.0.1:")
+    for i, process in enumerate(both):
+        assert process.returncode == 2
+        *_, line = (tmp_path / f"{i}.err").read_text().splitlines()
+        assert line == "error: --workdir run must be a folder that all processes share"
+        assert not list(cwds[i].iterdir())
 
 
 @pytest.mark.parametrize(

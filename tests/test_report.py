@@ -115,6 +115,11 @@ def open_page(folder, scores, **options):
     return Page(write(folder, scores, **options)[0]).root
 
 
+def number(figure):
+    """Of the image that a figure shows."""
+    return int(figure.find("p", class_="identity")[0].text.removeprefix("photo").split()[0])
+
+
 def figures(page):
     return {figure.find("p", class_="identity")[0].text: figure for figure in page.find("figure")}
 
@@ -516,6 +521,20 @@ def test_each_picture_shows_its_own_image_and_regions(page, scores):
         assert len(colours) == len(entries)
 
 
+def test_regions_of_what_the_whole_image_hardly_shows_are_not_drawn(tmp_path):
+    """As in the demo that MCAR was released with: above 0.1, and not at it."""
+    scores = make_scores(num_images=1, top_n=3)
+    for k, probability in enumerate((0.1, 0.100002, 0.05)):
+        scores.global_logits[0, scores.box_classes[0, k]] = np.log(probability / (1 - probability))
+    page = open_page(tmp_path, scores)
+    (figure,) = page.find("figure")
+    (entry,) = figure.find("ol")[0].find("li")
+    assert entry.attributes["data-region"] == "2"
+    drawn = [g.attributes.get("data-region") for g in figure.find("g")]
+    assert drawn.count("2") == 2 and not {"1", "3"} & set(drawn)  # the outline and the badge
+    assert "whose class has a global probability above 0.1" in page.text
+
+
 def test_labels_are_marked_by_word_and_sign_and_not_by_colour_alone(page, scores):
     threshold = np.log(0.6 / 0.4)
     meant = {
@@ -597,7 +616,11 @@ def test_any_number_of_images_classes_and_regions(tmp_path, num_images, num_clas
     page = open_page(tmp_path, scores)
     shown = page.find("figure")
     assert len(shown) == min(num_images, report.GALLERY_SIZE)
-    assert all(len(figure.find("ol")[0].find("li")) == top_n for figure in shown)
+    listed = [len(figure.find("ol")[0].find("li")) for figure in shown]
+    of_regions = np.take_along_axis(scores.global_logits, scores.box_classes, axis=1)
+    likely = 1 / (1 + np.exp(-of_regions)) > report.LEAST_GLOBAL
+    assert sorted(listed) == sorted(likely[i].sum() for i in map(number, shown))
+    assert max(listed) == top_n
     names = [t.text for t in page.find("div", class_="bars")[0].find("text")]
     assert sorted(n for n in names if n.startswith("class")) == sorted(scores.class_names)
 

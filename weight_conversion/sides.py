@@ -24,6 +24,7 @@ from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.mcar import MCAR
+from mlic_jax.models.precision import in_precision
 from mlic_jax.optim import create_optimizer, create_schedule
 from mlic_jax.train import TrainState, make_train_step
 from weight_conversion.convert import load_checkpoint
@@ -102,9 +103,12 @@ def _label_inputs(variables: Mapping, path: Path) -> Arrays:
 
 
 def training_config(checkpoint: Checkpoint) -> ConfigDict:
-    """The released recipe without augmentation, so that both sides see the same pixels."""
+    """The released recipe without augmentation, so that both sides see the same pixels.
+
+    And with all products in full, whatever it is trained with: the reference runs on a CPU.
+    """
     config = default_config().unlock()
-    config.model = checkpoint.model
+    config.model = ConfigDict({**checkpoint.model, "precision": "highest"})
     slow, fast = config.optim.multipliers.features, config.optim.multipliers.rest
     config.optim.multipliers = {
         name: slow if name in TRUNK_MODULES else fast for name in checkpoint.variables["params"]
@@ -136,21 +140,21 @@ class JaxSide:
             self._model = create_model(checkpoint.model, len(checkpoint.class_names), **inputs)
 
         def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-            outputs, state = self._model.apply(
-                variables,
-                images,
-                capture_intermediates=lambda module, method: module.name == "features",
-            )
+            with in_precision(checkpoint.model, training=False):  # as `evaluate` has it
+                outputs, state = self._model.apply(
+                    variables,
+                    images,
+                    capture_intermediates=lambda module, method: module.name == "features",
+                )
             # MCAR calls its backbone a second time, on the crops.
             maps = state["intermediates"]["features"]["__call__"][0]
             return _named_stages(maps) | outputs
 
-        self._apply = jax.jit(apply)
+        self.apply = jax.jit(apply)
 
     def run(self, images: np.ndarray) -> Arrays:
         """Normalised images [B, S, S, 3] -> the stages "stage1", ... and the model's outputs."""
-        with jax.default_matmul_precision("highest"):
-            return jax.device_get(self._apply(self._checkpoint.variables, images))
+        return jax.device_get(self.apply(self._checkpoint.variables, images))
 
     def train(self, batches: Sequence[Batch], config: ConfigDict) -> "Trained":
         """Takes a step a batch, with the training step that `mlic_jax.main` runs."""
@@ -171,7 +175,7 @@ class JaxSide:
         for images, labels in tqdm(batches, "train, jax", unit="step"):
             rows = {"index": np.arange(len(images), dtype=np.int32)}
             rows |= {"image": images, "labels": labels, "mask": np.ones(len(images), bool)}
-            with jax.default_matmul_precision("highest"), nn.intercept_methods(note_regions):
+            with nn.intercept_methods(note_regions):
                 state, metrics = train_step(state, rows, jax.random.key(0))
             losses.append(float(metrics["loss"]))
             jax.effects_barrier()  # the regions of this step come before those of the next

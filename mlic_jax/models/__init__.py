@@ -13,6 +13,7 @@ from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.msrn import HEADS, MSRN
 from mlic_jax.models.pooled import POOLINGS, Pooled
+from mlic_jax.models.precision import PRECISIONS
 from mlic_jax.models.regions import LOCALIZERS
 from mlic_jax.models.resnet import DEPTHS, ResNet
 
@@ -72,6 +73,7 @@ def create_model(
             of MSRN are missing or do not fit it.
     """
     _require_one_of("model.name", config.name, MODELS)
+    _require_one_of("model.precision", config.get("precision", "auto"), PRECISIONS)
     # Checkpoints hold the options of their time.
     options = ("width", "dtype", "bn_groups", "remat")
     features = create_backbone(config.backbone, **{o: config[o] for o in options if o in config})

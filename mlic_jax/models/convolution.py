@@ -9,11 +9,13 @@ those than on the same sums written another way, so there:
 * a 3x3 convolution of many channels takes fewer products (`winograd.py`);
 * the gradient of any other kernel is a convolution along one axis.
 
-Each carries a gradient of its own, since the derived one would be slow again. All formulations
-compute the same sums; `tests/models/test_convolution.py` holds them against the plain one, values
-and gradients.
+A trace holds both, and lowering takes that of its platform. Each has gradients of its own, since
+the derived ones would be slow again, and keep what every branch needs. All formulations compute the
+same sums; `tests/models/test_convolution.py` holds them against the plain one, values and
+gradients.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,16 +23,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlic_jax.models.precision import at_least_float32
-from mlic_jax.models.winograd import winograd
+from mlic_jax.models.winograd import winograd, winograd_gradients
 
 # Up to so many inputs of an output, summing their products one after the other is fastest.
 FEW_INPUTS = 27
 # From so many channels on, fewer products are worth the additions around them.
 MANY_CHANNELS = 128
 
+Gradients = tuple[jax.Array, jax.Array]  # of x and of the kernel
 
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, *, depthwise: bool = False
+    x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False
 ) -> jax.Array:
     """Convolves with symmetric zero padding of (k - 1) // 2, as PyTorch's layers of these networks.
 
@@ -43,16 +48,51 @@ def convolve(
     Returns:
         `[B, ceil(H / stride), ceil(W / stride), G]` of the dtype of `x`.
     """
-    if jax.default_backend() != "cpu":
-        return plain(x, kernel, stride, depthwise)
+    on_cpu, _ = cpu_formulation(x, kernel, stride, depthwise)
+    default = partial(plain, stride=stride, depthwise=depthwise)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+
+
+def _forward(x, kernel, stride, depthwise):
+    on_cpu, _ = cpu_formulation(x, kernel, stride, depthwise)
+
+    def kept(x, kernel):
+        # The barrier keeps every use of the result (statistics, normalised values, their gradients)
+        # from adding it up anew. An inference has a single one, which should be fused with it.
+        return lax.optimization_barrier(on_cpu(x, kernel))
+
+    default = partial(plain, stride=stride, depthwise=depthwise)
+    cpu = kept if on_cpu is winograd else on_cpu
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default), (x, kernel)
+
+
+def _backward(stride, depthwise, saved, g):
+    _, on_cpu = cpu_formulation(*saved, stride, depthwise)
+    default = partial(plain_gradients, stride=stride, depthwise=depthwise)
+    return lax.platform_dependent(*saved, g, cpu=on_cpu, default=default)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def cpu_formulation(
+    x: jax.Array, kernel: jax.Array, stride: int, depthwise: bool
+) -> tuple[Callable[..., jax.Array], Callable[..., Gradients]]:
+    """What is fastest on a CPU for such arguments, as `convolve` has them.
+
+    Returns:
+        (x, kernel) -> the convolution, and (x, kernel, cotangent) -> its gradients.
+    """
     if depthwise:
-        return depthwise_slices(x, kernel, stride)
-    if kernel.shape[0] == 1:
-        return pointwise_dot(x, kernel, stride)
-    many = min(kernel.shape[2:]) >= MANY_CHANNELS
-    if many and kernel.shape[0] == 3 and stride == 1 and x.dtype == jnp.float32:
-        return winograd(x, kernel)
-    return dense(x, kernel, stride)
+        forward, gradients = depthwise_slices, depthwise_gradients
+    elif kernel.shape[0] == 1:
+        forward, gradients = pointwise_dot, pointwise_gradients
+    else:
+        many = min(kernel.shape[2:]) >= MANY_CHANNELS
+        if many and kernel.shape[0] == 3 and stride == 1 and x.dtype == jnp.float32:
+            return winograd, winograd_gradients
+        forward, gradients = dense, dense_gradients
+    return partial(forward, stride=stride), partial(gradients, stride=stride)
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False) -> jax.Array:
@@ -68,12 +108,19 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = Fa
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """The plain convolution, with the gradient of its kernel as a convolution along one axis.
+def plain_gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1, depthwise: bool = False
+) -> Gradients:
+    """The gradients of `plain` as JAX derives them, for the cotangent `g` of its result."""
+    of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride, depthwise), x)
+    of_kernel = jax.linear_transpose(lambda kernel: plain(x, kernel, stride, depthwise), kernel)
+    return *of_x(g), *of_kernel(g)
 
-    Of few inputs to an output, as at the first layer of MobileNetV2, it is the sum of their
-    products, which XLA's CPU backend makes one loop of.
+
+def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """The plain convolution; of few inputs to an output the sum of their products.
+
+    At the first layer of MobileNetV2 XLA's CPU backend makes one loop of that.
     """
     size, channels = kernel.shape[0], kernel.shape[2]
     if size * size * channels > FEW_INPUTS:
@@ -84,17 +131,10 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     )
 
 
-def _dense_forward(x, kernel, stride):
-    return dense(x, kernel, stride), (x, kernel)
-
-
-def _dense_backward(stride, saved, g):
-    x, kernel = saved
-    _, pull_back = jax.vjp(lambda x: plain(x, kernel, stride), x)
-    return *pull_back(g), _dense_kernel_gradient(x, g, kernel.shape[0], stride)
-
-
-dense.defvjp(_dense_forward, _dense_backward)
+def dense_gradients(x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1) -> Gradients:
+    """That of the kernel is a convolution along one axis."""
+    of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride), x)
+    return *of_x(g), _dense_kernel_gradient(x, g, kernel.shape[0], stride)
 
 
 def _dense_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
@@ -123,28 +163,21 @@ def _dense_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -
     return gradient.reshape(size, -1, *gradient.shape[1:]).transpose(2, 0, 1, 3)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def pointwise_dot(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """A 1x1 convolution as a matrix product over the (strided) positions."""
     return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
-def _pointwise_forward(x, kernel, stride):
-    return pointwise_dot(x, kernel, stride), (x, kernel)
-
-
-def _pointwise_backward(stride, saved, g):
-    x, kernel = saved
+def pointwise_gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1
+) -> Gradients:
+    """Matrix products as well."""
     # The barrier keeps XLA from fusing what made x into the product, which would undo its speed.
     used = lax.optimization_barrier(x[:, ::stride, ::stride]).reshape(-1, x.shape[-1])
     kernel_grad = (used.T @ g.reshape(-1, g.shape[-1]))[None, None]
     return _dilate(g @ kernel[0, 0].T, stride, x.shape), kernel_grad
 
 
-pointwise_dot.defvjp(_pointwise_forward, _pointwise_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """A depthwise convolution as a sum of strided slices of the padded input."""
     # The barrier keeps the middle slice from being what was padded, to be computed anew.
@@ -153,17 +186,12 @@ def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Ar
     return sum(part * kernel[i, j, 0] for (i, j), part in slices)
 
 
-def _depthwise_forward(x, kernel, stride):
-    return depthwise_slices(x, kernel, stride), (x, kernel)
-
-
-def _depthwise_backward(stride, saved, g):
-    x, kernel = saved
+def depthwise_gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1
+) -> Gradients:
+    """That of x is g convolved with the flipped kernel, that of the kernel a sum over rows."""
     x_grad = depthwise_slices(_dilate(g, stride, x.shape), kernel[::-1, ::-1], 1)
     return x_grad, _depthwise_kernel_gradient(x, g, kernel.shape[0], stride)[:, :, None]
-
-
-depthwise_slices.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
@@ -218,6 +246,7 @@ def _dilate(g: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
     return lax.pad(g, zero, config)
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over 3x3 windows at stride 2, padded with -inf by 1: `[B, ceil(H/2), ceil(W/2), F]`.
 
@@ -225,10 +254,29 @@ def max_pool(x: jax.Array) -> jax.Array:
     window reduction is ten times slower there. The two differ in where tied maxima send the
     gradient, which after a ReLU matters for zeros alone, and there the ReLU stops it anyway.
     """
-    if jax.default_backend() == "cpu":
-        return _halve_by_maximum(_halve_by_maximum(x, 1), 2)
+    return lax.platform_dependent(x, cpu=halve_both_axes, default=window_maximum)
+
+
+def _max_pool_backward(x, g):
+    def gradient(x, g, formulation):
+        return jax.vjp(formulation, x)[1](g)
+
+    cpu, default = (partial(gradient, formulation=f) for f in (halve_both_axes, window_maximum))
+    return lax.platform_dependent(x, g, cpu=cpu, default=default)
+
+
+max_pool.defvjp(lambda x: (max_pool(x), x), _max_pool_backward)
+
+
+def window_maximum(x: jax.Array) -> jax.Array:
+    """`max_pool` as XLA has it."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def halve_both_axes(x: jax.Array) -> jax.Array:
+    """`max_pool`, one axis after the other."""
+    return _halve_by_maximum(_halve_by_maximum(x, 1), 2)
 
 
 def _halve_by_maximum(x: jax.Array, axis: int) -> jax.Array:

@@ -1,11 +1,36 @@
 """The precision of sums, statistics and scores: float32, or that of the arrays where it is higher.
 
 So a model in bfloat16 loses nothing where it matters, and one in float64 is a reference for the
-others.
+others. And the precision of products: an accelerator multiplies float32 in fewer bits unless it is
+told otherwise (docs/platforms.md). Classifiers, localisation, crops and the label graph always tell
+it; for all else `in_precision` does.
 """
+
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+
+# Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
+# platform can) in a training step; the others for both.
+PRECISIONS = ("auto", "default", "high", "highest")
+
+
+def in_precision(config: ConfigDict, training: bool) -> AbstractContextManager:
+    """Inside, what is traced has the precision of `config.precision`, of `PRECISIONS`.
+
+    To be taken inside the function that is traced, around the model's application, and where there
+    is one around `jax.grad`: the gradients are traced after what they are of.
+
+    Args:
+        config: `config.model`; of a checkpoint made before there was this option, it is "auto".
+        training: for a step of training, and not for a result.
+    """
+    precision = config.get("precision", "auto")
+    if precision == "auto":
+        precision = "default" if training else "highest"
+    return jax.default_matmul_precision(precision)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

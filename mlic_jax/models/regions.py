@@ -6,6 +6,7 @@ float64): a region's edge jumps by pixels for a small error of the map beneath i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mlic_jax.models.precision import at_least_float32
+
 HIGHEST = lax.Precision.HIGHEST
+
+# Of every output along one axis `[B, N, L]`: two source positions, and the weight of the second.
+Taps = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def class_regions(
@@ -176,8 +182,6 @@ LOCALIZERS: dict[str, Callable] = {"exact": exact_interval, "clean": clean_inter
 def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
     """Cuts regions out and resizes each to one size, bilinear with align_corners=True.
 
-    Four gathered taps: on a CPU several times faster than products with interpolation matrices.
-
     Args:
         images: `[B, H, W, F]`.
         boxes: int32 `[B, N, 4]` (y1, x1, y2, x2), upper bounds exclusive, inside the image.
@@ -186,10 +190,14 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.A
     Returns:
         `[B, N, L, L, F]`, by default `[B, N, H, W, F]`, of the dtype of `images`.
     """
-    height, width = (size, size) if size else images.shape[1:3]
-    y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
-    top, bottom, down = _taps(y1, y2, height, images.dtype)
-    left, right, across = _taps(x1, x2, width, images.dtype)
+    cpu, default = (partial(f, size=size) for f in (crops_by_gathering, crops_by_products))
+    return lax.platform_dependent(images, boxes, cpu=cpu, default=default)
+
+
+def crops_by_gathering(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+    """`crop_and_resize` by four gathered taps, on a CPU several times faster than products."""
+    (top, bottom, down), (left, right, across) = _taps_of(boxes, images, size)
+    down, across = (weight.astype(images.dtype) for weight in (down, across))
     down, across = down[..., :, None, None], across[..., None, :, None]
 
     @jax.vmap
@@ -201,7 +209,35 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.A
     return upper * (1 - down) + lower * down
 
 
-def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any):
+def crops_by_products(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+    """`crop_and_resize` by a product along either axis, which accelerators are made for.
+
+    Of whole pixels (weights 0 and 1) it gives the very values, as the gathered taps do.
+    """
+    rows, columns = _taps_of(boxes, images, size)
+    down, across = _weights(*rows, images.shape[1]), _weights(*columns, images.shape[2])
+    pixels = at_least_float32(images)
+    by_rows = jnp.einsum("bnlh,bhwf->bnlwf", down, pixels, precision=HIGHEST)
+    crops = jnp.einsum("bnmw,bnlwf->bnlmf", across, by_rows, precision=HIGHEST)
+    return crops.astype(images.dtype)
+
+
+def _weights(first: jax.Array, second: jax.Array, weight: jax.Array, size: int) -> jax.Array:
+    """How much of every source position an output takes, `[B, N, L, size]`, from its `_taps`."""
+    position = jnp.arange(size, dtype=jnp.int32)
+    first, second, weight = (x[..., None] for x in (first, second, weight))
+    return jnp.where(position == first, 1 - weight, 0) + jnp.where(position == second, weight, 0)
+
+
+def _taps_of(boxes: jax.Array, images: jax.Array, size: int) -> tuple[Taps, Taps]:
+    """Of the rows and of the columns of all crops, with weights in float32 at least."""
+    height, width = (size, size) if size else images.shape[1:3]
+    y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
+    dtype = np.promote_types(images.dtype, np.float32)
+    return _taps(y1, y2, height, dtype), _taps(x1, x2, width, dtype)
+
+
+def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any) -> Taps:
     """For `[B, N]` intervals: the two source positions `[B, N, size]` of every output, and the
     weight of the second, of that dtype."""
     last = (end - start - 1)[..., None]
@@ -209,9 +245,5 @@ def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any):
     scaled = jnp.arange(size, dtype=jnp.int32) * last
     steps = max(size - 1, 1)
     before = jnp.minimum(scaled // steps, last)
-    weight = (scaled - before * steps).astype(np.promote_types(dtype, np.float32)) / steps
-    return (
-        start[..., None] + before,
-        start[..., None] + jnp.minimum(before + 1, last),
-        weight.astype(dtype),
-    )
+    weight = (scaled - before * steps).astype(dtype) / steps
+    return start[..., None] + before, start[..., None] + jnp.minimum(before + 1, last), weight

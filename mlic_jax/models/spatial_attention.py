@@ -13,6 +13,7 @@ where e >= 0 and else at its minimum.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -61,8 +62,8 @@ def spatial_attention(features: jax.Array, embeddings: jax.Array) -> jax.Array:
 def _attend(features, embeddings):
     """The result, and what the gradients need beside the arguments."""
     f, e, middle, largest = _prepare(features, embeddings)
-    sum_up = sums_by_position if jax.default_backend() == "cpu" else sums_by_label
-    total, first, second = sum_up(f, e, largest)
+    sums = lax.platform_dependent(f, e, largest, cpu=sums_by_position, default=sums_by_label)
+    total, first, second = sums
     mean = first / total
     return middle + mean, (total, mean, second / total - jnp.square(mean))
 
@@ -75,21 +76,9 @@ def _forward(features, embeddings):
 def _backward(saved, g):
     features, embeddings, (total, mean, variance) = saved
     f, e, _, largest = _prepare(features, embeddings)
-
-    def of_label(label):
-        e, largest, mean, scale = (x[..., None, :] for x in label)
-        return scale * exp_of_negative(e * f - largest) * (1 + e * (f - mean))
-
-    def add_labels(gradient, labels):
-        return gradient + sum(map(of_label, labels)), None
-
-    by_label = (e, *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, g / total)))
-    whole = len(e) // LABELS * LABELS
-    lanes = [jax.tree.map(lambda x, i=i: x[i:whole:LABELS], by_label) for i in range(LABELS)]
-    rest = [jax.tree.map(lambda x: x[whole:], by_label)]
-    # Arrays of their own: sliced out of a common one in the loop, XLA's CPU backend would gather.
-    features_grad, _ = lax.scan(add_labels, jnp.zeros_like(f), lax.optimization_barrier(lanes))
-    features_grad, _ = lax.scan(add_labels, features_grad, rest)
+    # The weights as the sums of this platform have them.
+    cpu, default = (partial(gradient_by_labels, exp=exp) for exp in (exp_of_negative, jnp.exp))
+    features_grad = lax.platform_dependent(f, e, largest, mean, g / total, cpu=cpu, default=default)
     embeddings_grad = jnp.sum(g * variance, axis=0)
     return features_grad.astype(features.dtype), embeddings_grad.astype(embeddings.dtype)
 
@@ -148,6 +137,44 @@ def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Ar
     for block in (steps[in_blocks:], rows[None, in_steps:]):
         sums, _ = add_block(sums, block)
     return sums
+
+
+def gradient_by_labels(
+    features: jax.Array,
+    embeddings: jax.Array,
+    largest: jax.Array,
+    mean: jax.Array,
+    scale: jax.Array,
+    exp: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The sum over the labels of scale w (1 + e (f - mean)), where w = exp(e f - largest).
+
+    Args:
+        features: `[B, P, D]`.
+        embeddings: `[C, D]`.
+        largest, mean, scale: `[B, C, D]`.
+        exp: of numbers that are not positive.
+
+    Returns:
+        `[B, P, D]`.
+    """
+
+    def of_label(label):
+        e, largest, mean, scale = (x[..., None, :] for x in label)
+        return scale * exp(e * features - largest) * (1 + e * (features - mean))
+
+    def add_labels(gradient, labels):
+        return gradient + sum(map(of_label, labels)), None
+
+    by_label = (embeddings, *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, scale)))
+    whole = len(embeddings) // LABELS * LABELS
+    lanes = [jax.tree.map(lambda x, i=i: x[i:whole:LABELS], by_label) for i in range(LABELS)]
+    rest = [jax.tree.map(lambda x: x[whole:], by_label)]
+    # Arrays of their own: sliced out of a common one in the loop, XLA's CPU backend would gather.
+    zeros = jnp.zeros_like(features)
+    gradient, _ = lax.scan(add_labels, zeros, lax.optimization_barrier(lanes))
+    gradient, _ = lax.scan(add_labels, gradient, rest)
+    return gradient
 
 
 def exp_of_negative(x: jax.Array) -> jax.Array:

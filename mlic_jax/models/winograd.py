@@ -18,7 +18,6 @@ TILE = 2  # positions of the result a side; each reads TILE + 2 of the input
 Grid = Sequence[Sequence[jax.Array]]
 
 
-@jax.custom_vjp
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves at stride 1 with zero padding of 1.
 
@@ -32,21 +31,14 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _filter(x, _transformed_kernel(kernel), contracts=0)
 
 
-def _forward(x, kernel):
-    # The barrier keeps every use of the result (statistics, normalised values, their gradients)
-    # from adding it up anew. An inference has a single one, which should be fused with it.
-    return lax.optimization_barrier(winograd(x, kernel)), (x, kernel)
-
-
-def _backward(saved, g):
-    x, kernel = saved
+def winograd_gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of x and of the kernel, for the cotangent `g` `[B, H, W, G]` of the result."""
     # The gradient of x is g filtered with the flipped kernel, which swaps transforms 0 and 3.
     transformed = _transformed_kernel(kernel)
     mirrored = [[transformed[i][j] for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
     return _filter(g, mirrored, contracts=1), _kernel_gradient(x, g)
-
-
-winograd.defvjp(_forward, _backward)
 
 
 def _filter(x: jax.Array, transformed_kernel: Grid, contracts: int) -> jax.Array:

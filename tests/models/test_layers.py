@@ -118,6 +118,17 @@ def test_statistics_lose_the_square_of_the_distance_to_the_running_mean(mean, ru
     np.testing.assert_allclose(var[0, 0], np.asarray(x, np.float64).var(), atol=bound, rtol=0)
 
 
+def test_statistics_do_not_look_at_padding(layer):
+    """Not even where it is not finite."""
+    x = layer[2]
+    padded = jnp.concatenate([x, jnp.full_like(x[:3], jnp.inf), jnp.full_like(x[:1], jnp.nan)])
+    running = jnp.zeros(6), jnp.ones(6)
+    found = batch_statistics(padded, members_of_groups(jnp.arange(9) < 5, 9, 2), *running)
+    expected = batch_statistics(x, members_of_groups(None, 5, 2), *running)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_rows_are_dealt_as_to_replicas():
     """ceil(N / G) of the real ones to every group, and to the last what is left, or nothing."""
     for groups, dealt in {1: [0] * 5, 2: [0, 0, 0, 1, 1], 4: [0, 0, 1, 1, 2], 8: range(5)}.items():

@@ -11,6 +11,9 @@ import pytest
 from mlic_jax.models import regions
 
 pytestmark = pytest.mark.numerical
+CROPPERS = pytest.mark.parametrize(
+    "crop", [regions.crop_and_resize, regions.crops_by_gathering, regions.crops_by_products]
+)
 
 
 def literal_interval(scores: list[float], threshold: float) -> tuple[int, int]:
@@ -192,7 +195,9 @@ def bilinear_crop(image, box, height, width):
     return out
 
 
-def test_crop_and_resize():
+@pytest.mark.parametrize("size", [0, 5, 16])
+@CROPPERS
+def test_crop_and_resize(crop, size):
     images = np.random.default_rng(0).random((2, 12, 10, 3)).astype(np.float32)
     boxes = np.array(
         [
@@ -200,24 +205,33 @@ def test_crop_and_resize():
             [[0, 4, 1, 5], [5, 0, 12, 2], [2, 2, 8, 8]],
         ]
     )
-    crops = jax.jit(regions.crop_and_resize)(images, boxes.astype(np.int32))
-    assert crops.shape == (2, 3, 12, 10, 3)
+    height, width = (size, size) if size else (12, 10)
+    crops = jax.jit(crop, static_argnums=2)(images, boxes.astype(np.int32), size)
+    assert crops.shape == (2, 3, height, width, 3)
+    # Of values below 1, with weights that sum to 1: along either axis a rounding of a weight, of
+    # its difference from 1, of two products and of their sum, 6e-8 each.
     for b, n in itertools.product(range(2), range(3)):
-        expected = bilinear_crop(images[b].astype(np.float64), boxes[b, n], 12, 10)
-        np.testing.assert_allclose(crops[b, n], expected, atol=1e-5)
+        expected = bilinear_crop(images[b].astype(np.float64), boxes[b, n], height, width)
+        np.testing.assert_allclose(crops[b, n], expected, rtol=0, atol=10 * 6e-8)
 
 
-def test_crop_and_resize_to_another_size():
-    images = np.random.default_rng(1).random((1, 12, 10, 3)).astype(np.float32)
+@CROPPERS
+def test_crops_of_other_dtypes(crop):
+    image = np.random.default_rng(1).random((1, 12, 10, 3))
     box = np.array([[[3, 1, 12, 9]]], np.int32)
-    for size in (5, 16):
-        crop = regions.crop_and_resize(images, box, size)
-        assert crop.shape == (1, 1, size, size, 3)
-        expected = bilinear_crop(images[0].astype(np.float64), box[0, 0], size, size)
-        np.testing.assert_allclose(crop[0, 0], expected, atol=1e-5)
+    with jax.enable_x64(True):
+        exact = crop(jnp.asarray(image), jnp.asarray(box), 16)
+        assert exact.dtype == jnp.float64
+    expected = bilinear_crop(image[0], box[0, 0], 16, 16)
+    np.testing.assert_allclose(exact[0, 0], expected, rtol=0, atol=1e-14)
+    rounded = crop(jnp.asarray(image, jnp.bfloat16), box, 16)
+    assert rounded.dtype == jnp.bfloat16
+    # Pixels, weights, products and sums, of 8 bits each.
+    np.testing.assert_allclose(rounded[0, 0].astype(np.float32), expected, rtol=0, atol=11 * 2**-9)
 
 
-def test_the_whole_image_is_itself():
+@CROPPERS
+def test_the_whole_image_is_itself(crop):
     image = jax.random.normal(jax.random.key(0), (1, 96, 64, 3))
-    crop = regions.crop_and_resize(image, jnp.array([[[0, 0, 96, 64]]], jnp.int32))
-    np.testing.assert_array_equal(crop[:, 0], image)
+    crops = crop(image, jnp.array([[[0, 0, 96, 64]]], jnp.int32))
+    np.testing.assert_array_equal(crops[:, 0], image)

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlic_jax.checkpoint import save_weights
@@ -12,12 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # How ml_collections loads a recipe.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-RECIPE = """
-from ml_collections import ConfigDict
-def get_config():
-    return ConfigDict({config!r}).lock()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +26,17 @@ def run_options(make_config, fresh_run, tmp_path_factory):
     config = make_config()
     folder = tmp_path_factory.mktemp("run")
     save_weights(folder / "weights", *fresh_run(config))
-    (folder / "recipe.py").write_text(RECIPE.format(config=config.to_dict()))
-    return ["--config", folder / "recipe.py", "--workdir", folder / "weights"], folder
+    return ["--workdir", folder / "weights"], folder
 
 
 def test_the_curve(curve, run_options, capsys):
     options, folder = run_options
     grid = ["--bounds", 0.5, "--local-sizes", 32, "--top-n", 1, "--images", 9, "--rounds", 3]
     files = ["--json", folder / "curve.json", "--picture", folder / "curve.svg"]
-    assert curve(*options, *grid, *files, "--config.eval.batch_size=16") == 0
+    assert curve(*options, *grid, *files, "--config.eval.batch_size=2") == 0
     result = json.loads((folder / "curve.json").read_text())
     assert (result["set"], result["split"], result["images"]) == ("tiny_scenes", "test", 9)
-    assert result["batch_size"] == 16
+    assert result["batch_size"] == 2
     points = result["points"]
     settings = [(p["top_n"], p["local_size"], p["local_bound"]) for p in points]
     assert settings == [(2, 64, 0), (0, 0, 0), (1, 32, 0.5)]
@@ -74,16 +68,25 @@ def test_the_curve(curve, run_options, capsys):
         (["--picture", "curve.gif"], "must end in .svg or .png"),
         (["--rounds", 0], "--rounds is 0"),
         (["--images", 0], "--images is 0"),
-        (["--config.model.name=pooled"], "only mcar looks twice"),
+        (["--config.model.name=pooled"], "--config.model.name: the arrays of"),
+        (["--checkpoint", "pooled"], "model.name is 'pooled'; only mcar looks twice"),
+        (["--config", "nowhere.py"], "nowhere.py"),
         (["--config.model.colour=red"], "has no option 'colour'"),
         (["--local-sizes", 40], "model.local_size is 40"),
         (["--bounds", 1.5], "eval.local_bound is 1.5"),
         (["--top-n", 99], "model.top_n is 99"),
         (["extra"], "unexpected argument 'extra'"),
-        (["--config.eval.batch_size=3"], "multiple of the 8 devices"),
     ],
 )
-def test_wrong_requests(curve, run_options, capsys, wrong, message):
+def test_wrong_requests(
+    curve, run_options, make_config, capsys, tmp_path, monkeypatch, wrong, message
+):
+    monkeypatch.chdir(tmp_path)
+    config = make_config()
+    config.model.name = "pooled"
+    save_weights(
+        tmp_path / "pooled", {"params": {"a": np.ones(1)}}, {"config": json.loads(config.to_json())}
+    )
     assert curve(*run_options[0], *wrong) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error

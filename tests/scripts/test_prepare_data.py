@@ -138,11 +138,10 @@ def test_what_it_writes(run, table, capsys):
     commands = printed_commands(said)
     assert len(commands) == 4 and all(command in recipe.__doc__ for command in commands)
     assert all(command in page for command in commands)
-    run_options = "--config own/ours/ours.py --workdir runs/ours"
     assert commands == [
-        f"python -m mlic_jax.main {run_options}",
-        f"python -m mlic_jax.main {run_options} --mode evaluate",
-        f"python -m mlic_jax.main {run_options} --mode calibrate "
+        "python -m mlic_jax.main --config own/ours/ours.py --workdir runs/ours",
+        "python -m mlic_jax.main --mode evaluate --workdir runs/ours",
+        "python -m mlic_jax.main --mode calibrate --workdir runs/ours "
         "--config.calibration.allow_test=True",
         f"python -m mlic_jax.main --mode predict --checkpoint runs/ours --images {table}/photos "
         "--out runs/ours/predictions",

@@ -1,5 +1,6 @@
 """The cost model: counts by hand and by XLA, memory by hand, published sizes; and its document."""
 
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec
 from PIL import Image
 
 from mlic_jax.config import default_config
+from mlic_jax.models import spread
 from mlic_jax.models.convolution import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +78,41 @@ def test_an_update_takes_the_place_of_what_it_updates(cost_of):
     assert (cost.peak, cost.moved) == (3 * BYTES, 5 * BYTES)
 
 
+@pytest.mark.parametrize(("platform", "products"), [("cpu", 1), ("cuda", 3), ("tpu", 2)])
+def test_of_what_a_platform_chooses_its_own_is_counted(cost_of, platform, products):
+    def power(count):
+        return lambda x: functools.reduce(jnp.matmul, [x] * (count + 1))
+
+    def turn(x, _):
+        ways = {"cpu": power(1), "tpu": power(2), "default": power(3)}
+        return lax.platform_dependent(x, **ways), None
+
+    once = cost_of(lambda x: turn(x, None)[0], zeros(64, 64), platform=platform)
+    assert once.matrix == products * 2 * 64**3
+    loop = cost_of(lambda x: lax.scan(turn, x, length=5)[0], zeros(64, 64), platform=platform)
+    assert loop.matrix == 5 * once.matrix
+
+
+def test_what_nobody_reads_is_not_computed(cost_of):
+    def gradient(x, w):
+        return jax.vjp(lambda x: x @ w, x)[1](x)[0]  # the product itself is not wanted
+
+    cost = cost_of(gradient, zeros(64, 64), zeros(64, 64))
+    assert (cost.matrix, cost.moved) == (2 * 64**3, 3 * BYTES)
+
+
+def test_inside_shard_map(cost_of):
+    def product(x):
+        return jnp.tanh(x @ x)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+    sharded = jax.shard_map(lambda x: lax.psum(product(x), "data"), mesh=mesh, **specs)
+    alone, shared = cost_of(product, zeros(64, 64)), cost_of(sharded, zeros(64, 64))
+    assert shared.matrix == alone.matrix
+    assert shared.moved == alone.moved + 2 * BYTES  # what is exchanged lies in memory
+
+
 def layers(count, wrap=lambda layer: layer):
     """A loss of as many layers, and the gradient of it by all weights."""
     layer = wrap(lambda x, w: jnp.sin(x @ w))
@@ -120,9 +158,11 @@ def step_of(scaling):
 
 
 def test_products_of_a_train_step(scaling, step_of, cost_of):
+    step, arguments = step_of("mcar")
+    cost = cost_of(step, *arguments, platform="cuda")
     with scaling.as_on_accelerators():
         step, arguments = step_of("mcar")
-        cost = cost_of(step, *arguments)
+        assert cost_of(step, *arguments) == cost
         flops = step.lower(*arguments).cost_analysis()["flops"]
     assert cost.matrix + cost.vector == pytest.approx(flops, rel=0.03)
     assert cost.inputs == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments))
@@ -131,21 +171,51 @@ def test_products_of_a_train_step(scaling, step_of, cost_of):
 def test_memory_of_a_train_step(scaling, step_of, cost_of):
     def beside_inputs(**options):
         step, arguments = step_of("pooled", **options)
-        cost = cost_of(step, *arguments)
+        cost = cost_of(step, *arguments, platform="cuda")
         return cost.peak - cost.inputs
 
-    with scaling.as_on_accelerators():
-        whole = beside_inputs()
-        assert beside_inputs(size="128") == pytest.approx(4 * whole, rel=0.05)
-        assert beside_inputs(dtype="bfloat16") < 0.8 * whole
-        # Little is gained where a stage is of one block.
-        assert beside_inputs(remat="block") < whole
+    whole = beside_inputs()
+    assert beside_inputs(size="128") == pytest.approx(4 * whole, rel=0.05)
+    assert beside_inputs(dtype="bfloat16") < 0.8 * whole
+    # Little is gained where a stage is of one block.
+    assert beside_inputs(remat="block") < whole
 
 
 def test_parameters(scaling):
     # Those of torchvision's ResNet-18, without its classifier of 1000 classes.
     counts = scaling.parameters("mcar_voc2007", "resnet18")
     assert counts == {"features": 11_689_512 - 513_000, "convclass": 512 * 20 + 20}
+
+
+def test_exchanges_of_batch_normalisation(scaling):
+    # ResNet-18 has 20 layers; MCAR looks twice.
+    assert scaling.small_exchanges("mcar_voc2007", "resnet18") == 2 * 2 * 20
+    assert scaling.small_exchanges("msrn_voc2007", "resnet18") == 2 * 20
+    # As many as there are in a step.
+    config = scaling.recipe("mcar_voc2007", "resnet10", "64", width=0.125)
+    model = spread(scaling.model_of(config), "data")
+    images = zeros(2, 64, 64, 3)
+    variables = jax.eval_shape(scaling.model_of(config).init, jax.random.key(0), images)
+
+    def loss(params, statistics, images):
+        state = {"params": params, "batch_stats": statistics}
+        outputs, _ = model.apply(state, images, True, mutable=["batch_stats"])
+        return jnp.sum(outputs["logits"])
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    specs = PartitionSpec(), PartitionSpec(), PartitionSpec("data")
+    gradient = jax.shard_map(
+        jax.grad(loss), mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"), check_vma=False
+    )
+    program = jax.jit(gradient).lower(variables["params"], variables["batch_stats"], images)
+    exchanges = program.as_text().count("stablehlo.all_reduce")
+    assert exchanges == scaling.small_exchanges("mcar_voc2007", "resnet10")
+
+
+def test_latency_of_small_exchanges(scaling):
+    # Of a tree: along the GPUs of a host, and between hosts, to sum and to spread.
+    assert scaling.nccl_latency(1) == pytest.approx(6.8e-6 + 2 * 7 * 0.6e-6)
+    assert scaling.nccl_latency(8) == pytest.approx(6.8e-6 + 2 * (7 * 0.6e-6 + 3 * 5e-6))
 
 
 def test_of_devices(scaling):

@@ -1,0 +1,258 @@
+"""What a checkpoint is used with: its own configuration, and what is asked to differ.
+
+A checkpoint needs no recipe. Where one is given it says only which data to take, and that only if
+the checkpoint names none (a converted model) or another set.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mlic_jax.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    read_metadata,
+    run_checkpoints,
+    run_of,
+)
+from mlic_jax.config import default_config
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate import ARRAY_OPTIONS
+from mlic_jax.resume import HOW, Changes, changed_options, describe, is_among
+
+# Options, or groups of them, that decide what is written of a split...
+DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
+# ...and those of them that decide what the model says of an image, in prediction too.
+SAYING = (
+    *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
+    *("eval.local_bound", "eval.flip", "eval.scales"),
+)
+# Options of `data` that are the model's, whatever the set.
+_OF_MODEL = ("image_size", "train_crop", "crop_scale", "word_vectors", "label_graph")
+
+ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
+LONGEST_NAME = 100  # characters of a folder there
+_MOST_TOLD = 3  # options of a recipe that do not count
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A checkpoint and what it is used with.
+
+    Attributes:
+        path: the checkpoint's folder.
+        config: its own configuration, with what differs.
+        workdir: the folder for what is written: the run's, or one in `evaluations/` where the
+            result is not that of the run.
+        overrides: the options that differ from the checkpoint's and decide the result.
+        said: what is used with what, in a line or two.
+    """
+
+    path: Path
+    config: ConfigDict
+    workdir: Path
+    overrides: Changes
+    said: str
+
+
+def set_up(
+    checkpoint: str | Path | None,
+    workdir: str | Path | None,
+    recipe: ConfigDict | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Setup:
+    """Finds a checkpoint, and says what it is used with and where that is written.
+
+    Args:
+        checkpoint: a run (its best), one of its checkpoints or a converted model; by default the
+            run in `workdir`.
+        workdir: where to write; by default the run that the checkpoint is of.
+        recipe: which data to take, if the checkpoint names none or another set.
+        options: that are to differ from the checkpoint's, by dotted name.
+
+    Raises:
+        UsageError: there is no checkpoint, it is a backbone alone, no data or no place to write are
+            named, or an option is unknown or one that the arrays depend on.
+        Failure: its metadata are damaged.
+    """
+    if not (checkpoint or workdir):
+        raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
+    path = find_checkpoint(checkpoint or workdir)
+    if not (workdir or run_of(path)):
+        raise UsageError(f"--workdir is missing: {path} is of no run whose folder could be used")
+    metadata, options = read_metadata(path), dict(options or {})
+    own = own_config(metadata, path)
+    base = own if recipe is None else with_data_of(recipe, own, metadata, options)
+    config = with_options(base, options, path)
+    if not (config.data.source and config.data.name):
+        raise UsageError(
+            f"{path} names no data, as a model that was converted: give --config FILE, a recipe "
+            "that does"
+        )
+    # A model without data of its own is at home on those of the recipe.
+    origin = own if own.data.source else base
+    changes = changes_between(origin, config)
+    overrides = deciding(changes)
+    asked = {name: values for name, values in changes.items() if is_among(name, options)}
+    said = f"{path}: as it says itself"
+    if base is not own:
+        said += f", data as the recipe says ({config.data.name})"
+    said += f"; changed: {describe(asked)}" if asked else ""
+    if recipe is not None:
+        said += _not_counting(recipe, base, options)
+    workdir = Path(workdir or run_of(path))
+    return Setup(path, config, workdir / _aside(path, workdir, overrides), overrides, said)
+
+
+def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
+    """The configuration in a checkpoint's metadata; newer options have their defaults.
+
+    Raises:
+        UsageError: it is of a backbone alone.
+    """
+    if "config" not in metadata:
+        raise UsageError(
+            f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
+            f"knows no classes: train from it with --config.init_from={path}"
+        )
+    config = default_config()
+    with config.unlocked():
+        config.update(metadata["config"])
+    return config
+
+
+def with_data_of(
+    recipe: ConfigDict, own: ConfigDict, metadata: Mapping[str, Any], options: Mapping[str, Any]
+) -> ConfigDict:
+    """A checkpoint's configuration on the data of a recipe, if they are not its own.
+
+    How an image becomes what the model sees stays the checkpoint's. One that names no data has no
+    protocol or calibration of its own either.
+
+    Args:
+        recipe: as its file says it.
+        own: the checkpoint's configuration.
+        metadata: the checkpoint's.
+        options: set beside the recipe, which may make its data those of the checkpoint.
+    """
+    named = {name: options.get(f"data.{name}", recipe.data[name]) for name in ("source", "name")}
+    of_checkpoint = {name: own.data[name] for name in named}
+    if of_checkpoint in (named, {name: recipe.data[name] for name in named}):
+        return own
+    config = own.copy_and_resolve_references()
+    config.data = recipe.data.copy_and_resolve_references()
+    for name in set(_OF_MODEL) & metadata["config"].get("data", {}).keys():
+        config.data[name] = own.data[name]
+    if not own.data.source:
+        config.eval = recipe.eval.copy_and_resolve_references()
+        config.calibration = recipe.calibration.copy_and_resolve_references()
+    return config.lock()
+
+
+def with_options(config: ConfigDict, options: Mapping[str, Any], path: Path) -> ConfigDict:
+    """A copy with options set.
+
+    Raises:
+        UsageError: one is unknown, of another type, or decides the arrays of the checkpoint.
+    """
+    changed = config.copy_and_resolve_references().lock()
+    for name, value in options.items():
+        try:
+            changed.update_from_flattened_dict({name: value})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"--config.{name}={value!r}: {path} cannot have it: {error}") from None
+    for name, (old, _) in changes_between(config, changed).items():
+        if name in (f"model.{option}" for option in ARRAY_OPTIONS):
+            raise UsageError(
+                f"--config.{name}: the arrays of {path} are of {name} {old!r} and fit no other"
+            )
+    return changed
+
+
+def changes_between(old: ConfigDict, new: ConfigDict) -> Changes:
+    """The options in which two configurations differ: {name: (old, new)}."""
+    return changed_options(json.loads(old.to_json()), json.loads(new.to_json()))
+
+
+def deciding(changes: Changes) -> Changes:
+    """Those of the changed options that decide what is written of a split."""
+    return {
+        name: values
+        for name, values in changes.items()
+        if is_among(name, DECIDING) and not is_among(name, HOW)
+    }
+
+
+def as_predicted(metadata: Mapping[str, Any], config: ConfigDict, path: str | Path) -> Changes:
+    """The options with which prediction would say something else: {name: (its, now)}."""
+    changes = changes_between(own_config(metadata, path), config)
+    return {name: values for name, values in changes.items() if is_among(name, SAYING)}
+
+
+def folder_name(parts: Mapping[str, Any]) -> str:
+    """A folder's name that says options: readable, safe everywhere, and no two have the same."""
+    text = ",".join(f"{name}={_in_a_name(value)}" for name, value in parts.items())
+    name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
+    if name == text and len(name) <= LONGEST_NAME:
+        return name
+    digest = _digest(text)
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _in_a_name(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _aside(path: Path, workdir: Path, overrides: Changes) -> Path:
+    """Where below a run's folder results belong: in it, if they are what the run says of itself."""
+    parts = {name: new for name, (_, new) in overrides.items()}
+    if run_checkpoints(workdir) and not _is_of_run(path, workdir):
+        parts = {"checkpoint": _nickname(path, workdir)} | parts
+    return Path(ASIDE, folder_name(parts)) if parts else Path()
+
+
+def _nickname(path: Path, workdir: Path) -> str:
+    """A checkpoint's step, if it is of the run in `workdir`; else a name that no other has."""
+    run = run_of(path)
+    if run and run.resolve() == workdir.resolve():
+        return path.name
+    return f"{f'{run.name}-' if run else ''}{path.name}-{_digest(str(path))}"
+
+
+def _is_of_run(path: Path, workdir: Path) -> bool:
+    """Whether a run says of itself what this checkpoint does: its best, and not resumed otherwise.
+
+    Training evaluates the best checkpoint with the options that it had at last.
+    """
+    try:
+        if find_checkpoint(workdir).resolve() != path.resolve():
+            return False
+        latest = latest_checkpoint(workdir)
+        last, own = (own_config(read_metadata(one), one) for one in (latest, path))
+        return not deciding(changes_between(last, own))
+    except Failure:  # another one is damaged, and it cannot be told
+        return False
+
+
+def _not_counting(recipe: ConfigDict, used: ConfigDict, options: Collection[str]) -> str:
+    """A line for a recipe that says something else than what is used."""
+    differing = {
+        name: values
+        for name, values in deciding(changes_between(recipe, used)).items()
+        if not is_among(name, options)
+    }
+    if not differing:
+        return ""
+    told = dict(list(differing.items())[:_MOST_TOLD])
+    more = f" and {len(differing) - len(told)} more" if len(differing) > len(told) else ""
+    return f"\nthe recipe has {describe(told)}{more}: of it only which data count"
