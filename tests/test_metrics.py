@@ -192,6 +192,16 @@ def test_constant_scores_of_images_sorted_by_class_are_said_to_be_no_better_than
     assert evaluate_scores(constant, labels, ties="pessimistic")["mAP"] == pytest.approx(worst)
 
 
+def test_ties_that_decide_less_than_a_point_are_not_said():
+    scores = -np.arange(200, dtype=np.float32)[:, None]
+    scores[199] = scores[198]
+    labels = np.where(np.arange(200) % 2 == 0, 1, -1).astype(np.int8)[:, None]
+    values = evaluate_scores(scores, labels)
+    ((worst, best),) = values["tied"]["AP"]
+    assert 0 < best - worst < 1
+    assert said_of_ties(values) == ""
+
+
 def test_wrong_ties():
     scores, labels = np.zeros((2, 1), np.float32), np.array([[1], [-1]], np.int8)
     with pytest.raises(UsageError, match="ties is 'random'; known are stable, average"):

@@ -63,6 +63,7 @@ def test_what_a_card_says(card_of):
         "unlabelled": 1,
         "labels_per_image": [1, 1, 3],
         "positives": [4, 3, 0],
+        "negatives": [1, 1, 3],
         "unknown": [0, 1, 2],
         "without_positives": ["cat"],
         "unreadable": [],
@@ -92,6 +93,7 @@ def test_what_a_card_says(card_of):
             {"split": "val", "image_id": "val0", "labels": ["ant"]},
         ],
     ]
+    assert card["look_alikes"] == []  # the same bytes are said above
 
 
 def test_what_a_card_warns_of(card_of):
@@ -120,6 +122,36 @@ def test_unreadable_images(card_of):
     assert card["splits"]["train"]["unreadable"] == ["train1"]
     roles = {"train": "train", "val": "val", "test": "test"}
     assert findings(card, roles) == [("problem", "train: 1 image is unreadable and left out")]
+
+
+def test_look_alikes_in_two_splits(card_of):
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
+    photo = Image.fromarray(coarse).resize((90, 80), Image.Resampling.BICUBIC)
+    twice = []
+    for kind in ("PNG", "BMP"):
+        buffer = io.BytesIO()
+        photo.save(buffer, kind)
+        twice.append(([1, 1, 1], buffer.getvalue()))
+    other = ([1, 1, 1], _encoded(1, side=(90, 80)))
+    card = card_of(train=[other, twice[0]], val=[twice[1]])
+    (pair,) = card["look_alikes"]
+    assert [copy["image_id"] for copy in pair] == ["val0", "train1"]
+    said = findings(card, {"train": "train", "val": "val", "test": "test"})
+    (text,) = [text for kind, text in said if kind == "problem"]
+    assert text.startswith("1 image looks like one of another split, as near duplicates do")
+    assert text.endswith("(val/val0 and train/train1)")
+
+
+def test_classes_that_hardly_any_image_lacks(card_of):
+    # Of 100 images 1 is without ant, 4 without bee (of 50 it is not known), 40 without cat.
+    labels = np.ones((100, 3), int)
+    labels[:1, 0], labels[:4, 1], labels[50:, 1], labels[:40, 2] = -1, -1, 0, -1
+    image = _encoded(1)
+    card = card_of(train=[(row, image) for row in labels], val=[([1, 1, 1], _encoded(2))])
+    said = [text for _, text in findings(card, ROLES) if text.startswith("train: ")]
+    assert len(said) == 2
+    assert said[0].startswith("train: nearly every image shows ant (99.0%): ")
+    assert said[1].startswith("train: fewer than 5 images are without bee (4): ")
 
 
 def test_images_that_are_turned_upright_are_a_note(card_of):

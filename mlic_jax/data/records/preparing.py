@@ -155,7 +155,7 @@ def _prepare(
     prepared = replace(wanted, misfits={}, files={})
     if wanted.range_is_told:
         prepared.value_range = transforms.common_range(looks)
-    kept = _splits_to_keep(source, final, scans, earlier, prepared)
+    kept = _splits_to_keep(final, scans, earlier, prepared)
     records.mkdir()
     try:
         write_set(source, scans, records, prepared, {split: final for split in kept})
@@ -185,7 +185,6 @@ def _read_made(final: Path) -> dict[str, Made]:
 
 
 def _splits_to_keep(
-    source: Source,
     final: Path,
     scans: dict[str, Scan],
     earlier: dict[str, Made],
@@ -195,8 +194,7 @@ def _splits_to_keep(
     if not earlier:
         return []
     before = read_prepared(final)
-    same_classes = tuple(read_metadata(final)["class_names"]) == tuple(source.class_names)
-    if not same_classes or before.upright != prepared.upright:
+    if before.upright != prepared.upright:
         return []
     kept = [
         split
