@@ -217,6 +217,23 @@ def test_a_set_of_an_earlier_version_is_prepared_again_and_that_is_said(data, ca
     assert "prepared again: an earlier version prepared it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["csv", "voc"])
+def test_a_set_of_an_earlier_version_without_its_photos_is_taken_as_it_is(kind, data, capsys):
+    directory = sources.open_splits(data)["train"].directory
+    for file in (*directory.glob("stamps_*"), *directory.glob("*.json")):
+        if file.name not in ("dataset_info.json", "features.json", "metadata.json"):
+            file.unlink()
+    shutil.rmtree(data.root)
+    if kind == "voc":
+        description = {"kind": "voc", "root": data.root, "year": "2007"}
+        metadata = json.loads((directory / "metadata.json").read_text())
+        (directory / "metadata.json").write_text(json.dumps(metadata | {"source": description}))
+        data.source = "voc"
+    capsys.readouterr()
+    assert len(sources.open_splits(data)["train"]) == 2
+    assert f"there is no {data.root}, which it was made from" in capsys.readouterr().out
+
+
 def test_what_was_noted_of_a_set_and_is_damaged_is_one_line(data):
     directory = sources.open_splits(data)["train"].directory
     for name, damage in (

@@ -136,12 +136,13 @@ def test_a_set_that_is_to_be_upright_now_is_prepared_again(
         ({"size": (36, 48), "boxes": np.zeros((0, 4)), "box_classes": []}, True),
     ],
 )
-def test_boxes_that_do_not_fit_are_noted(changes, fits, toy_source, toy_example, tmp_path):
+def test_boxes_that_do_not_fit_are_noted(changes, fits, toy_source, toy_example, tmp_path, capsys):
     arrays = {k: v if k == "size" else np.array(v, np.int32) for k, v in changes.items()}
     source = toy_source(train=2)
     source.contents["train"].append(_turned(toy_example, image_id="x", **arrays))
     folder = records.prepare(source, tmp_path)
     assert records.open_split(folder, "train").misfits == ([] if fits else ["x"])
+    assert ("boxes do not fit their image in x" in capsys.readouterr().out) != fits
 
 
 @pytest.mark.parametrize("given", [None, (0, 8191)])

@@ -106,11 +106,11 @@ def _compare(source: Source, final: Path, wanted: Prepared, workers: int) -> Com
     """
     _check_same_source(source, final)
     prepared = read_prepared(final)
-    if not (final / PREPARED).exists() and getattr(source, "annotation_files", None) != ():
-        root = stamps.root_of(source)
-        if root is not None and not root.is_dir():
-            print(f"{final}: there is no {root}, which it was made from; it is taken as it is")
-            return Comparison([])
+    root, is_noted = stamps.root_of(source), (final / PREPARED).exists()
+    if not is_noted and root is not None and not root.is_dir():
+        print(f"{final}: there is no {root}, which it was made from; it is taken as it is")
+        return Comparison([])
+    if not is_noted and getattr(source, "annotation_files", None) != ():
         return Comparison(["an earlier version prepared it, and did not note from what files"])
     reasons = []
     if prepared.upright != wanted.upright:
@@ -118,7 +118,7 @@ def _compare(source: Source, final: Path, wanted: Prepared, workers: int) -> Com
     given = None if prepared.range_is_told else prepared.value_range
     if given != wanted.value_range:
         reasons.append(f"data.range is {wanted.value_range or 'told from the images'} now")
-    if not (final / PREPARED).exists():
+    if not is_noted:
         return Comparison(reasons)  # of a source that never changes
     found = compare(source, final, workers)
     return found._replace(reasons=[*reasons, *found.reasons])
@@ -138,8 +138,8 @@ def _prepare(
 ) -> None:
     records = staging / "records"
     shutil.rmtree(records, ignore_errors=True)  # what a killed run was writing
-    _check_class_names(source)
     annotations = stamps.annotations_of(source)  # before they are read
+    _check_class_names(source)
     earlier = _read_made(final)
     _create(staging)
     with Journal(staging / "readable.jsonl", stamps.root_of(source)) as journal:
@@ -171,7 +171,9 @@ def _prepare(
     shutil.rmtree(staging)
     sizes = ", ".join(f"{len(scan.image_ids)} {split}" for split, scan in scans.items())
     as_before = f"; as before: {', '.join(kept)}" if kept else ""
-    print(f"prepared {final}: {sizes}; {len(source.class_names)} classes{as_before}")
+    misfits = [image_id for of_split in prepared.misfits.values() for image_id in of_split]
+    told = f"; boxes do not fit their image in {_first(misfits)}" if misfits else ""
+    print(f"prepared {final}: {sizes}; {len(source.class_names)} classes{as_before}{told}")
 
 
 def _read_made(final: Path) -> dict[str, Made]:

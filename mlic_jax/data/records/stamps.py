@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax import json_text, npz
-from mlic_jax.atomic import write_text
+from mlic_jax.atomic import write_text, written_whole
 from mlic_jax.data.image_files import read_image_file
 from mlic_jax.data.records.reading import damaged
 from mlic_jax.data.records.schema import Example, Source
@@ -115,8 +115,9 @@ class Made:
             yield Photo(file, Stamp(*stamp), digest.decode(), _look(numbers))
 
     def save(self, path: Path) -> None:
-        """Writes one `.npz`."""
-        np.savez(path, **vars(self))  # not packed: names alike could be to a thousandth
+        """Writes one `.npz`, whole: another process may be reading the earlier one."""
+        with written_whole(path) as partial, partial.open("wb") as file:
+            np.savez(file, **vars(self))  # not packed: names alike could be to a thousandth
 
     @classmethod
     def load(cls, path: Path) -> "Made":
