@@ -140,6 +140,11 @@ class CocoFolder:
         return tuple(s for s in splits if _has_annotations(self._annotation_file(s))) or splits
 
     @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that classes, labels and boxes are read from."""
+        return list(dict.fromkeys(self._annotation_file(split) for split in self.splits))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was decided in reading, for a person."""
         notes = []
@@ -181,7 +186,14 @@ class CocoFolder:
         place = self.description["image_dir"].replace(SPLIT, split)
         files = Photos(self._root, place).locate(list(listed.values()))
         return [
-            _example(file_name, file, annotations.objects.get(image, []), positions, len(position))
+            _example(
+                file_name,
+                file,
+                annotations.objects.get(image, []),
+                positions,
+                len(position),
+                annotations.sizes[image],
+            )
             for (image, file_name), file in zip(listed.items(), files, strict=True)
         ]
 
@@ -207,6 +219,7 @@ def _example(
     objects: list[tuple],
     positions: dict[Any, int],
     num_classes: int,
+    size: tuple[int, int] | None,
 ) -> Example:
     classes = np.array([positions[category] for category, _, _ in objects], np.int32)
     crowd = np.array([crowd for _, _, crowd in objects], bool)
@@ -220,6 +233,7 @@ def _example(
         labels=ternary_labels(classes, crowd, num_classes),
         boxes=boxes[boxed],
         box_classes=classes[boxed],
+        size=size,
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax import json_text
-from mlic_jax.data.sources.labels import LARGEST_COORDINATE, check_path, forward
+from mlic_jax.data.sources.labels import LARGEST_COORDINATE, check_path, forward, size_of
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -18,6 +18,7 @@ class CocoFile:
     Attributes:
         class_names: category id -> name, in the file's order.
         file_names: image id -> file name, in the file's order.
+        sizes: image id -> (height, width), None where the file does not say.
         objects: image id -> (category id, box [x, y, width, height] or None, is it a crowd) of each
             object.
         root: the name of the one category that all others say is above them, or None.
@@ -37,6 +38,9 @@ class CocoFile:
         )
         self.class_names = {c["id"]: c["name"].strip() for c in categories}
         self.file_names = {image["id"]: forward(image["file_name"]) for image in images}
+        self.sizes = {
+            image["id"]: size_of(image.get("height"), image.get("width")) for image in images
+        }
         if len(self.class_names) != len(categories):
             raise Failure(f"{file}: category ids occur more than once")
         if len(self.file_names) != len(images):

@@ -67,6 +67,7 @@ class Table(RowSet):
         train_share: float = 0.8,
         split_seed: int = 0,
     ):
+        self._files_of = root, annotations
         told = {
             "image_column": image_column,
             "label_column": label_column,
@@ -90,6 +91,13 @@ class Table(RowSet):
             train_share=train_share,
             split_seed=split_seed,
         )
+
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that classes, splits and labels are read from."""
+        root, annotations = self._files_of
+        splits = splits_of(root, annotations) or ("",)
+        return [root / annotations.replace(SPLIT, split) for split in splits]
 
 
 def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:

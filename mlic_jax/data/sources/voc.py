@@ -35,6 +35,13 @@ class VocFolder:
         self._year = year
         self.description: dict[str, Any] = {"kind": "voc", "root": str(root), "year": year}
 
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that splits, labels and boxes are read from."""
+        folder = self._folder()
+        lists = [folder / SETS / f"{split}.txt" for split in self.splits]
+        return [*lists, *sorted((folder / "Annotations").glob("*.xml"))]
+
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the split's file.
 

@@ -79,6 +79,13 @@ class VocLayout:
             return self._folders_of_splits
         return self._labelled if len(self._labelled) > 1 else ()
 
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that classes, splits, labels and boxes are read from."""
+        lists = sorted((self._root / SETS).glob("*.txt"))
+        folders = [self._folder("annotations", s) for s in self._folders_of_splits or ("",)]
+        return [*lists, *(file for folder in folders for file in layout.xml_files(folder))]
+
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the split's file, or by image id.
 

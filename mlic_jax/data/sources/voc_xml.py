@@ -10,7 +10,7 @@ import numpy as np
 
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
-from mlic_jax.data.sources.labels import LARGEST_COORDINATE, pixel_boxes, ternary_labels
+from mlic_jax.data.sources.labels import LARGEST_COORDINATE, pixel_boxes, size_of, ternary_labels
 from mlic_jax.errors import Failure
 
 _LARGEST_FILE = 16 * 2**20  # of the annotations of an image, in bytes
@@ -28,6 +28,7 @@ class VocObject(NamedTuple):
     name: str
     difficult: bool
     corners: tuple[float, float, float, float] | None  # (y1, x1, y2, x2), pixels, uppers exclusive
+    size: tuple[int, int] | None  # (height, width) of its image, as the annotation gives it
 
 
 def read_objects(file: Path) -> list[VocObject]:
@@ -36,13 +37,14 @@ def read_objects(file: Path) -> list[VocObject]:
         root = _parse(file)
         if root.tag != "annotation":
             raise ValueError(f"it is no <annotation> of VOC, but <{root.tag}>")
+        size = size_of(root.findtext("size/height"), root.findtext("size/width"))
         for obj in root.findall("object"):
             corners = _corners(obj.find("bndbox"))
             name = " ".join(obj.findtext("name", "").split())
             if not name:
                 raise ValueError("an object has no name")
             difficult = obj.findtext("difficult", "0").strip() == "1"
-            objects.append(VocObject(name, difficult, corners))
+            objects.append(VocObject(name, difficult, corners, size))
     except FileNotFoundError:
         raise no_annotation(file) from None
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -93,4 +95,5 @@ def example_of(
         labels=np.zeros_like(labels) if objects is None else labels,
         boxes=pixel_boxes([obj.corners for obj in known if obj.corners is not None]),
         box_classes=classes[boxed],
+        size=known[0].size if known else None,
     )
