@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mlic_jax.data import co_occurrence
 from mlic_jax.data.records import Split
-from mlic_jax.data.sources.merge import alike
+from mlic_jax.data.sources import merge
 from mlic_jax.data.transforms import orientation
 
 
@@ -130,7 +130,7 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
     differing = [group for group in groups if len({tuple(copy["labels"]) for copy in group}) > 1]
     if differing:
         problems.append(f"{_images(len(differing))} more than once, with different labels")
-    for names in alike(card["class_names"]):
+    for names in merge.alike(card["class_names"]):
         if len(names) > 1:
             problems.append(
                 f"the classes {', '.join(names)} differ in case and blanks alone; --merge-classes "

@@ -37,7 +37,8 @@ class Rows(NamedTuple):
 class RowSet:
     """A source of rows, each an image file with the names of its labels.
 
-    A split has the rows that name it. If none or only one is named, `splitting.divide` makes two.
+    A split has the rows that name it. If none is named, or one alone and others are asked for,
+    `splitting.divide` makes two.
 
     Args:
         name: of the prepared set.
@@ -78,8 +79,11 @@ class RowSet:
     @property
     def own_splits(self) -> tuple[str, ...]:
         """The splits that the rows name, sorted; empty where they name none, or one alone."""
-        splits = sorted({row.split for row in self._contents[1]} - {""})
-        return tuple(splits) if len(splits) > 1 else ()
+        return self._named if len(self._named) > 1 else ()
+
+    @cached_property
+    def _named(self) -> tuple[str, ...]:
+        return tuple(sorted({row.split for row in self._contents[1]} - {""}))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -148,10 +152,11 @@ class RowSet:
     def _members(self, split: str) -> np.ndarray:
         """bool [N]: the rows of a split."""
         rows = self._contents[1]
-        if not self.own_splits:
+        asked = {*self.splits} <= {*self._named}
+        if not (self.own_splits or asked):
             return self._division[split]
-        if split not in self.own_splits:
-            has = ", ".join(self.own_splits)
+        if split not in self._named:
+            has = ", ".join(self._named)
             raise UsageError(f"set {self.name} has no split {split!r}; it has {has}")
         return np.array([row.split == split for row in rows])
 
