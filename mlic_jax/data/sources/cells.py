@@ -12,11 +12,11 @@ from mlic_jax.errors import Failure
 # How pandas and others write that there is no value.
 MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "<NA>", "NaT", "None", "null", "NULL"})
 PRESENT, ABSENT, UNKNOWN = (
-    frozenset({"1", "1.0", "true", "x"}),
-    frozenset({"0", "0.0", "false"}),
+    frozenset({"1", "1.0", "1,0", "true", "x"}),
+    frozenset({"0", "0.0", "0,0", "false"}),
     frozenset({"?", "uncertain", "unknown"}),
 )
-MINUS_ONE = frozenset({"-1", "-1.0"})
+MINUS_ONE = frozenset({"-1", "-1.0", "-1,0"})
 _USUAL_SEPARATORS = "[;|,]"
 _OTHER_SEPARATORS = "/+&:~#"  # where what they divide also occurs alone
 # A list, tuple, set or array as Python, NumPy and pandas write them; and the texts in them.

@@ -68,6 +68,7 @@ def find_columns(
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     numbered = {i for i, name in enumerate(header) if _is_row_numbers(name, cells[i])}
     image_at = _image(where, header, cells, numbered, image)
+    numbered -= {image_at}  # photos may be named by numbers
     _check_names(where, header, {*numbered, image_at})
     split_at = _split(header, cells)
     others = {
@@ -104,6 +105,9 @@ def _of_labels(where, header, cells, image_at, split_at, others, said) -> Column
         value = min(beside, default=None)
         used = ignored(named[0], *beside)
         return Columns(image_at, split_at, labels=named[0], value=value, ignored=used)
+    several = {i: n for i, n in others.items() if plain(n).rstrip("0123456789") in LABELS}
+    if len(several) > 1 and not several.keys() & classes.keys():
+        return Columns(image_at, split_at, attributes=several, ignored=ignored(*several))
     if classes:
         return Columns(image_at, split_at, classes=classes, ignored=ignored(*classes))
     attributes = {i: name for i, name in others.items() if _is_attribute(cells[i])}
@@ -146,7 +150,7 @@ def _image(where, header, cells, numbered, said: str) -> int:
     photos = [
         i for i in candidates if cells[i] and sum(map(_is_photo, cells[i])) * 2 > len(cells[i])
     ]
-    likely = [i for i in named if i in photos] or named or photos or candidates
+    likely = [i for i in named if i in photos] or named or photos or sorted(numbered) or candidates
     if not likely:
         raise Failure(f"{where}: there is no column of photos; say --image-column NAME")
     return likely[0]

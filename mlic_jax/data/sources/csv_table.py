@@ -51,7 +51,7 @@ def read_csv(
         return Rows(list(columns.classes.values()), rows, notes + policy)
     if columns.attributes:
         rows = [_attributes(header, columns, *line) for line in lines]
-        notes.append(f"labels are attributes: {', '.join(columns.attributes.values())}")
+        notes.append(f"labels are those of the columns {', '.join(columns.attributes.values())}")
         return Rows((), rows, notes)
     rows = _lists(header, columns, lines, cell_separator)
     if not label_column:
@@ -115,11 +115,14 @@ def _column_a_class(
 
 
 def _attributes(header: list[str], columns: Columns, where: str, cells: list[str]) -> Row:
+    """Labels such as colour=red; of columns such as label1 and label2 the cells are the labels."""
     present, unknown = [], []
+    one = len({name.rstrip("0123456789 _-") for name in columns.attributes.values()}) == 1
     for i, attribute in columns.attributes.items():
         sure, unsure = names_in(f"{where}, column {attribute!r}", cells[i], ";")
-        present += [f"{attribute}={value}" for value in sure]
-        unknown += [f"{attribute}={value}" for value in unsure]
+        prefix = "" if one else f"{attribute}="
+        present += [f"{prefix}{value}" for value in sure]
+        unknown += [f"{prefix}{value}" for value in unsure]
     return _row(header, columns, where, cells, present, unknown)
 
 

@@ -127,6 +127,10 @@ def test_other_marks_between_columns(plant, read_own, mark):
     assert read_own(plant({"l.csv": text}, NAMES)).labels == EXPECTED
 
 
+def test_numbers_with_a_comma(plant, read_own):
+    assert read_own(plant({"l.csv": wide("1,0", "0,0", mark=";")}, NAMES)).labels == EXPECTED
+
+
 def test_a_mark_that_the_file_names(plant, read_own):
     text = "sep=;\n" + wide("1", "0", mark=";")
     assert read_own(plant({"l.csv": text}, NAMES)).labels == EXPECTED
@@ -227,6 +231,20 @@ def test_attributes(plant, read_own):
     assert own.labels["b.jpg"] == {"colour=red"}
     told = read_own(plant({"l.csv": text.replace("flat", "round")}))
     assert told.labels["d.jpg"] == {"colour=blue", "shape=round"}
+
+
+def test_several_columns_of_labels(plant, read_own):
+    text = "image,label1,label2\na.jpg,cat,dog\nb.jpg,dog,cat\nc.jpg,cat,\nd.jpg,dog,cat\n"
+    own = read_own(plant({"l.csv": text}, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]))
+    assert own.source.class_names == ("cat", "dog")
+    assert own.labels["a.jpg"] == {"cat", "dog"} and own.labels["c.jpg"] == {"cat"}
+    assert "labels are those of the columns label1, label2" in own.notes
+
+
+def test_photos_that_are_named_by_numbers(plant, read_own):
+    text = "index,label\n0,cat\n1,dog\n2,cat\n"
+    own = read_own(plant({"l.csv": text}, ["x/0.jpg", "x/1.jpg", "x/2.jpg"]))
+    assert own.labels == {"x/0.jpg": {"cat"}, "x/1.jpg": {"dog"}, "x/2.jpg": {"cat"}}
 
 
 @pytest.mark.parametrize(
