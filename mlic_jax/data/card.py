@@ -151,9 +151,9 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         )
     if alike := card["look_alikes"]:
         examples = [" and ".join(f"{c['split']}/{c['image_id']}" for c in pair) for pair in alike]
-        problems.append(
-            f"{_looks(len(alike))} like one of another split, as near duplicates do: what was "
-            f"trained on may be measured on again ({_some(examples, 3)})"
+        notes.append(
+            f"{_looks(len(alike))} like one of another split: {_some(examples, 3)}. Where they are "
+            "of one scene, or one photo saved twice, what was trained on is measured on again"
         )
     differing = [group for group in groups if len({tuple(copy["labels"]) for copy in group}) > 1]
     if differing:

@@ -137,9 +137,9 @@ def test_look_alikes_in_two_splits(card_of):
     (pair,) = card["look_alikes"]
     assert [copy["image_id"] for copy in pair] == ["val0", "train1"]
     said = findings(card, {"train": "train", "val": "val", "test": "test"})
-    (text,) = [text for kind, text in said if kind == "problem"]
-    assert text.startswith("1 image looks like one of another split, as near duplicates do")
-    assert text.endswith("(val/val0 and train/train1)")
+    ((kind, text),) = said
+    assert kind == "note"
+    assert text.startswith("1 image looks like one of another split: val/val0 and train/train1. ")
 
 
 def test_classes_that_hardly_any_image_lacks(card_of):
