@@ -1,0 +1,77 @@
+"""Annotation files with something wrong in them: one line that says so, or a set, and no crash."""
+
+import json
+import random
+
+import pytest
+
+from mlic_jax.errors import Failure, UsageError
+
+NAMES = [f"img{i}.jpg" for i in range(6)]
+COCO = {
+    "images": [
+        {"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(NAMES)
+    ],
+    "annotations": [
+        {"id": i, "image_id": i, "category_id": i % 2, "bbox": [0, 0, 4, 4]} for i in range(6)
+    ],
+    "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+}
+STUDIO = [
+    {"data": {"image": name}, "annotations": [{"result": [{"value": {"choices": ["cat"]}}]}]}
+    for name in NAMES
+]
+XML = (
+    '<?xml version="1.0"?><annotation><filename>a</filename><object><name>cat</name><bndbox>'
+    "<xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></object></annotation>"
+)
+FILES = {
+    "list": ("labels.csv", "image,labels\n" + "".join(f"{n},\"['cat' 'dog']\"\n" for n in NAMES)),
+    "wide": ("labels.csv", "image,cat,dog\n" + "".join(f"{n},1.0,-1\n" for n in NAMES)),
+    "jsonl": ("l.jsonl", "\n".join(json.dumps({"image": n, "labels": ["cat"]}) for n in NAMES)),
+    "coco": ("instances.json", json.dumps(COCO)),
+    "label studio": ("tasks.json", json.dumps(STUDIO)),
+    "voc": ("img0.xml", XML),
+    "yolo": ("labels/img0.txt", "0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n"),
+}
+PIECES = [b",", b";", b'"', b"'", b"[", b"]", b"{", b"\n", b"\0", b"\\", b"?", b"|", b"\t", b"<"]
+PIECES += [b"null", b"1e999", b"-1", b"NaN", b"true", b"[]", b"{}", b"\xff", b"\xe9"]
+
+
+def mutated(content, chance):
+    start = chance.randrange(len(content))
+    end = min(len(content), start + chance.randrange(1, 20))
+    before, part, after = content[:start], content[start:end], content[end:]
+    lines = content.split(b"\n")
+    return chance.choice(
+        [
+            before,
+            before + after,
+            before + 2 * part + after,
+            before + part[::-1] + after,
+            before + chance.choice(PIECES) + after,
+            before + chance.choice(PIECES) + part + after,
+            b"\n".join(chance.sample(lines, len(lines))),
+            b"\n".join(lines[1:]),
+            content.decode().encode(chance.choice(["utf-16", "utf-8-sig", "utf-16-le", "cp037"])),
+            content.replace(part, b""),
+            content.replace(*chance.sample([b",", b"1", b"image", b'"', b"cat", b":"], 2)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_one_line_or_a_set(plant, read_own, kind):
+    chance = random.Random(kind)
+    file, content = FILES[kind]
+    folder = plant({"classes.txt": "cat\ndog\n"} if kind == "yolo" else {}, NAMES)
+    for _ in range(45):
+        plant({file: mutated(content.encode(), chance)})
+        try:
+            read_own(folder)
+        except (Failure, UsageError) as error:
+            assert "\n" not in str(error)
+        except (
+            AssertionError
+        ) as error:  # of `read_own`: a photo that is not there, as `prepare` says
+            assert str(folder) in str(error)
