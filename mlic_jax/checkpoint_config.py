@@ -33,6 +33,8 @@ SAYING = (
     *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales"),
 )
+# What of the model training alone knows.
+_OF_TRAINING = ("model.bn_groups",)
 # Options of `data` that are the model's, whatever the set.
 _OF_MODEL = ("image_size", "train_crop", "crop_scale", "word_vectors", "label_graph")
 
@@ -185,7 +187,7 @@ def deciding(changes: Changes) -> Changes:
     return {
         name: values
         for name, values in changes.items()
-        if is_among(name, DECIDING) and not is_among(name, HOW)
+        if is_among(name, DECIDING) and not is_among(name, (*HOW, *_OF_TRAINING))
     }
 
 
@@ -253,6 +255,6 @@ def _not_counting(recipe: ConfigDict, used: ConfigDict, options: Collection[str]
     }
     if not differing:
         return ""
-    told = dict(list(differing.items())[:_MOST_TOLD])
+    told = [f"{name} {old!r}" for name, (old, _) in list(differing.items())[:_MOST_TOLD]]
     more = f" and {len(differing) - len(told)} more" if len(differing) > len(told) else ""
-    return f"\nthe recipe has {describe(told)}{more}: of it only which data count"
+    return f"\nnot taken from the recipe, of which only the data count: {', '.join(told)}{more}"

@@ -14,7 +14,7 @@ from mlic_jax.errors import UsageError
 
 # Options that change no result: how something is done and where its files lie.
 HOW = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
     *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
     *("data.annotations", "eval.every", "eval.batch_size"),
 )
@@ -64,7 +64,7 @@ def check_resumable(
         The options that differ: {name: (old, new)}.
 
     Raises:
-        UsageError: the model, the classes or the stream of batches differ, or such options do; or
+        UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
             the run is further than it is now to go.
     """
     evaluate.check_same_model(saved, current, path)

@@ -94,7 +94,7 @@ class StepLog:
         self._steps += 1
         self._sums.update(values)
         self._bar.update()
-        if step % self._every:
+        if step % self._every and step != self._bar.total:  # what is left at the end counts too
             return
         means = {name: total / self._steps for name, total in self._sums.items()}
         means["learning_rate"] = values["learning_rate"]

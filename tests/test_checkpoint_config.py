@@ -89,8 +89,8 @@ def test_of_a_recipe_of_the_same_set_nothing_counts_and_that_is_told(run, make_c
     config.eval.flip = True
     assert setup.config == config and setup.overrides == {"eval.flip": (False, True)}
     told = (
-        "the recipe has model.pooling 'gwp' (now 'avg'), model.localizer 'exact' (now 'clean'), "
-        "data.image_size 64 (now 96) and 1 more: of it only which data count"
+        "not taken from the recipe, of which only the data count: model.pooling 'gwp', "
+        "model.localizer 'exact', data.image_size 64 and 1 more"
     )
     assert setup.said.splitlines()[1:] == [told]
 
