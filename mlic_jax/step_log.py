@@ -131,7 +131,7 @@ class StepLog:
         if "global_mAP" in values:
             line += f", global stream alone mAP {values['global_mAP']:.2f}"
         self._bar.write(line)
-        self._since = time.monotonic()  # a validation's time is not the steps'
+        self._images, self._since = 0, time.monotonic()  # its time is not that of the steps
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
