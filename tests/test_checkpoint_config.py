@@ -262,6 +262,15 @@ def test_an_operating_point_of_other_options_is_not_stored(run, capsys):
     assert Path(same.workdir, "calibration_val.json").is_file()
 
 
+def test_named_groups_of_a_checkpoint_are_not_mixed_with_the_default_ones(weights, tmp_path):
+    metadata = json.loads(json.dumps(weights[1]))
+    metadata["config"]["data"]["splits"] = {"train": "a", "test": "b"}
+    metadata["config"]["optim"]["multipliers"] = {"convclass": 1.0, "features": 0.5}
+    config = own_config(metadata, tmp_path)
+    assert config.data.splits.to_dict() == {"train": "a", "test": "b"}
+    assert config.optim.multipliers.to_dict() == {"convclass": 1.0, "features": 0.5}
+
+
 @pytest.mark.parametrize(
     ("option", "value", "says_otherwise"),
     [
