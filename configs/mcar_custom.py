@@ -35,6 +35,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.model.threshold = 0.3  # maps of 8 x 8 are coarse: regions with some margin
     config.data.source = "coco"
     config.data.name = "custom"
+    config.data.upright = True
     config.data.image_size = 256
     config.data.train_crop = "random_resized_crop"
     config.data.splits = {"train": "train", "val": "val", "test": "val"}

@@ -31,6 +31,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.model.head = "per_label"
     config.data.source = "coco"
     config.data.name = "custom"
+    config.data.upright = True
     config.data.image_size = 256
     config.data.train_crop = "random_resized_crop"
     config.data.splits = {"train": "train", "val": "val", "test": "val"}

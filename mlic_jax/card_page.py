@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.data import transforms
 from mlic_jax.data.card import findings
 from mlic_jax.data.records import Split
 from mlic_jax.report import data_uri, page_template
@@ -183,7 +182,7 @@ def choose_photos(split: Split) -> list[int]:
 
 def _photo(split: Split, position: int) -> dict[str, Any]:
     record = split[position]
-    image = transforms.decode(record.image)
+    image = split.decode(record)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     labels = split.labels()[position]
     return {

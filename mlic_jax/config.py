@@ -12,6 +12,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.metrics import PROTOCOLS
 from mlic_jax.models import BACKBONES, POOLINGS
 from mlic_jax.optim import RATE_SCALINGS
+from mlic_jax.ties import TIES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,6 +84,11 @@ def default_config() -> ConfigDict:
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
+    # Turn images, and boxes with them, as their EXIF orientation says; prediction always does.
+    config.data.upright = False
+    # What is black and what white of images of more than 8 bits, such as (0, 4095) for 12; ():
+    # told from those of the set.
+    config.data.range = ()
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4
     config.data.image_size = 448  # a multiple of 32
@@ -120,6 +126,9 @@ def default_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
     config.eval.label_policy = ""  # empty: what the protocol says
+    # How equal scores rank: stable (in the order of the images) | average (the expectation of AP
+    # over all orders) | optimistic | pessimistic; empty: what the protocol says.
+    config.eval.ties = ""
     config.eval.every = 1  # epochs between validations
     config.eval.batch_size = 16  # of every device, however many there are
     config.eval.top_n = 0  # regions of an image in evaluation; 0: as many as model.top_n
@@ -231,6 +240,7 @@ def check_config(config: ConfigDict) -> None:
         "loss.label_policy": (config.loss.label_policy, POLICIES),
         "eval.protocol": (config.eval.protocol, tuple(PROTOCOLS)),
         "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
+        "eval.ties": (config.eval.ties, ("", *TIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
         "optim.scaling": (config.optim.scaling, tuple(RATE_SCALINGS)),

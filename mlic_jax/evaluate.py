@@ -42,6 +42,7 @@ from mlic_jax.models import create_model
 from mlic_jax.models.precision import in_precision
 from mlic_jax.report_graph import LabelGraph
 from mlic_jax.scores import GLOBAL_OUTPUTS, OUTPUTS, Scores
+from mlic_jax.ties import TIES, said_of_ties
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
@@ -230,11 +231,14 @@ def compute_metrics(
         config.eval.protocol,
         class_names=list(scores.class_names),
         label_policy=config.eval.label_policy or None,
+        ties=config.eval.ties or None,
         frequent=frequent,
     )
     if scores.global_logits is not None:
         labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-        global_ap = metrics.average_precision(scores.global_logits, labels, values["ap_kind"])
+        global_ap = metrics.average_precision(
+            scores.global_logits, labels, values["ap_kind"], values["ties"]
+        )
         values["global_mAP"] = metrics.mean_average_precision(global_ap)
     return values
 
@@ -402,7 +406,7 @@ def write_results(
     write_text(metrics_path, json.dumps(values, indent=1))
 
     def image_at(i: int) -> np.ndarray:
-        return transforms.resize(transforms.decode(split[i].image), scores.image_size)
+        return transforms.resize(split.decode(split[i]), scores.image_size)
 
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
         return objects_of_square(split[i], scores.image_size)
@@ -455,6 +459,8 @@ def summary(values: dict[str, Any], name: str) -> str:
             f"  mAP {values['mAP_frequent']:.1f} over the {values['num_frequent']} classes with "
             "enough positives in both splits"
         )
+    if said := said_of_ties(values):
+        lines.append(f"  {said}")
     names = ("OP", "OR", "OF1", "CP", "CR", values["class_f1"])
 
     def figures_of(what: str, found: Mapping[str, Any], suffix: str = "") -> str:
@@ -516,6 +522,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--label-policy", choices=POLICIES, help="of unknown labels; default: the protocol's"
     )
+    parser.add_argument(
+        "--ties", choices=TIES, help="how equal scores rank; default: the protocol's"
+    )
     parser.add_argument("--per-class", action="store_true", help="also print a line for each class")
     parser.add_argument(
         "--bootstrap", type=int, metavar="N", help="intervals from N resamples, such as 1000"
@@ -540,6 +549,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.protocol,
             class_names=list(scores.class_names),
             label_policy=options.label_policy,
+            ties=options.ties,
         )
         labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
         print(summary(values, f"{scores.set_name} {scores.split}"))

@@ -16,6 +16,7 @@ from absl import logging
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.ranking import ranking_metrics
+from mlic_jax.ties import TIES, Ties, are_mixed, blocks_of, expected_precision, sorted_in_blocks
 
 ApKind = Literal["raw", "envelope", "voc11"]
 
@@ -28,6 +29,7 @@ class Protocol:
     threshold: float  # the probability from which on a label counts as predicted
     top_k: int = 3  # the second set of figures: predicted, and among so many highest of its image
     ap_kind: ApKind = "raw"  # see `average_precision`
+    ties: Ties = "stable"  # see `average_precision`
     class_f1: Literal["CF1", "CF1_macro"] = "CF1"  # the one its authors call CF1
     unknown_in_ap: LabelPolicy = "ignore"  # what a label 0 counts as in AP and ranking metrics
     unknown_in_f1: LabelPolicy = "as_negative"  # ... and in precision, recall and F1
@@ -62,6 +64,7 @@ def evaluate_scores(
     *,
     class_names: Sequence[str] | None = None,
     label_policy: LabelPolicy | None = None,
+    ties: Ties | None = None,
     frequent: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Every metric of a protocol, ready for JSON.
@@ -72,6 +75,7 @@ def evaluate_scores(
         protocol: a key of `PROTOCOLS`.
         class_names: [C], for messages and for the result; by default "0", "1", ...
         label_policy: what unknown labels count as everywhere, instead of the protocol's choices.
+        ties: how equal scores rank, instead of the protocol's choice; see `average_precision`.
         frequent: bool [C]; adds `mAP_frequent`, the mean over these classes. On a small set the AP
             of a class with one positive is little more than noise.
 
@@ -80,6 +84,8 @@ def evaluate_scores(
         `classes_without_positives` names), `chance` (the expected mAP of a random ranking, by AP
         `raw`; the other kinds are above it), `prevalence` (the mean share of positives, which
         `chance` approaches as N grows);
+        `tied`, what the order of equal scores decides: `mAP` [worst, best] and of each class `AP`,
+        such a pair, or None where it decides nothing;
         `OP OR OF1` (overall) and `CP CR CF1` (mean over classes) of the labels at or above the
         threshold, `CF1_macro` (the mean of the classes' F1), and `OP_3` ... of those that are also
         among the three highest of their image; `P R F1` of each class (None without positives);
@@ -101,7 +107,8 @@ def evaluate_scores(
     scores, labels, names = checked_scores(scores, labels, class_names)
 
     ap_labels = resolve_unknown(labels, unknown_in_ap)
-    ap = average_precision(scores, ap_labels, choices.ap_kind)
+    ties = ties or choices.ties
+    ap = average_precision(scores, ap_labels, choices.ap_kind, ties)
     positives, counted = (ap_labels > 0).sum(axis=0), (ap_labels != 0).sum(axis=0)
     has_ap = positives > 0
     if not has_ap.any():
@@ -120,6 +127,7 @@ def evaluate_scores(
         "threshold": choices.threshold,
         "top_k": choices.top_k,
         "ap_kind": choices.ap_kind,
+        "ties": ties,
         "class_f1": choices.class_f1,
         "unknown_in_ap": unknown_in_ap,
         "unknown_in_f1": unknown_in_f1,
@@ -149,6 +157,7 @@ def evaluate_scores(
     return result | {
         "class_names": names,
         "AP": _undefined_as_none(ap),
+        "tied": tie_bounds(scores, ap_labels, choices.ap_kind, ap),
         **{name: _undefined_as_none(100 * values) for name, values in by_class},
         "positives": positives.tolist(),
         "classes_without_positives": without,
@@ -191,11 +200,13 @@ def checked_scores(
     return scores, labels.astype(np.int8, copy=False), [str(name) for name in names]
 
 
-def average_precision(scores: np.ndarray, labels: np.ndarray, kind: ApKind = "raw") -> np.ndarray:
+def average_precision(
+    scores: np.ndarray, labels: np.ndarray, kind: ApKind = "raw", ties: Ties = "stable"
+) -> np.ndarray:
     """AP of each class, in percent.
 
-    Ranked by descending score; equal scores keep the order of the images. With the precision at
-    every positive, in the order of the ranks, AP is
+    Ranked by descending score. With the precision at every positive, in the order of the ranks, AP
+    is
 
     - `raw`: their mean (MCAR, MSRN, ML-GCN, ASL);
     - `envelope`: the mean after each was raised to the highest at its rank or later, which is the
@@ -203,31 +214,76 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, kind: ApKind = "ra
     - `voc11`: the mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or
       more (VOC 2007).
 
+    Equal scores keep the order of the images (`stable`, as all these do), or have their best or
+    worst order (`optimistic`, `pessimistic`); `average` is the expectation over all orders.
+
     Args:
         scores: [N, C], finite.
         labels: [N, C] in {+1, -1, 0}; entries that are 0 are left out.
         kind: which of the three.
+        ties: which of the four.
 
     Returns:
         float64 [C]; NaN where a class has no positive.
+
+    Raises:
+        UsageError: an unknown kind; `average` of another kind than `raw`.
     """
-    if kind not in get_args(ApKind):
-        raise UsageError(f"kind of AP is {kind!r}; known are {', '.join(get_args(ApKind))}")
+    for what, value, known in (("kind of AP", kind, get_args(ApKind)), ("ties", ties, TIES)):
+        if value not in known:
+            raise UsageError(f"{what} is {value!r}; known are {', '.join(known)}")
+    if ties == "average" and kind != "raw":
+        raise UsageError(f"ties average is for AP raw, not {kind}; pessimistic is for all kinds")
     ap = np.full(scores.shape[1], np.nan)
     for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
-        ranked = label[ranked_images(score, label)]
-        ranks = np.flatnonzero(ranked > 0) + 1
-        if not len(ranks):
+        images = ranked_images(score, label)
+        positive = label[images] > 0
+        if not positive.any():
             continue
-        precision = np.arange(1, len(ranks) + 1) / ranks
-        if kind != "raw":
-            precision = np.maximum.accumulate(precision[::-1])[::-1]
-        if kind == "voc11":
-            # The first positive at which hits / positives >= tenth / 10, in whole numbers.
-            first = -(-np.arange(11) * len(ranks) // 10)
-            precision = precision[np.maximum(first - 1, 0)]
-        ap[c] = 100 * precision.mean()
+        if ties == "average":
+            ap[c] = 100 * expected_precision(blocks_of(score[images]), positive)
+            continue
+        if ties != "stable":
+            positive = sorted_in_blocks(blocks_of(score[images]), positive, ties)
+        ap[c] = 100 * _precision_of_ranks(np.flatnonzero(positive) + 1, kind)
     return ap
+
+
+def _precision_of_ranks(ranks: np.ndarray, kind: ApKind) -> float:
+    """AP as a fraction, from the ranks of the positives, ascending."""
+    precision = np.arange(1, len(ranks) + 1) / ranks
+    if kind != "raw":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if kind == "voc11":
+        # The first positive at which hits / positives >= tenth / 10, in whole numbers.
+        first = -(-np.arange(11) * len(ranks) // 10)
+        precision = precision[np.maximum(first - 1, 0)]
+    return precision.mean()
+
+
+def tie_bounds(
+    scores: np.ndarray, labels: np.ndarray, kind: ApKind, ap: np.ndarray
+) -> dict[str, Any]:
+    """Between what the order of equal scores decides.
+
+    Args:
+        scores, labels, kind: of `average_precision`.
+        ap: [C], what it gave.
+
+    Returns:
+        `mAP` [worst, best], and `AP`: of each class such a pair, None where it decides nothing.
+    """
+    bounds = np.stack([ap, ap])
+    pairs: list[list[float] | None] = [None] * len(ap)
+    for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
+        images = ranked_images(score, label)
+        if not np.isnan(ap[c]) and are_mixed(blocks_of(score[images]), label[images] > 0):
+            of_class = scores[:, c : c + 1], labels[:, c : c + 1], kind
+            bounds[:, c] = [
+                average_precision(*of_class, ties)[0] for ties in ("pessimistic", "optimistic")
+            ]
+            pairs[c] = bounds[:, c].tolist()
+    return {"mAP": [mean_average_precision(bound) for bound in bounds], "AP": pairs}
 
 
 def ranked_images(score: np.ndarray, label: np.ndarray) -> np.ndarray:

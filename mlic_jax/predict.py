@@ -79,6 +79,8 @@ class Predictor:
         thresholds: float64 `[C]`, probabilities.
         temperature: see above.
         rule: in words, what the thresholds are.
+        value_range: what is black and what white of photos of more than 8 bits, as in training;
+            None: it knew none, see `transforms.decode`.
         batch_size: photos that are looked at together. A batch of fewer is filled up, and so are
             those that the devices do not divide: one compilation serves all.
     """
@@ -96,6 +98,8 @@ class Predictor:
         check_scales(config.eval.scales)
         self.config, self.batch_size = config, batch_size
         self.class_names = tuple(metadata["class_names"])
+        value_range = metadata.get("preprocessing", {}).get("range")
+        self.value_range = tuple(value_range) if value_range else None
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
         devices, self._rows = spread(batch_size, jax.local_device_count())
@@ -152,12 +156,32 @@ class Predictor:
             while batch := list(itertools.islice(loaded, self.batch_size)):
                 yield from self._predict(batch)
 
+    def read(self, source: Source) -> Image.Image:
+        """An image as the model is to see it: RGB, turned as its EXIF orientation says.
+
+        Raises:
+            UsageError: an array that is not uint8 `[H, W, 3]`.
+            Failure, OSError: it cannot be read.
+            Others: of a PIL image that is not loaded yet, nearly anything.
+        """
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+                raise UsageError(
+                    f"an image is {source.dtype} of the shape {source.shape}; arrays must be uint8 "
+                    "of (height, width, 3), RGB"
+                )
+            return Image.fromarray(source)
+        if isinstance(source, Image.Image):
+            return transforms.to_rgb(source, upright=True, value_range=self.value_range)
+        encoded = read_image_file(Path(source))
+        return transforms.decode(encoded, upright=True, value_range=self.value_range)
+
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""
         name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
         file = "" if isinstance(source, np.ndarray) else printable(name or "")
         try:
-            image = read_upright(source)
+            image = self.read(source)
             pixels = transforms.resize(image, host_size(self.config))
         except UsageError:
             raise
@@ -272,26 +296,6 @@ def make_predict_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.M
 
     step = on_own_rows(predict_step, config, mesh)
     return jax.jit(step, out_shardings=distributed.replicated(mesh))
-
-
-def read_upright(source: Source) -> Image.Image:
-    """The image as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        UsageError: an array that is not uint8 `[H, W, 3]`.
-        Failure, OSError: it cannot be read.
-        Others: of a PIL image that is not loaded yet, nearly anything.
-    """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
-            raise UsageError(
-                f"an image is {source.dtype} of the shape {source.shape}; arrays must be uint8 of "
-                "(height, width, 3), RGB"
-            )
-        return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return transforms.to_rgb(source, upright=True)
-    return transforms.decode(read_image_file(Path(source)), upright=True)
 
 
 def reason(error: Exception) -> str:

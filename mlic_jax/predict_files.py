@@ -46,7 +46,6 @@ from mlic_jax.predict import (
     even_batch_size,
     in_order,
     load_model,
-    read_upright,
     reason,
 )
 from mlic_jax.prediction_journal import JOURNAL, LINES, TABLE, Entry, Journal, begun, has_rows
@@ -345,7 +344,9 @@ def _predict_missing(
 
     def drawn(prediction: Prediction) -> Entry:
         name = prediction.file
-        return draw_pictures(folder, prediction, sources[name]) | {"identity": identities[name]}
+        return draw_pictures(predictor, folder, prediction, sources[name]) | {
+            "identity": identities[name]
+        }
 
     with (
         ThreadPoolExecutor(THREADS) as pool,
@@ -431,7 +432,7 @@ def picture_files(row: dict[str, Any]) -> list[str]:
     return [f"{ANNOTATED}/{annotated_name(row['file'])}", f"{gallery}.jpg", *maps]
 
 
-def draw_pictures(folder: Path, prediction: Prediction, file: Path) -> Entry:
+def draw_pictures(predictor: Predictor, folder: Path, prediction: Prediction, file: Path) -> Entry:
     """Writes the pictures of a photo, if it can be drawn; gives its row and its peaks.
 
     Raises:
@@ -440,7 +441,7 @@ def draw_pictures(folder: Path, prediction: Prediction, file: Path) -> Entry:
     pictures: list[bytes] = []
     if not prediction.error:
         try:
-            pictures = _pictures(read_upright(file), prediction)
+            pictures = _pictures(predictor.read(file), prediction)
         except Exception as error:  # Pillow raises nearly anything, which concerns this photo alone
             failure = f"cannot be drawn: {reason(error)}"
             prediction = dataclasses.replace(prediction, error=failure)

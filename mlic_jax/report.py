@@ -36,6 +36,7 @@ from mlic_jax.metrics import (
 )
 from mlic_jax.report_graph import LabelGraph, describe
 from mlic_jax.scores import Scores
+from mlic_jax.ties import said_of_ties
 
 GALLERY_SIZE = 24
 CHART_COLUMNS = 4  # of the chart of every class, on a wide screen
@@ -125,7 +126,7 @@ def write_report(
     """
     ap_labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
     ap = {
-        name: average_precision(logits, ap_labels, metrics["ap_kind"])
+        name: average_precision(logits, ap_labels, metrics["ap_kind"], metrics["ties"])
         for name, logits in scores.streams.items()
     }
     log = read_train_log(train_log)
@@ -142,6 +143,7 @@ def write_report(
         summary=summary or {},
         scores=scores,
         metrics=metrics,
+        tied=said_of_ties(metrics),
         stream_map={stream: mean_average_precision(values) for stream, values in ap.items()},
         class_rows=_class_rows(scores.class_names, ap, metrics["positives"]),
         class_charts=class_charts,

@@ -37,6 +37,7 @@ def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
             "image_size": config.data.image_size,
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
+            "range": split.value_range,  # of images of more than 8 bits; None: there were none
         },
         # Of the stream of batches, whose position is the step.
         "stream": {

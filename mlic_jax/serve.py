@@ -29,7 +29,7 @@ from PIL import Image
 
 from mlic_jax.data.image_files import printable
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.predict import Prediction, Predictor, read_upright, reason
+from mlic_jax.predict import Prediction, Predictor, reason
 from mlic_jax.predict_files import annotate_prediction
 from mlic_jax.report import REGION_COLOURS, data_uri, is_drawn, page_template
 from mlic_jax.views import host_size, view_sizes
@@ -275,7 +275,7 @@ def introduction(predictor: Predictor) -> str:
 def answer(predictor: Predictor, path: Path) -> str:
     """What the model says of a photo, or why it says nothing, as HTML."""
     try:
-        image = read_upright(path)
+        image = predictor.read(path)
         (prediction,) = predictor([np.asarray(image)])
         if prediction.error:
             raise Failure(prediction.error)

@@ -108,8 +108,7 @@ def _run(options: argparse.Namespace) -> None:
     source = sources.create(configured(settings).data)
     vectors = find_word_vectors(options.word_vectors, source.class_names)
 
-    folder = prepare(source, options.prepared_dir, options.on_corrupt)
-    check_unchanged(source, folder)
+    folder = prepare(source, options.prepared_dir, options.on_corrupt, upright=True)
     roles = settings["data.splits"]
     splits = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
     train = splits[roles["train"]]
@@ -166,6 +165,7 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         "data.name": options.name,
         "data.prepared_dir": os.path.abspath(options.prepared_dir),
         "data.on_corrupt": options.on_corrupt,
+        "data.upright": True,
     }
     settings |= {f"data.{option}": value for option, value in layout.options.items()}
     if options.keep_unlabelled:
@@ -275,29 +275,6 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
     told = f"; 0 for {', '.join(unknown)}, of which no word is known" if unknown else ""
     print(f"word vectors: of {vectors.source}{told}")
     return vectors
-
-
-def check_unchanged(source: Source, folder: Path) -> None:
-    """Compares the set prepared in a folder with what the annotations say now.
-
-    Raises:
-        UsageError: the classes, the images or the labels differ.
-    """
-    for name in source.splits:
-        split = open_split(folder, name)
-        now = {example.image_id: example.labels for example in source.examples(name)}
-        ids = [split.image_id(i) for i in range(len(split))]
-        same = (
-            split.class_names == tuple(source.class_names)
-            and len(now) == len(ids) + len(split.skipped)
-            and all(image_id in now for image_id in ids)
-            and all(map(np.array_equal, split.labels(), (now[image_id] for image_id in ids)))
-        )
-        if not same:
-            raise UsageError(
-                f"the annotations of {name} have changed since {folder} was prepared: choose "
-                "another --name or delete that folder"
-            )
 
 
 def images_folder(settings: Mapping[str, Any]) -> Path:

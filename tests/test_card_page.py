@@ -154,6 +154,8 @@ def test_a_set_of_one_class_without_labels(splits, described):
         "unknown": [0],
         "without_positives": ["a"],
         "unreadable": ["x.jpg (x.jpg)"],
+        "negatives": [2],
+        "misfits": ["y.jpg"],
     }
     bare = described | {
         "class_names": ["a"],

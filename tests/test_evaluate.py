@@ -1,5 +1,6 @@
 """Scores of a split: each image once, the same from the file as from the model, kept whole."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -187,6 +188,18 @@ def test_summary_tells_swept_from_fixed(score_file):
     assert f"ranking loss {values['ranking_loss']:.2f}" in ranked
     plain = evaluate.summary(evaluate_file(score_file("a.npz"), "mlgcn"), "toy test")
     assert "swept" not in plain and "ranking" not in plain
+
+
+def test_equal_scores_are_said_and_rank_as_the_command_line_says(score_file, tmp_path, capsys):
+    path, written = score_file("a.npz"), tmp_path / "metrics.json"
+    scores = Scores.load(path)
+    dataclasses.replace(scores, logits=np.zeros_like(scores.logits)).save(path)
+    assert evaluate.main([str(path), "--ties", "average", "--json", str(written)]) == 0
+    values = json.loads(written.read_text())
+    assert values["ties"] == "average" and values["mAP"] == pytest.approx(values["chance"])
+    worst, best = values["tied"]["mAP"]
+    said = f"  equal scores: by the order of such images mAP is {worst:.1f} to {best:.1f}; "
+    assert said in capsys.readouterr().out
 
 
 def test_table_of_classes(score_file, tmp_path, capsys):

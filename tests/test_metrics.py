@@ -17,10 +17,12 @@ from mlic_jax import metrics
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics import evaluate_scores
 from mlic_jax.ranking import ranking_metrics
+from mlic_jax.ties import said_of_ties
 
 F1_NAMES = ("OP", "OR", "OF1", "CP", "CR", "CF1", "CF1_macro")
 
 AP_KINDS = ("raw", "envelope", "voc11")
+TIED = ("pessimistic", "optimistic")
 
 # What spec and papers say, apart from the module's own table:
 # AP, threshold, the authors' CF1, unknown labels in AP and in F1.
@@ -137,6 +139,75 @@ def test_ties_keep_the_order_of_the_images():
     first = np.array([[1], [-1], [-1], [-1]], np.int8)
     assert evaluate_scores(scores, first)["mAP"] == pytest.approx(100)
     assert evaluate_scores(scores, first[::-1])["mAP"] == pytest.approx(25)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ties_against_every_order_of_the_images(seed):
+    """The best, the worst and, of AP raw, the mean over all permutations of seven images."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, (7, 1)).astype(np.float32)
+    labels = rng.choice([-1, -1, 1, 0], (7, 1)).astype(np.int8)
+    labels[rng.integers(7)] = 1
+    orders = [list(order) for order in itertools.permutations(range(7))]
+    for kind in AP_KINDS:
+        # All orders at once: a class each, of which no two images are exchanged unless equal.
+        shuffled = np.array([scores[order, 0] for order in orders]).T
+        ap = metrics.average_precision(
+            shuffled, np.array([labels[order, 0] for order in orders]).T, kind
+        )
+        bounds = [metrics.average_precision(scores, labels, kind, t)[0] for t in TIED]
+        assert bounds == pytest.approx([ap.min(), ap.max()])
+        found = metrics.average_precision(scores, labels, kind)
+        pair = metrics.tie_bounds(scores, labels, kind, found)
+        assert pair["mAP"] == pytest.approx(bounds)
+        assert (pair["AP"] == [None]) == (ap.min() == ap.max())
+        if kind == "raw":
+            (average,) = metrics.average_precision(scores, labels, kind, "average")
+            assert average == pytest.approx(ap.mean())
+
+
+def test_scores_that_are_all_different_have_no_ties():
+    scores = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    labels = np.where(np.random.default_rng(1).random((50, 3)) < 0.3, 1, -1).astype(np.int8)
+    ap = metrics.average_precision(scores, labels)
+    for ties in (*TIED, "average"):
+        np.testing.assert_allclose(metrics.average_precision(scores, labels, "raw", ties), ap)
+    values = evaluate_scores(scores, labels)
+    assert values["tied"] == {"mAP": [values["mAP"]] * 2, "AP": [None] * 3}
+    assert said_of_ties(values) == ""
+
+
+def test_constant_scores_of_images_sorted_by_class_are_said_to_be_no_better_than_chance():
+    labels = np.full((100, 4), -1, np.int8)
+    labels[np.arange(100), np.arange(100) // 25] = 1
+    constant = np.zeros((100, 4), np.float32)
+    values = evaluate_scores(constant, labels, class_names=["a", "b", "c", "d"])
+    assert values["ties"] == "stable" and values["mAP"] > values["chance"] + 10
+    worst, best = values["tied"]["mAP"]
+    assert best == pytest.approx(100) and worst < values["chance"]
+    said = said_of_ties(values)
+    assert f"mAP is {worst:.1f} to 100.0" in said and "the AP of 4 classes, most of all" in said
+    average = evaluate_scores(constant, labels, ties="average")
+    assert average["mAP"] == pytest.approx(average["chance"])
+    assert evaluate_scores(constant, labels, ties="pessimistic")["mAP"] == pytest.approx(worst)
+
+
+def test_ties_that_decide_less_than_a_point_are_not_said():
+    scores = -np.arange(200, dtype=np.float32)[:, None]
+    scores[199] = scores[198]
+    labels = np.where(np.arange(200) % 2 == 0, 1, -1).astype(np.int8)[:, None]
+    values = evaluate_scores(scores, labels)
+    ((worst, best),) = values["tied"]["AP"]
+    assert 0 < best - worst < 1
+    assert said_of_ties(values) == ""
+
+
+def test_wrong_ties():
+    scores, labels = np.zeros((2, 1), np.float32), np.array([[1], [-1]], np.int8)
+    with pytest.raises(UsageError, match="ties is 'random'; known are stable, average"):
+        metrics.average_precision(scores, labels, "raw", "random")
+    with pytest.raises(UsageError, match="ties average is for AP raw, not voc11"):
+        evaluate_scores(scores, labels, "voc2007", ties="average")
 
 
 def test_unknown_label_holds_no_rank():

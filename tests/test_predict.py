@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_jax import resume
 from mlic_jax.checkpoint import save_weights
 from mlic_jax.config import default_config
-from mlic_jax.data import label_inputs
+from mlic_jax.data import label_inputs, records
 from mlic_jax.data.scenes import render
+from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.operating_point import OperatingPoint
@@ -406,3 +408,23 @@ def test_batches_have_little_padding(images, limit, want):
 def test_a_batch_goes_to_as_many_devices_as_make_it_quick(batch_size, devices, want):
     """One that they do not divide is filled up, and never left to one of them."""
     assert spread(batch_size, devices) == want
+
+
+def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, tmp_path):
+    config, variables, metadata = run
+    values = np.array([[0, 1000, 4095]], np.uint16)
+    for split in ("train", "val"):
+        (tmp_path / "own" / split / "class").mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "own" / split / "class" / "deep.png")
+    source = FolderSet("own", tmp_path / "own", ("train", "val"))
+    split = records.open_split(records.prepare(source, tmp_path / "prepared"), "train")
+    preprocessing = json.loads(json.dumps(resume.run_metadata(config, split)["preprocessing"]))
+    seen = Predictor(config, variables, metadata | {"preprocessing": preprocessing})
+    pixels = np.asarray(seen.read(tmp_path / "own" / "val" / "class" / "deep.png"))
+    np.testing.assert_array_equal(pixels, np.asarray(split.decode(split[0])))
+    assert pixels[0, :, 0].tolist() == [0, 62, 255]
+    with Image.open(tmp_path / "own" / "val" / "class" / "deep.png") as image:
+        np.testing.assert_array_equal(np.asarray(seen.read(image)), pixels)
+    unknown = Predictor(config, variables, metadata | {"preprocessing": {}})
+    deep = np.asarray(unknown.read(tmp_path / "own" / "val" / "class" / "deep.png"))
+    assert deep[0, :, 0].tolist() == [0, 3, 15]

@@ -237,6 +237,16 @@ def test_frequent_classes_are_shown_where_they_are_measured(tmp_path, scores):
     assert expected in page.text
 
 
+def test_equal_scores_are_said_where_they_decide(tmp_path, page, scores):
+    assert "Equal scores" not in page.text
+    constant = dataclasses.replace(scores, logits=np.zeros_like(scores.logits))
+    path, metrics = write(tmp_path, constant)
+    worst, best = metrics["tied"]["mAP"]
+    assert worst < metrics["mAP"] < best
+    expected = f"Equal scores: by the order of such images mAP is {worst:.1f} to {best:.1f}; it"
+    assert expected in Page(path).root.text
+
+
 def test_tables_hold_the_figures(page, scores):
     metrics = evaluate_scores(scores.logits, scores.labels)
     by_labels, by_class = page.find("table")

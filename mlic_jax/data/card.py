@@ -10,13 +10,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mlic_jax.data import co_occurrence
+from mlic_jax.data import co_occurrence, look_alikes
 from mlic_jax.data.records import Split
 from mlic_jax.data.transforms import orientation
 
+NEARLY_ALL = 0.95  # the share of images from which on a class says little
+FEW_NEGATIVES = 5
+LEAST_IMAGES = 20  # of a split of which negatives are counted
+
 
 def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
-    """Reads every image of a set once, without decoding it, and counts.
+    """Reads every image of a set once, decoding JPEGs at a reduced scale, and counts.
 
     Args:
         splits: of one set, by name, the training split first.
@@ -26,17 +30,23 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
         What JSON can hold, `unlisted` and
           `name`, `class_names`, `source` (the description of the source);
           `splits`: split -> `images`, `unlabelled` (images without any present label),
-            `labels_per_image` (entry n: the images with n present labels), `positives` and
-            `unknown` [C], `without_positives` (names), `unreadable` (the images left out);
+            `labels_per_image` (entry n: the images with n present labels), `positives`,
+            `negatives` and `unknown` [C], `without_positives` (names), `unreadable` (the images
+            left out), `misfits` (ids of the images with boxes that do not fit them);
           `co_occurrence`: of the first split `counts` [C][C], with `positives` on the diagonal, and
             `pairs` (see `strongest_pairs`);
           `sizes`: [width, height, images] of each size there is, the most frequent first;
-          `formats`: format -> images; `turned`: images that an EXIF tag turns;
+          `formats`: format -> images; `turned`: images that an EXIF tag turns; `upright`: whether
+            they are turned; `range`: what is black and what white of images of more than 8 bits,
+            None where there are none;
           `duplicates`: images of the same bytes, a group a list of {`split`, `image_id`, `labels`
-            (the names of those present)}.
+            (the names of those present)};
+          `look_alikes`: pairs of such, of an image and the one of an earlier split that it looks
+            like and is not the same bytes as.
     """
     first = next(iter(splits.values()))
     sizes, formats, turned = Counter(), Counter(), 0
+    shown, signatures = [], []
     same_bytes: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
     for split in splits.values():
         for i in tqdm(range(len(split)), f"look at {split.name} {split.split}", unit=" images"):
@@ -47,6 +57,15 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
                 # Pillow itself follows the tag of a TIFF.
                 turned += image.format != "TIFF" and 2 <= orientation(image) <= 8
             same_bytes[hashlib.blake2b(record.image, digest_size=16).digest()].append((split, i))
+            shown.append((split, i))
+            signatures.append(look_alikes.signature(record.image))
+    repeated = {copy for group in same_bytes.values() for copy in group[1:]}
+    numbers = [list(splits).index(split.split) for split, _ in shown]
+    alike = [
+        (shown[image], shown[other])
+        for image, other in look_alikes.pairs_across(signatures, numbers).items()
+        if shown[image] not in repeated
+    ]
     together, positives = co_occurrence.count(first.labels(), "ignore")
     counts = (together + np.diag(positives)).astype(int)
     return {
@@ -62,12 +81,15 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
         "sizes": [[*size, images] for size, images in sizes.most_common()],
         "formats": dict(formats.most_common()),
         "turned": turned,
+        "upright": first.upright,
+        "range": first.value_range and list(first.value_range),
         "unlisted": unlisted,
         "duplicates": [
             [_copy(split, i) for split, i in group]
             for group in same_bytes.values()
             if len(group) > 1
         ],
+        "look_alikes": [[_copy(*copy) for copy in pair] for pair in alike],
     }
 
 
@@ -126,6 +148,12 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
             f"{_images(len(crossing))} of the same bytes in more than one split: what was trained "
             "on is measured on again, and results look better than they are"
         )
+    if alike := card["look_alikes"]:
+        examples = [" and ".join(f"{c['split']}/{c['image_id']}" for c in pair) for pair in alike]
+        notes.append(
+            f"{_looks(len(alike))} like one of another split: {_some(examples, 3)}. Where they are "
+            "of one scene, or one photo saved twice, what was trained on is measured on again"
+        )
     differing = [group for group in groups if len({tuple(copy["labels"]) for copy in group}) > 1]
     if differing:
         problems.append(f"{_images(len(differing))} more than once, with different labels")
@@ -135,8 +163,14 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         if missing := part["without_positives"]:
             use = "nothing is learned of them" if split == roles["train"] else "they have no AP"
             problems.append(f"{split} shows no image of {', '.join(missing)}: {use}")
+        problems += _scarce_negatives(split, part, card["class_names"])
         if part["unreadable"]:
             problems.append(f"{split}: {_images(len(part['unreadable']))} unreadable and left out")
+        if misfits := part["misfits"]:
+            problems.append(
+                f"{split}: {_photos(len(misfits))} boxes that do not fit the picture, or were "
+                f"drawn on one of another size; what is outside is cut off: {_some(misfits)}"
+            )
     if roles["val"] == roles["test"]:
         notes.append(
             f"{roles['val']} serves as validation and as test: the checkpoint is chosen on the "
@@ -150,12 +184,48 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         )
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
-    if card["turned"]:
+    if card["turned"] and card["upright"]:
+        notes.append(
+            f"{_images(card['turned'])} turned upright, as an EXIF tag says (data.upright)"
+        )
+    elif card["turned"]:
         problems.append(
             f"{_images(card['turned'])} turned by an EXIF tag, which training ignores and "
-            "prediction respects: turn the pixels themselves"
+            "prediction respects: set data.upright, or turn the pixels themselves"
+        )
+    if card["range"]:
+        black, white = card["range"]
+        notes.append(
+            f"of pictures of more than 8 bits a value of {black:,g} is black and {white:,g} white "
+            "(data.range)"
         )
     return [("problem", text) for text in problems] + [("note", text) for text in notes]
+
+
+def _scarce_negatives(split: str, part: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
+    """What to say of classes that hardly any image lacks."""
+    if part["images"] < LEAST_IMAGES:
+        return []
+    positives, negatives = np.array(part["positives"]), np.array(part["negatives"])
+    everywhere = positives >= NEARLY_ALL * np.maximum(positives + negatives, 1)
+    few = ~everywhere & (negatives < FEW_NEGATIVES) & (positives > 0)
+    said = []
+    if everywhere.any():
+        names = [
+            f"{class_names[c]} ({100 * positives[c] / (positives[c] + negatives[c]):.1f}%)"
+            for c in np.flatnonzero(everywhere)
+        ]
+        said.append(
+            f"{split}: nearly every image shows {_some(names)}: always to say so is as good, and "
+            "AP is near 100 whatever is learned. Add images without, or leave it out"
+        )
+    if few.any():
+        names = [f"{class_names[c]} ({negatives[c]})" for c in np.flatnonzero(few)]
+        said.append(
+            f"{split}: fewer than {FEW_NEGATIVES} images are without {_some(names)}: what a figure "
+            "says of it hangs on these"
+        )
+    return said
 
 
 def _describe_split(split: Split) -> dict[str, Any]:
@@ -168,9 +238,11 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "unlabelled": int((per_image == 0).sum()),
         "labels_per_image": np.bincount(per_image).tolist(),
         "positives": positives.tolist(),
+        "negatives": (labels == -1).sum(axis=0).tolist(),
         "unknown": (labels == 0).sum(axis=0).tolist(),
         "without_positives": [names[c] for c in np.flatnonzero(positives == 0)],
         "unreadable": list(split.skipped),
+        "misfits": list(split.misfits),
     }
 
 
@@ -185,3 +257,16 @@ def _copy(split: Split, position: int) -> dict[str, Any]:
 
 def _images(count: int) -> str:
     return f"{count:,} image is" if count == 1 else f"{count:,} images are"
+
+
+def _looks(count: int) -> str:
+    return f"{count:,} image looks" if count == 1 else f"{count:,} images look"
+
+
+def _photos(count: int) -> str:
+    return f"{count:,} image has" if count == 1 else f"{count:,} images have"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -148,7 +148,7 @@ class _Batches:
     def _load(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         record = self.split[i]
         try:
-            image = transforms.decode(record.image)
+            image = self.split.decode(record)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
         rng = np.random.default_rng((_CROP, self.seed, epoch, i))

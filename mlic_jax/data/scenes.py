@@ -49,6 +49,7 @@ class Scenes:
     """The source of generated scenes, of the same form as every other set."""
 
     class_names = CLASS_NAMES
+    annotation_files = ()
 
     def __init__(self, name: str = "scenes", seed: int = 0, sizes: dict[str, int] | None = None):
         """Describes the set; images are rendered one by one when they are asked for.

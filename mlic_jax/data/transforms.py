@@ -7,6 +7,8 @@ JPEG draft mode (decoding at a reduced scale) is faster but gives other pixels: 
 import io
 import itertools
 import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -24,7 +26,8 @@ SCALE_PAIRS = tuple(
 )
 ANCHORS = (*itertools.product((0, 2, 4), repeat=2), *itertools.product((1, 3), repeat=2))
 
-# What undoes each EXIF orientation.
+# What undoes each EXIF orientation, for pixels; and for boxes: whether y, x run the other way, and
+# whether they are then exchanged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,27 +37,86 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BOX_TURNS = {
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (False, True, True),
+}
+
+Range = tuple[float, float]  # the values that are black and white
+Result = TypeVar("Result")
+_SIXTEEN_BITS: Range = (0, 65535)
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of whole numbers, as cameras and scanners have them
 
 
-def decode(encoded: bytes, upright: bool = False) -> Image.Image:
+class Look(NamedTuple):
+    """What the pixels of an image say of themselves, as they are stored."""
+
+    height: int
+    width: int
+    orientation: int  # of EXIF, 1 to 8
+    extent: Range | None = None  # the least and the greatest value; None: of 8 bits
+    whole: bool = True  # whether these are whole numbers
+
+    def size(self, upright: bool) -> tuple[int, int]:
+        """(height, width), of the stored pixels or of the upright ones."""
+        stored = self.height, self.width
+        return stored[::-1] if upright and self.orientation >= 5 else stored
+
+
+def decode(encoded: bytes, upright: bool = False, value_range: Range | None = None) -> Image.Image:
     """Decodes an image of any common format to 8-bit RGB, every pixel of it.
 
-    Grayscale is repeated, CMYK converted, transparency dropped (the colours under it stay), 16-bit
-    grayscale scaled to 8 bits.
+    Grayscale is repeated, CMYK converted, transparency dropped (the colours under it stay), and
+    what is deeper than 8 bits scaled to them.
 
     Args:
         encoded: the bytes of a file.
         upright: turn the image as its EXIF orientation says, which the originals ignore. (That of
             a TIFF is always followed, for Pillow does so itself.)
+        value_range: what is black and what white of deep grayscale, those of more than 8 bits;
+            None: 0 and 65535 of 16 bits, and those of 32 are refused.
 
     Raises:
-        Failure: not an image, cut short, or larger than Pillow's limit on pixels.
+        Failure: not an image, cut short, larger than Pillow's limit on pixels, or of 32 bits
+            without a range.
     """
+    return _opened(encoded, lambda image: to_rgb(image, upright, value_range))
+
+
+def look(encoded: bytes) -> Look:
+    """Decodes an image to see that it can be, and what it is.
+
+    Raises:
+        Failure: see `decode`; of 32-bit pixels none is finite.
+    """
+
+    def seen(image: Image.Image) -> Look:
+        image.load()  # before the orientation is read, see `to_rgb`
+        turned = orientation(image)
+        if not _is_deep(image):
+            to_rgb(image)
+            return Look(image.height, image.width, turned)
+        values = np.asarray(image)
+        values = values[np.isfinite(values)]
+        if not values.size:
+            raise Failure("cannot decode the image: none of its pixels is a finite number")
+        extent = float(values.min()), float(values.max())
+        return Look(image.height, image.width, turned, extent, image.mode != "F")
+
+    return _opened(encoded, seen)
+
+
+def _opened(encoded: bytes, use: Callable[[Image.Image], Result]) -> Result:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise _too_large(f"{image.width}x{image.height} pixels")
-            return to_rgb(image, upright)
+            return use(image)
     except Failure:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -64,6 +126,34 @@ def decode(encoded: bytes, upright: bool = False) -> Image.Image:
         if isinstance(error, UnidentifiedImageError):  # it names an object of ours
             reason = "not of a format that Pillow reads"
         raise Failure(f"cannot decode the image ({len(encoded)} bytes): {reason}") from None
+
+
+def common_range(looks: Iterable[Look]) -> Range | None:
+    """The range of the deep images of a set, told from all of them; None where there are none.
+
+    Black is 0, or the least value where there are negative ones. White is the greatest value that a
+    usual depth (8, 10, 12, 14 or 16 bits) has, 1 of floats that do not exceed it, and else the
+    greatest value that there is.
+    """
+    deep = [look for look in looks if look.extent is not None]
+    if not deep:
+        return None
+    least = min(look.extent[0] for look in deep)
+    greatest = max(look.extent[1] for look in deep)
+    usual = [2.0**bits - 1 for bits in _DEPTHS] if all(look.whole for look in deep) else [1.0]
+    return min(least, 0.0), next((white for white in usual if greatest <= white), greatest)
+
+
+def turn_boxes(boxes: np.ndarray, look: Look) -> np.ndarray:
+    """Boxes [K, 4] (y1, x1, y2, x2; uppers exclusive) of the stored pixels in the upright image."""
+    flip_y, flip_x, exchange = _BOX_TURNS.get(look.orientation, (False, False, False))
+    y1, x1, y2, x2 = boxes.T
+    if flip_y:
+        y1, y2 = look.height - y2, look.height - y1
+    if flip_x:
+        x1, x2 = look.width - x2, look.width - x1
+    turned = (x1, y1, x2, y2) if exchange else (y1, x1, y2, x2)
+    return np.stack(turned, axis=1).astype(boxes.dtype)
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
@@ -128,7 +218,9 @@ def _crop_rectangle(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
+def to_rgb(
+    image: Image.Image, upright: bool = False, value_range: Range | None = None
+) -> Image.Image:
     """Converts an opened image as `decode` does.
 
     Raises:
@@ -137,16 +229,33 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
     """
     image.load()  # before the orientation is read: that of a TIFF is gone after it was followed
     turn = _TURNS.get(orientation(image)) if upright else None
-    if image.mode.startswith("I"):
-        # 16-bit grayscale; Pillow's own conversion would clip all that is brighter than 255.
-        wide = np.asarray(image)
-        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise Failure("cannot decode the image: float pixels have no defined range")
+    if _is_deep(image):
+        image = Image.fromarray(_to_8_bits(image, value_range))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _to_8_bits(image: Image.Image, value_range: Range | None) -> np.ndarray:
+    """Deep grayscale as uint8 [H, W]; Pillow's conversion would clip all that is above 255."""
+    if value_range is None:
+        if image.mode in ("I", "F"):
+            kind = {"I": "32-bit", "F": "float"}[image.mode]
+            raise Failure(
+                f"cannot decode the image: {kind} pixels have no defined range; a set that holds "
+                "such images has one, and so have the models that are trained on it"
+            )
+        value_range = _SIXTEEN_BITS
+    black, white = value_range
+    step = white - black + (image.mode != "F")  # whole numbers: each is as wide as the others
+    shares = (np.asarray(image).astype(np.float64) - black) / step
+    # What is no number is black.
+    return np.clip(np.nan_to_num(256 * shares, posinf=255), 0, 255).astype(np.uint8)
 
 
 def orientation(image: Image.Image) -> int:

@@ -29,7 +29,7 @@ def _encoded(seed, kind="PNG", side=(9, 7), orientation=1):
 def card_of(toy_source, toy_example, tmp_path):
     """card_of(train=[(labels, image), ...], val=...) -> the card of such a set."""
 
-    def make(on_corrupt="fail", **contents):
+    def make(on_corrupt="fail", upright=False, **contents):
         source = toy_source("toy", **{split: 0 for split in contents})
         for split, examples in contents.items():
             source.contents[split] = [
@@ -38,7 +38,7 @@ def card_of(toy_source, toy_example, tmp_path):
                 )
                 for i, (labels, image) in enumerate(examples)
             ]
-        folder = records.prepare(source, tmp_path, on_corrupt, workers=1)
+        folder = records.prepare(source, tmp_path, on_corrupt, workers=1, upright=upright)
         return describe({split: records.open_split(folder, split) for split in contents})
 
     return make
@@ -63,9 +63,11 @@ def test_what_a_card_says(card_of):
         "unlabelled": 1,
         "labels_per_image": [1, 1, 3],
         "positives": [4, 3, 0],
+        "negatives": [1, 1, 3],
         "unknown": [0, 1, 2],
         "without_positives": ["cat"],
         "unreadable": [],
+        "misfits": [],
     }
     assert card["splits"]["val"]["without_positives"] == ["bee"]
     assert card["co_occurrence"]["split"] == "train"
@@ -80,7 +82,7 @@ def test_what_a_card_says(card_of):
     }
     assert card["sizes"] == [[9, 7, 6], [20, 10, 1]]
     assert card["formats"] == {"PNG": 5, "JPEG": 2}
-    assert (card["turned"], card["unlisted"]) == (1, 0)
+    assert (card["turned"], card["upright"], card["range"], card["unlisted"]) == (1, False, None, 0)
     assert card["duplicates"] == [
         [
             {"split": "train", "image_id": "train1", "labels": ["ant", "bee"]},
@@ -91,6 +93,7 @@ def test_what_a_card_says(card_of):
             {"split": "val", "image_id": "val0", "labels": ["ant"]},
         ],
     ]
+    assert card["look_alikes"] == []  # the same bytes are said above
 
 
 def test_what_a_card_warns_of(card_of):
@@ -104,7 +107,7 @@ def test_what_a_card_warns_of(card_of):
     assert "val shows no image of bee: they have no AP" in text
     assert "val serves as validation and as test" in text
     assert "3 of 21 labels are unknown" in text
-    assert "1 image is turned by an EXIF tag" in text
+    assert "1 image is turned by an EXIF tag, which training ignores" in text
 
 
 def test_the_same_image_with_other_labels(card_of):
@@ -119,6 +122,59 @@ def test_unreadable_images(card_of):
     assert card["splits"]["train"]["unreadable"] == ["train1"]
     roles = {"train": "train", "val": "val", "test": "test"}
     assert findings(card, roles) == [("problem", "train: 1 image is unreadable and left out")]
+
+
+def test_look_alikes_in_two_splits(card_of):
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
+    photo = Image.fromarray(coarse).resize((90, 80), Image.Resampling.BICUBIC)
+    twice = []
+    for kind in ("PNG", "BMP"):
+        buffer = io.BytesIO()
+        photo.save(buffer, kind)
+        twice.append(([1, 1, 1], buffer.getvalue()))
+    other = ([1, 1, 1], _encoded(1, side=(90, 80)))
+    card = card_of(train=[other, twice[0]], val=[twice[1]])
+    (pair,) = card["look_alikes"]
+    assert [copy["image_id"] for copy in pair] == ["val0", "train1"]
+    said = findings(card, {"train": "train", "val": "val", "test": "test"})
+    ((kind, text),) = said
+    assert kind == "note"
+    assert text.startswith("1 image looks like one of another split: val/val0 and train/train1. ")
+
+
+def test_classes_that_hardly_any_image_lacks(card_of):
+    # Of 100 images 1 is without ant, 4 without bee (of 50 it is not known), 40 without cat.
+    labels = np.ones((100, 3), int)
+    labels[:1, 0], labels[:4, 1], labels[50:, 1], labels[:40, 2] = -1, -1, 0, -1
+    image = _encoded(1)
+    card = card_of(train=[(row, image) for row in labels], val=[([1, 1, 1], _encoded(2))])
+    said = [text for _, text in findings(card, ROLES) if text.startswith("train: ")]
+    assert len(said) == 2
+    assert said[0].startswith("train: nearly every image shows ant (99.0%): ")
+    assert said[1].startswith("train: fewer than 5 images are without bee (4): ")
+
+
+def test_images_that_are_turned_upright_are_a_note(card_of):
+    said = findings(card_of(upright=True, train=TRAIN, val=VAL), ROLES)
+    (note,) = [text for kind, text in said if "EXIF" in text and kind == "note"]
+    assert note == "1 image is turned upright, as an EXIF tag says (data.upright)"
+
+
+def test_deep_images_and_boxes_that_do_not_fit(card_of):
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[5, 3000]], np.uint16)).save(buffer, "PNG")
+    examples = [([1, 1, 1], buffer.getvalue()), ([1, 1, 1], _encoded(1, side=(20, 16)))]
+    card = card_of(train=examples, val=examples[:1])
+    assert card["range"] == [0.0, 4095.0]
+    said = findings(card, {"train": "train", "val": "val", "test": "test"})
+    assert (
+        "note",
+        "of pictures of more than 8 bits a value of 0 is black and 4,095 white (data.range)",
+    ) in said
+    card["splits"]["train"]["misfits"] = [f"p{i}" for i in range(7)]
+    (problem,) = [text for _, text in findings(card, ROLES) if "boxes" in text]
+    assert problem.startswith("train: 7 images have boxes that do not fit the picture")
+    assert problem.endswith(": p0, p1, p2, p3, p4 and 2 more")
 
 
 def test_nothing_is_amiss(card_of):

@@ -1,17 +1,21 @@
 """Preparing a set and reading it back; killed, damaged and wrong sets included."""
 
 import dataclasses
+import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mlic_jax.data import records
+from mlic_jax.data import pipeline, records, transforms
+from mlic_jax.data.records import checking, preparing, writing
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -46,8 +50,8 @@ def test_records_come_back_as_they_were(toy_source, tmp_path):
 
 
 def test_order_holds_over_many_shards(toy_source, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_EXAMPLES_PER_SHARD", 7)
-    monkeypatch.setattr(records, "_EXAMPLES_PER_WRITE", 3)
+    monkeypatch.setattr(writing, "_EXAMPLES_PER_SHARD", 7)
+    monkeypatch.setattr(writing, "_EXAMPLES_PER_WRITE", 3)
     folder = records.prepare(toy_source(train=30), tmp_path)
     assert len(list(folder.glob("*train*array_record*"))) == 5
     split = records.open_split(folder, "train")
@@ -73,6 +77,91 @@ def test_boxes_are_clipped_to_the_decoded_image(toy_source, toy_example, tmp_pat
     record = records.open_split(records.prepare(source, tmp_path), "train")[0]
     np.testing.assert_array_equal(record.boxes, [[0, 0, 16, 20], [2, 3, 4, 5]])
     np.testing.assert_array_equal(record.box_classes, [0, 2])
+
+
+def _turned(toy_example, **changes):
+    """An example whose 24 x 18 image a tag turns clockwise, with a box on its bright part."""
+    pixels = np.zeros((18, 24, 3), np.uint8)
+    pixels[2:5, 3:10] = 255
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    given = {"boxes": np.array([[2, 3, 5, 10]], np.int32), "box_classes": np.array([1], np.int32)}
+    return toy_example(0, image=buffer.getvalue(), **(given | changes))
+
+
+@pytest.mark.parametrize("given", ["stored", "upright", "no"])
+def test_an_upright_set_turns_images_and_boxes(given, toy_source, toy_example, tmp_path):
+    """Wherever the boxes were drawn, which the size tells that the annotations give."""
+    size = {"stored": (18, 24), "upright": (24, 18), "no": None}[given]
+    example = _turned(toy_example, size=size)
+    if given == "upright":
+        example = dataclasses.replace(example, boxes=np.array([[3, 13, 10, 16]], np.int32))
+    source = toy_source(train=1)
+    source.contents["train"] = [example]
+    split = records.open_split(records.prepare(source, tmp_path, upright=True), "train")
+    (record,) = split
+    assert (record.height, record.width, split.upright, split.misfits) == (24, 18, True, [])
+    (y1, x1, y2, x2), pixels = record.boxes[0], np.asarray(split.decode(record))
+    assert (pixels[y1:y2, x1:x2] == 255).all() and pixels.sum() == 255 * 3 * 21
+    (batch,) = pipeline.batches(split, batch_size=1, image_size=32, shuffle=False)
+    want = transforms.resize(transforms.decode(record.image, upright=True), 32)
+    np.testing.assert_array_equal(batch["image"][0], want)
+
+
+def test_a_set_that_is_to_be_upright_now_is_prepared_again(
+    toy_source, toy_example, tmp_path, capsys
+):
+    source = toy_source(train=1)
+    source.contents["train"] = [_turned(toy_example)]
+    (record,) = records.open_split(records.prepare(source, tmp_path), "train")
+    assert (record.height, record.width) == (18, 24)
+    np.testing.assert_array_equal(record.boxes, [[2, 3, 5, 10]])
+    capsys.readouterr()
+    (record,) = records.open_split(records.prepare(source, tmp_path, upright=True), "train")
+    assert (record.height, record.width) == (24, 18)
+    assert "toy is prepared again: data.upright is True now\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"boxes": [[2, 3, 19, 25]]}, True),  # a pixel is rounding
+        ({"boxes": [[2, 3, 20, 24]]}, False),
+        ({"boxes": [[-2, 3, 4, 5]]}, False),
+        ({"boxes": [[2, 30, 4, 34]]}, False),
+        ({"boxes": [[2, 3, 2, 5]]}, False),
+        ({"size": (36, 48)}, False),  # the picture was made smaller, its boxes were not
+        ({"size": (36, 48), "boxes": np.zeros((0, 4)), "box_classes": []}, True),
+    ],
+)
+def test_boxes_that_do_not_fit_are_noted(changes, fits, toy_source, toy_example, tmp_path, capsys):
+    arrays = {k: v if k == "size" else np.array(v, np.int32) for k, v in changes.items()}
+    source = toy_source(train=2)
+    source.contents["train"].append(_turned(toy_example, image_id="x", **arrays))
+    folder = records.prepare(source, tmp_path)
+    assert records.open_split(folder, "train").misfits == ([] if fits else ["x"])
+    assert ("boxes do not fit their image in x" in capsys.readouterr().out) != fits
+
+
+@pytest.mark.parametrize("given", [None, (0, 8191)])
+def test_deep_images_have_the_range_of_the_set_or_the_one_given(
+    given, toy_source, toy_example, tmp_path
+):
+    source, images = toy_source(train=1, val=1), {}
+    for split, values in (("train", [0, 1000]), ("val", [0, 4000])):
+        buffer = io.BytesIO()
+        Image.fromarray(np.array([values], np.uint16)).save(buffer, "PNG")
+        images[split] = buffer.getvalue()
+        source.contents[split] = [toy_example(0, image=images[split])]
+    folder = records.prepare(source, tmp_path, value_range=given)
+    assert records.prepare(source, tmp_path, value_range=given) == folder
+    for name, value in (("train", 1000), ("val", 4000)):
+        split = records.open_split(folder, name)
+        assert split.value_range == (given or (0, 4095))
+        gray = np.asarray(split.decode(split[0]))[0, 1]
+        np.testing.assert_array_equal(gray, [value * 256 // (8192 if given else 4096)] * 3)
 
 
 def test_a_split_pickles_as_its_path(toy_split):
@@ -110,16 +199,16 @@ def test_a_source_that_changed_before_it_was_written_fails(renamed, toy_source, 
 
     source = toy_source(train=5)
     source.contents["train"] = Shifting(source.contents["train"])
-    with pytest.raises(Failure, match="image read1 was not written where it belongs"):
+    with pytest.raises(Failure, match=r"image read1: its record is of read.*not written where"):
         records.prepare(source, tmp_path)
     assert not (tmp_path / "toy").exists()
 
 
 def test_records_that_were_lost_while_writing_are_missed(toy_source, tmp_path, monkeypatch):
-    chunks = records._chunks
-    monkeypatch.setattr(records, "_chunks", lambda *options: list(chunks(*options))[:-1])
-    monkeypatch.setattr(records, "_EXAMPLES_PER_WRITE", 4)
-    with pytest.raises(Failure, match="10 train images were written but 8 are there"):
+    chunks = writing._chunks
+    monkeypatch.setattr(writing, "_chunks", lambda *options: list(chunks(*options))[:-1])
+    monkeypatch.setattr(writing, "_EXAMPLES_PER_WRITE", 4)
+    with pytest.raises(Failure, match=r"index_train\.npz is of other images"):
         records.prepare(toy_source(train=10), tmp_path)
     assert not (tmp_path / "toy").exists()
 
@@ -139,25 +228,29 @@ def test_preparing_again_is_a_no_op(toy_source, tmp_path, capsys):
 
 def test_another_source_under_the_same_name_is_refused(toy_source, tmp_path):
     source = toy_source(train=3)
-    source.description = {"kind": "toy", "root": "/a", "sizes": (1, 2)}
+    source.description = {"kind": "toy", "order": "a", "sizes": (1, 2)}
     records.prepare(source, tmp_path)
     records.prepare(source, tmp_path)  # a tuple became a list on disk: still the same
-    source.description = {"kind": "toy", "root": "/b", "sizes": (1, 2)}
-    with pytest.raises(UsageError, match=r"root='/a'.*'/b'.*another name or delete"):
+    source.description = {"kind": "toy", "order": "b", "sizes": (1, 2)}
+    with pytest.raises(UsageError, match=r"order='a'.*'b'.*another name or delete"):
         records.prepare(source, tmp_path)
-    source.description = {"kind": "toy", "root": "/a", "sizes": (1, 2), "year": 2007}
+    source.description = {"kind": "toy", "order": "a", "sizes": (1, 2), "year": 2007}
     with pytest.raises(UsageError, match=r"with year=None, and now it is 2007: .*another name"):
         records.prepare(source, tmp_path)
-    source.description = {"kind": "toy", "root": "/a"}
+    source.description = {"kind": "toy", "order": "a"}
     with pytest.raises(UsageError, match=r"with sizes=\[1, 2\], and now it is None: .*another"):
         records.prepare(source, tmp_path)
 
 
-def test_a_split_that_was_not_prepared_is_named(toy_source, tmp_path):
+def test_a_split_that_was_not_prepared_is_added(toy_source, tmp_path, capsys):
     records.prepare(toy_source(train=3, val=2), tmp_path)
     records.prepare(toy_source(val=2), tmp_path)  # fewer splits are fine
-    with pytest.raises(UsageError, match="without the split test"):
-        records.prepare(toy_source(train=3, test=2), tmp_path)
+    capsys.readouterr()
+    folder = records.prepare(toy_source(train=3, test=2), tmp_path)
+    printed = capsys.readouterr().out
+    assert "is prepared again: it was prepared without test" in printed
+    assert "as before: train" in printed
+    assert [len(records.open_split(folder, split)) for split in ("train", "test")] == [3, 2]
 
 
 def test_a_folder_that_is_no_set_is_not_touched(toy_source, tmp_path):
@@ -246,6 +339,7 @@ def test_features_import_nothing(toy_source, tmp_path, monkeypatch):
 )
 def test_a_damaged_index_is_one_line(index, message, toy_source, tmp_path):
     folder = records.prepare(toy_source(), tmp_path)
+    (folder / "prepared.json").unlink()  # which knows how large it was
     np.savez(folder / "index_train.npz", **index)
     with pytest.raises(Failure, match=message) as failure:
         records.open_split(folder, "train").labels()
@@ -464,7 +558,7 @@ def test_a_prepare_killed_while_writing_starts_the_writing_again(coco_of_100, tm
     assert "100 images were found readable by an earlier run" in capsys.readouterr().out
 
 
-def test_only_changed_files_are_checked_again(toy_source, toy_example, tmp_path):
+def test_only_changed_files_are_checked_again(toy_source, toy_example, tmp_path, monkeypatch):
     source = toy_source(train=3)
     files = [tmp_path / f"{i}.jpg" for i in range(3)]
     for i, file in enumerate(files):
@@ -473,29 +567,33 @@ def test_only_changed_files_are_checked_again(toy_source, toy_example, tmp_path)
     source.contents["train"].append(toy_example(3, image=b"broken"))
     with pytest.raises(Failure, match="1 unreadable"):
         records.prepare(source, tmp_path / "prepared")
-    # Image 0 is ruined behind the journal's back; of 1 the time tells, of 2 the size.
-    for file, seconds, more in ((files[0], 0, 0), (files[1], 1, 0), (files[2], 0, 1)):
+    # Of image 1 the size tells that it was ruined, of 2 the time at which its inode changed.
+    for file, more in ((files[1], 1), (files[2], 0)):
         stat = file.stat()
         file.write_bytes(bytes(stat.st_size + more))
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + seconds * 10**9))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    looked_at = []
+    look = transforms.look
+    monkeypatch.setattr(transforms, "look", lambda image: looked_at.append(image) or look(image))
     with pytest.raises(Failure) as failure:
         records.prepare(source, tmp_path / "prepared")
     assert all(f"photo{i}" in str(failure.value) for i in (1, 2, 3))
-    assert "photo0" not in str(failure.value)
+    assert "photo0" not in str(failure.value) and len(looked_at) == 3
 
 
 def test_a_line_of_the_journal_that_was_cut_costs_its_own_image_alone(jpeg, tmp_path):
     """Wherever a kill cut it: the lines before it count, and so do those that follow."""
     path = tmp_path / "readable.jsonl"
-    with records._Journal(path) as journal:
-        assert [journal.size(jpeg(i, 20 + i, 16)) for i in range(2)] == [(16, 20), (16, 21)]
+    with checking.Journal(path, None) as journal:
+        looks = [journal.photo(jpeg(i, 20 + i, 16))[0].look for i in range(2)]
+    assert [look.size(False) for look in looks] == [(16, 20), (16, 21)]
     whole = path.read_bytes().rstrip(b"\n")
     for cut in range(1, len(whole.splitlines()[-1])):
         path.write_bytes(whole[:-cut])
-        with records._Journal(path) as journal:
+        with checking.Journal(path, None) as journal:
             assert len(journal) == 1
-            assert journal.size(jpeg(2)) == (18, 24)
-        with records._Journal(path) as journal:
+            assert journal.photo(jpeg(2))[0].look.size(False) == (18, 24)
+        with checking.Journal(path, None) as journal:
             assert len(journal) == 2
 
 
@@ -510,3 +608,21 @@ def test_two_processes_preparing_at_once_make_one_set(coco_of_100, tmp_path):
     assert [run.returncode for run in runs] == [0, 0]
     assert sum("100 train" in text for text in printed) == 1  # only one of them wrote
     _check_prepared(coco_of_100, tmp_path / "prepared")
+
+
+def test_one_at_a_time_holds_the_lock_of_a_set(tmp_path, capsys):
+    """Though each deletes its file as it goes, at which others may be waiting."""
+    inside, most, taken = [0], [0], [0]
+
+    def take_turns(_):
+        for _ in range(40):
+            with preparing._lock(tmp_path / "toy"):
+                inside[0] += 1
+                most[0], taken[0] = max(most[0], inside[0]), taken[0] + 1
+                time.sleep(1e-5)
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take_turns, range(8)))
+    assert (most, taken) == ([1], [320])
+    assert list(tmp_path.iterdir()) == []

@@ -124,6 +124,68 @@ def test_float_pixels_are_refused():
         transforms.decode(_encode(image, "TIFF"))
 
 
+DEEP = {
+    "12 bits": (np.array([[0, 16, 2048, 4095]], np.uint16), "PNG", (0, 4095), [0, 1, 128, 255]),
+    "16 bits": (np.array([[0, 256, 65535]], np.uint16), "TIFF", (0, 65535), [0, 1, 255]),
+    "32 bits": (np.array([[0, 500_000, 10**6]], np.int32), "TIFF", (0, 10**6), [0, 127, 255]),
+    "signed": (np.array([[-1000, 0, 3000]], np.int32), "TIFF", (-1000, 4095), [0, 50, 200]),
+    "shares": (np.array([[0, 0.25, 0.5, 0.9]], np.float32), "TIFF", (0, 1), [0, 64, 128, 230]),
+    "floats": (np.array([[-2, 0, 6]], np.float32), "TIFF", (-2, 6), [0, 64, 255]),
+    "odd": (
+        np.array([[np.nan, np.inf, 0.5, -np.inf]], np.float32),
+        "TIFF",
+        (0, 1),
+        [0, 255, 128, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_range_of_deep_images_is_told_from_them(name):
+    values, kind, value_range, gray = DEEP[name]
+    encoded = _encode(Image.fromarray(values), kind)
+    found = transforms.common_range([transforms.look(encoded)])
+    assert found == value_range
+    pixels = np.asarray(transforms.decode(encoded, value_range=found))
+    np.testing.assert_array_equal(pixels[0], np.repeat(np.array(gray)[:, None], 3, axis=1))
+
+
+def test_one_range_is_of_all_images_and_of_none_where_all_have_8_bits():
+    looks = [
+        transforms.look(_encode(Image.fromarray(np.full((2, 2), value, np.uint16))))
+        for value in (100, 9000)
+    ]
+    assert transforms.common_range(looks) == (0, 2**14 - 1)
+    shallow = transforms.look(_encode(Image.fromarray(_noise(3, 5))))
+    assert shallow == transforms.Look(3, 5, 1)
+    assert transforms.common_range([shallow, *looks]) == (0, 2**14 - 1)
+    assert transforms.common_range([shallow]) is None
+
+
+def test_an_image_without_any_finite_value_fails():
+    encoded = _encode(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")
+    with pytest.raises(Failure, match="none of its pixels is a finite number"):
+        transforms.look(encoded)
+
+
+@pytest.mark.parametrize("orientation", EXIF_SIDES)
+def test_boxes_are_turned_with_their_image(orientation):
+    """Against the pixels: the box of what is painted."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((6, 9, 3), np.uint8)
+    pixels[1:3, 2:7] = 255
+    encoded = _encode(Image.fromarray(pixels), exif=exif)
+    seen = transforms.look(encoded)
+    upright = np.asarray(transforms.decode(encoded, upright=True))[..., 0]
+    assert seen.size(True) == upright.shape and seen.size(False) == (6, 9)
+    boxes = transforms.turn_boxes(np.array([[1, 2, 3, 7]], np.int32), seen)
+    rows, columns = np.nonzero(upright)
+    want = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    np.testing.assert_array_equal(boxes, [want])
+    assert boxes.dtype == np.int32
+
+
 @pytest.mark.parametrize("broken", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_not_an_image_fails(broken):
     with pytest.raises(Failure, match="cannot decode the image"):

@@ -88,9 +88,17 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
 def open_splits(config_data: Any) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
+    It is prepared again where the annotations or photos that it was made from changed.
+
     Raises:
         UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
     """
     source = create(config_data)
-    directory = prepare(source, config_data.prepared_dir, config_data.on_corrupt)
+    directory = prepare(
+        source,
+        config_data.prepared_dir,
+        config_data.on_corrupt,
+        upright=config_data.upright,
+        value_range=tuple(config_data.range) or None,
+    )
     return {role: open_split(directory, split) for role, split in config_data.splits.items()}

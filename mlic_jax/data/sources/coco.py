@@ -17,6 +17,7 @@ from mlic_jax.data.sources.labels import (
     check_path,
     order_classes,
     pixel_boxes,
+    size_of,
     ternary_labels,
 )
 from mlic_jax.data.splitting import divide_examples
@@ -94,6 +95,11 @@ class CocoFolder:
         """The splits that have a file of annotations, sorted; empty where one file is of all."""
         return splits_of(self._root, self.description["annotations"])
 
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that classes, labels and boxes are read from."""
+        return list(dict.fromkeys(self._annotation_file(split) for split in self.splits))
+
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the annotation file.
 
@@ -115,7 +121,9 @@ class CocoFolder:
         position = {name: i for i, name in enumerate(self.class_names)}
         positions = {c: position[name] for c, name in annotations.class_names.items()}
         return [
-            _example(folder, file_name, annotations.objects[image], positions)
+            _example(
+                folder, file_name, annotations.objects[image], positions, annotations.sizes[image]
+            )
             for image, file_name in annotations.file_names.items()
             if self.description["keep_unlabelled"] or annotations.objects[image]
         ]
@@ -152,6 +160,7 @@ class _Annotations:
     Attributes:
         class_names: category id -> name, in the file's order.
         file_names: image id -> file name, in the file's order.
+        sizes: image id -> (height, width), None where the file does not say.
         objects: image id -> (category id, box [x, y, width, height], is it a crowd) of each object.
     """
 
@@ -169,6 +178,9 @@ class _Annotations:
         )
         self.class_names = {c["id"]: c["name"] for c in categories}
         self.file_names = {image["id"]: image["file_name"] for image in images}
+        self.sizes = {
+            image["id"]: size_of(image.get("height"), image.get("width")) for image in images
+        }
         if len(self.class_names) != len(categories):
             raise Failure(f"{file}: category ids occur more than once")
         if len(self.file_names) != len(images):
@@ -233,7 +245,11 @@ def _is_box(box: Any) -> bool:
 
 
 def _example(
-    folder: Path, file_name: str, objects: list[tuple], positions: dict[Any, int]
+    folder: Path,
+    file_name: str,
+    objects: list[tuple],
+    positions: dict[Any, int],
+    size: tuple[int, int] | None,
 ) -> Example:
     classes = np.array([positions[category] for category, _, _ in objects], np.int32)
     crowd = np.array([crowd for _, _, crowd in objects], bool)
@@ -245,4 +261,5 @@ def _example(
         labels=ternary_labels(classes, crowd, len(positions)),
         boxes=boxes[~crowd],
         box_classes=classes[~crowd],
+        size=size,
     )

@@ -75,6 +75,15 @@ def pixel_boxes(corners: np.ndarray) -> np.ndarray:
     return covering.astype(np.int32)
 
 
+def size_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) of an image as annotations give it; None where they give no such size."""
+    try:
+        size = int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 and max(size) <= LARGEST_COORDINATE else None
+
+
 def order_classes(names: Sequence[str], class_order: str) -> tuple[str, ...]:
     """Class names as they are in the annotations, or sorted.
 

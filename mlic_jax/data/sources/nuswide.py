@@ -49,6 +49,7 @@ class NusWide(RowSet):
             rows = _read(root / annotations)
             return CLASS_NAMES, [row for row in rows if keep_unlabelled or row.present]
 
+        self.annotation_files = (root / annotations,)
         super().__init__(name, splits, images=root / image_dir, read=read, description=description)
 
 

@@ -186,6 +186,7 @@ class Table(RowSet):
         split_seed: int = 0,
     ):
         file = root / annotations
+        self.annotation_files = (file,)
         super().__init__(
             name,
             splits,

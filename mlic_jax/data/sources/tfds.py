@@ -37,6 +37,8 @@ class TfdsSet:
         keep_unlabelled: whether images without any annotation are kept; the originals drop them.
     """
 
+    annotation_files = ()  # a set of TFDS is of a version, and never changes
+
     def __init__(
         self,
         name: str,

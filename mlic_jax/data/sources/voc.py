@@ -16,6 +16,7 @@ from mlic_jax.data.sources.labels import (
     check_extent,
     check_path,
     pixel_boxes,
+    size_of,
     ternary_labels,
 )
 from mlic_jax.data.splitting import divide_examples
@@ -49,6 +50,13 @@ class VocFolder:
         self._root = root
         self._year = year
         self.description: dict[str, Any] = {"kind": "voc", "root": str(root), "year": year}
+
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that splits, labels and boxes are read from."""
+        folder = self._folder()
+        lists = [folder / _SETS / f"{split}.txt" for split in self.splits]
+        return [*lists, *sorted((folder / "Annotations").glob("*.xml"))]
 
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the split's file.
@@ -139,6 +147,12 @@ class VocLayout:
             if self._objects.keys() & _listed(self._root, split)
         )
 
+    @property
+    def annotation_files(self) -> list[Path]:
+        """Every file that classes, splits, labels and boxes are read from."""
+        lists = sorted((self._root / _SETS).glob("*.txt"))
+        return [*lists, *sorted(self._annotations.glob("*.xml"))]
+
     def examples(self, split: str) -> list[Example]:
         """The examples in the order of the split's file, or by image id.
 
@@ -203,6 +217,7 @@ class _Object(NamedTuple):
     name: str
     difficult: bool
     corners: tuple[float, float, float, float]  # (y1, x1, y2, x2), pixels, uppers exclusive
+    size: tuple[int, int] | None  # (height, width) of its image, as the annotation gives it
 
 
 def _listed(folder: Path, split: str) -> list[str]:
@@ -223,7 +238,9 @@ def _listed(folder: Path, split: str) -> list[str]:
 def _read_objects(file: Path) -> list[_Object]:
     objects = []
     try:
-        for obj in _parse(file).findall("object"):
+        annotation = _parse(file)
+        size = size_of(annotation.findtext("size/height"), annotation.findtext("size/width"))
+        for obj in annotation.findall("object"):
             box = obj.find("bndbox")
             xmin, ymin, xmax, ymax = (
                 float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
@@ -235,7 +252,7 @@ def _read_objects(file: Path) -> list[_Object]:
                 raise ValueError("an object has no name")
             difficult = obj.findtext("difficult", "0").strip() == "1"
             # In the file coordinates count from 1, and the upper ones are inclusive.
-            objects.append(_Object(name, difficult, (ymin - 1, xmin - 1, ymax, xmax)))
+            objects.append(_Object(name, difficult, (ymin - 1, xmin - 1, ymax, xmax), size))
     except FileNotFoundError:
         raise _no_annotation(file) from None
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -280,4 +297,5 @@ def _example(
         labels=np.zeros_like(labels) if objects is None else labels,
         boxes=pixel_boxes([obj.corners for obj in known]),
         box_classes=classes,
+        size=known[0].size if known else None,
     )

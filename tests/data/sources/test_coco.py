@@ -187,7 +187,8 @@ def test_prepared_and_read_back(root, tmp_path):
     record = records.open_split(folder, "train")[0]
     assert record.image == (root / "train" / "nine.jpg").read_bytes()
     np.testing.assert_array_equal(record.boxes, [[2, 1, 7, 12], [0, 0, 11, 21]])
-    (root / "instances_train.json").unlink()  # not needed any more
+    for split in ("train", "val"):
+        (root / f"instances_{split}.json").unlink()  # not needed any more
     assert records.prepare(_source(root), tmp_path / "prepared") == folder
 
 

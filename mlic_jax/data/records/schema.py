@@ -1,0 +1,62 @@
+"""What goes into a prepared set, examples of a source, and what comes out of it, records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of a source. Boxes may overlap the border: `prepare` clips them to the image."""
+
+    image_id: str
+    image: bytes | Path  # encoded, or the file that holds it
+    labels: np.ndarray  # int8 [C] in {+1, 0, -1}
+    boxes: np.ndarray  # int32 [K, 4] (y1, x1, y2, x2), pixels, upper bounds exclusive
+    box_classes: np.ndarray  # int32 [K]
+    # (height, width) as the annotations give it: whether the boxes are of the stored or of the
+    # upright image, where an EXIF tag turns it. Without it they are of the stored one.
+    size: tuple[int, int] | None = None
+
+
+class Source(Protocol):
+    """Where images and labels come from. Files may stay unread until something is asked for.
+
+    A source may also have `annotation_files`, a sequence of paths: every file that class names,
+    splits, labels and boxes are read from, none where these never change. While they are as they
+    were, a prepared set asks the source for nothing. Without it all examples are asked for whenever
+    the set is opened.
+    """
+
+    name: str  # of the prepared set: lower-case letters, digits, underscores
+    splits: tuple[str, ...]
+    # JSON-able: kind, options, and the folder `root` where there are files: what the set is made
+    # from. Where the root lies does not matter.
+    description: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the C classes, in the order of `labels`."""
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The examples in their lasting order, not decoded.
+
+        `[i]` is called from several threads, and more than once an image: to check it and to write
+        it. A source for which it is expensive should remember the answer.
+        """
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a prepared split."""
+
+    image: bytes  # encoded
+    image_id: str
+    labels: np.ndarray  # int8 [C] in {+1, 0, -1}
+    boxes: np.ndarray  # int32 [K, 4] (y1, x1, y2, x2), pixels, upper bounds exclusive
+    box_classes: np.ndarray  # int32 [K]
+    height: int
+    width: int
