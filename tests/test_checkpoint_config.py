@@ -206,6 +206,8 @@ def test_names_of_folders_are_short_safe_and_each_has_its_own():
     for name in names:
         assert len(name) <= LONGEST_NAME and re.fullmatch(r"[A-Za-z0-9_.,=+-]+", name)
         assert name.startswith("eval.global_scores=")
+    one, two = {"a": "b,c=d"}, {"a": "b", "c": "d"}
+    assert folder_name(one) != folder_name(two)
 
 
 def test_all_that_decides_is_an_option():
