@@ -91,6 +91,10 @@ def summary(point: OperatingPoint) -> str:
         f"  temperature {point.temperature:.4g}: expected calibration error "
         f"{point.error_before:.2f} before, {point.error_after:.2f} after",
     ]
+    if point.error_after > point.error_before:
+        lines[-1] += (
+            " (it is what makes the labels likeliest; of few images this error says little)"
+        )
     if point.temperature in TEMPERATURES:
         lines[-1] += " (the end of the range: too few or too easy images to tell)"
     distinct = sorted(set(point.thresholds))
@@ -257,6 +261,9 @@ def calibrate_run(
         if not others:
             update_metadata(path, {"operating_point": point.to_dict()})
             stored = f"stored in {path}"
+            if earlier := metadata.get("operating_point"):
+                before = OperatingPoint.from_dict(earlier)
+                stored += f", in place of: {before.rule} (of {before.set_name} {before.split})"
         print(summary(point))
         print(figures_text(values, "on the images that it was learned from"))
         print(f"{stored}; see also {workdir}/calibration_{scores.split}.json and .png")

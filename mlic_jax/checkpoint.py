@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -109,6 +109,15 @@ class RunCheckpoints:
                     lightweight_initialize=True,  # of its own metadata nothing is used
                 ),
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        """Closes; but one of many processes that fails does not wait for the others, which may wait
+        for it elsewhere."""
+        if error is None or jax.process_count() == 1:
+            self.close()
 
     @profiling.annotated(profiling.SAVE)
     def save(self, step: int, variables: Tree, training: Tree, metadata: Tree) -> None:
@@ -239,9 +248,11 @@ def find_checkpoint(path: Path) -> Path:
         UsageError: there is none.
         Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))  # whose names say what run it is of
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
+    if path.name == "checkpoints" and _steps(path):
+        path = path.parent
     if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one
         return path
     if steps := _steps(path):

@@ -24,7 +24,7 @@ from mlic_jax.checkpoint import (
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import ARRAY_OPTIONS
-from mlic_jax.resume import HOW, Changes, changed_options, describe, is_among
+from mlic_jax.resume import FREELY_NAMED, HOW, Changes, changed_options, describe, is_among
 
 # Options, or groups of them, that decide what is written of a split...
 DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
@@ -33,6 +33,8 @@ SAYING = (
     *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales"),
 )
+# What of the model training alone knows.
+_OF_TRAINING = ("model.bn_groups",)
 # Options of `data` that are the model's, whatever the set.
 _OF_MODEL = ("image_size", "train_crop", "crop_scale", "word_vectors", "label_graph")
 
@@ -121,9 +123,12 @@ def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
             f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
             f"knows no classes: train from it with --config.init_from={path}"
         )
-    config = default_config()
+    config, saved = default_config(), metadata["config"]
     with config.unlocked():
-        config.update(metadata["config"])
+        for group, name in (option.split(".") for option in FREELY_NAMED):
+            if name in saved.get(group, {}):  # not beside the default ones
+                config[group][name] = ConfigDict()
+        config.update(saved)
     return config
 
 
@@ -185,7 +190,7 @@ def deciding(changes: Changes) -> Changes:
     return {
         name: values
         for name, values in changes.items()
-        if is_among(name, DECIDING) and not is_among(name, HOW)
+        if is_among(name, DECIDING) and not is_among(name, (*HOW, *_OF_TRAINING))
     }
 
 
@@ -199,7 +204,8 @@ def folder_name(parts: Mapping[str, Any]) -> str:
     """A folder's name that says options: readable, safe everywhere, and no two have the same."""
     text = ",".join(f"{name}={_in_a_name(value)}" for name, value in parts.items())
     name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
-    if name == text and len(name) <= LONGEST_NAME:
+    ambiguous = any(set(",=") & set(_in_a_name(value)) for value in parts.values())
+    if name == text and len(name) <= LONGEST_NAME and not ambiguous:
         return name
     digest = _digest(text)
     return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
@@ -253,6 +259,6 @@ def _not_counting(recipe: ConfigDict, used: ConfigDict, options: Collection[str]
     }
     if not differing:
         return ""
-    told = dict(list(differing.items())[:_MOST_TOLD])
+    told = [f"{name} {old!r}" for name, (old, _) in list(differing.items())[:_MOST_TOLD]]
     more = f" and {len(differing) - len(told)} more" if len(differing) > len(told) else ""
-    return f"\nthe recipe has {describe(told)}{more}: of it only which data count"
+    return f"\nnot taken from the recipe, of which only the data count: {', '.join(told)}{more}"

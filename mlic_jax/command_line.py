@@ -109,6 +109,7 @@ def parse_flags(
         config: a flag of a recipe whose options may be given without one, see `asked_of_config`.
     """
     refuse_addresses(argv)
+    argv = _last_of_each(argv)
     try:
         if config is not None and _has_options_alone(argv, config.name):
             flags.set_default(config, str(_DEFAULTS))
@@ -125,6 +126,16 @@ def parse_flags(
         # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
         message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """Without options of a recipe that are given again: ml_collections would join their tuples."""
+    last = {word.partition("=")[0]: i for i, word in enumerate(argv) if "=" in word}
+    return [
+        word
+        for i, word in enumerate(argv)
+        if not re.match(r"--?config\.[^=]*=", word) or last[word.partition("=")[0]] == i
+    ]
 
 
 def refuse_addresses(words: Iterable[str]) -> None:

@@ -65,6 +65,8 @@ def remove_oldest(folder: Path, most: int) -> None:
     """
     used = []
     for path in folder.iterdir():
+        if path.is_dir():  # what XLA keeps of its own
+            continue
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             used.append((max(status.st_atime, status.st_mtime), status.st_size, path))

@@ -122,7 +122,7 @@ def default_config() -> ConfigDict:
     config.optim.schedule = "step"  # step (as released) | cosine
     config.optim.floor = 0.0  # cosine: the share of the rate where it ends
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
-    config.optim.warmup_epochs = 0.0  # linear, from zero
+    config.optim.warmup_epochs = 0.0  # linear, from the rate divided by its steps
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
     config.optim.weight_decay = 1e-4
@@ -273,16 +273,20 @@ def check_ranges(config: ConfigDict) -> None:
     for option, value in (("augment.jitter", config.augment.jitter), ("optim.floor", optim.floor)):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} is {value}; it must be 0 to 1")
+    if not 0 <= config.seed < 2**31:
+        raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
     least_zero = {
-        "seed": config.seed,
         "data.workers": config.data.workers,
         "optim.clip_norm": optim.clip_norm,
         "optim.weight_decay": optim.weight_decay,
         "optim.warmup_epochs": optim.warmup_epochs,
+        "eval.min_positives": config.eval.min_positives,
+        **{f"optim.multipliers.{name}": value for name, value in optim.multipliers.items()},
     }
     for option, value in least_zero.items():
         if not 0 <= value < math.inf:
             raise UsageError(f"{option} is {value}; it must be at least 0")
+    check_rows(config)
     if optim.warmup_epochs > config.epochs:
         raise UsageError(
             f"optim.warmup_epochs is {optim.warmup_epochs:g}, of {config.epochs} epochs: the rate "
@@ -292,6 +296,32 @@ def check_ranges(config: ConfigDict) -> None:
         raise UsageError(f"optim.nesterov is for optim.name sgd, not {optim.name}")
     if optim.floor and optim.schedule != "cosine":
         raise UsageError(f"optim.floor is for optim.schedule cosine, not {optim.schedule}")
+
+
+def check_rows(config: ConfigDict) -> None:
+    """Raises UsageError for a row of numbers that is too short, out of its range or in disorder."""
+    above_zero = "above 0", lambda x: 0 < x < math.inf
+    rows = {  # the numbers, how many there must be, what each must be
+        "augment.mean": (config.augment.mean, 3, "finite", math.isfinite),
+        "augment.std": (config.augment.std, 3, *above_zero),
+        "data.crop_scale": (
+            config.data.crop_scale,
+            2,
+            "above 0 and at most 1",
+            lambda x: 0 < x <= 1,
+        ),
+        "data.scenes_sizes": (config.data.scenes_sizes, 3, *above_zero),
+        "optim.milestones": (config.optim.milestones, None, *above_zero),
+    }
+    for option, (row, count, what, is_in_range) in rows.items():
+        numbers = [x for x in row if isinstance(x, int | float) and is_in_range(x)]
+        if len(numbers) != (count or len(row)):
+            many = f"{count} numbers" if count else "numbers"
+            raise UsageError(f"{option} is {tuple(row)}; it must be {many}, each {what}")
+    if len(set(config.optim.milestones)) < len(config.optim.milestones):
+        raise UsageError(f"optim.milestones is {config.optim.milestones}; each must be there once")
+    if config.data.crop_scale[0] > config.data.crop_scale[1]:
+        raise UsageError(f"data.crop_scale is {config.data.crop_scale}; it must be (least, most)")
 
 
 def check_scales(scales: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -309,7 +309,7 @@ def load_model(
     """
     variables, metadata = load_weights(path)
     current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
-    check_same_model(metadata, current, path, ARRAY_OPTIONS)
+    check_same_model(metadata, current, path)
     return create_eval_model(config, len(split.class_names), variables), variables, metadata
 
 
@@ -357,15 +357,12 @@ def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGra
     )
 
 
-def check_same_model(
-    saved: dict[str, Any], current: dict[str, Any], path: Path, options: Collection[str] = ()
-) -> None:
-    """Compares the metadata of a checkpoint with those of what is to use it.
+def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    """Compares the metadata of a checkpoint with those of what is to use its arrays.
 
     Args:
         saved: of the checkpoint in `path`.
         current: `config` and `class_names` of what is wanted now.
-        options: those of `config.model` that must agree; by default all.
 
     Raises:
         UsageError: the model or the class names differ.
@@ -378,7 +375,7 @@ def check_same_model(
     old, new = (
         default_config().model.to_dict() | one["config"]["model"] for one in (saved, current)
     )
-    for option in sorted(options or old.keys()):
+    for option in ARRAY_OPTIONS:
         if old.get(option) != new.get(option):
             raise UsageError(
                 f"the checkpoint {path} has model.{option} {old.get(option)!r}, the configuration "

@@ -128,7 +128,8 @@ def work_on_a_set() -> None:
     except OSError as error:  # ml_collections says of a missing recipe only now
         raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
     if MODE.value == "prepare":
-        sources.open_splits(config.data)
+        for role, split in sources.open_splits(config.data).items():
+            print(f"{role}: {split.name} {split.split}, {len(split)} images in {split.directory}")
         return
     workdir = Path(*required(WORKDIR))
     check_workdir(workdir)

@@ -149,6 +149,8 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     if path.is_dir():
         found, closed = _walk(path)
+    elif not os.path.lexists(path) and not glob.has_magic(where):
+        raise UsageError(f"--images {printable(where)}: there is no such file or folder")
     else:
         found, closed = [Path(file) for file in glob.glob(where, recursive=True)], []
     real_out = Path(os.path.realpath(out))

@@ -14,13 +14,16 @@ from mlic_jax.errors import UsageError
 
 # Options that change no result: how something is done and where its files lie.
 HOW = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
     *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
     *("data.annotations", "eval.every", "eval.batch_size"),
 )
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
 FREE = (*HOW, "eval.min_positives", "calibration")
+
+# Groups of options that hold whatever a recipe names.
+FREELY_NAMED = ("optim.multipliers", "data.splits")
 
 Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 
@@ -65,7 +68,7 @@ def check_resumable(
         The options that differ: {name: (old, new)}.
 
     Raises:
-        UsageError: the model, the classes or the stream of batches differ, or such options do; or
+        UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
             the run is further than it is now to go.
     """
     evaluate.check_same_model(saved, current, path)
@@ -88,17 +91,28 @@ def check_resumable(
             f"{current['config']['epochs']} it ends at {last_step}: give it more, or another "
             "--workdir"
         )
+    if grave and saved.get("step") == last_step:
+        raise UsageError(
+            f"the run in {path} is complete: nothing is left to be trained with {describe(grave)}; "
+            "--mode=evaluate takes options of evaluation"
+        )
     return changes
 
 
 def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> Changes:
     """The options that differ between two configurations as JSON: {name: (old, new)}.
 
-    What was no option when the first was saved had its default.
+    What was no option when the first was saved had its default; of groups whose names are free
+    what is no longer there differs too.
     """
-    old = dict(_flat(json.loads(default_config().to_json()))) | dict(_flat(saved))
+    defaults, new = _flat(json.loads(default_config().to_json())), dict(_flat(current))
+    old = {name: value for name, value in defaults if not is_among(name, FREELY_NAMED)}
+    old |= dict(_flat(saved))
+    gone = [name for name in old if is_among(name, FREELY_NAMED) and name not in new]
     return {
-        name: (old.get(name), value) for name, value in _flat(current) if old.get(name) != value
+        name: (old.get(name), new.get(name))
+        for name in (*new, *gone)
+        if old.get(name) != new.get(name)
     }
 
 

@@ -94,7 +94,7 @@ class StepLog:
         self._steps += 1
         self._sums.update(values)
         self._bar.update()
-        if step % self._every:
+        if step % self._every and step != self._bar.total:  # what is left at the end counts too
             return
         means = {name: total / self._steps for name, total in self._sums.items()}
         means["learning_rate"] = values["learning_rate"]
@@ -131,7 +131,7 @@ class StepLog:
         if "global_mAP" in values:
             line += f", global stream alone mAP {values['global_mAP']:.2f}"
         self._bar.write(line)
-        self._since = time.monotonic()  # a validation's time is not the steps'
+        self._images, self._since = 0, time.monotonic()  # its time is not that of the steps
 
     def close(self) -> None:
         """Ends the bar and closes the files."""

@@ -272,8 +272,7 @@ def train(
         if processes.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(workdir))
-        checkpoints = RunCheckpoints(workdir, config.keep_checkpoints)
-        stack.enter_context(contextlib.closing(checkpoints))
+        checkpoints = stack.enter_context(RunCheckpoints(workdir, config.keep_checkpoints))
         if resumed:
             state = restore(resumed, state, constants)
             print(f"resuming {resumed}, of {last_step} steps")

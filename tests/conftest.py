@@ -69,7 +69,8 @@ def in_float64() -> Callable:
 
     For comparisons of what jumps: a gradient where a ReLU or a maximum changes sides, a region at
     its threshold. Of a million values some come within a rounding of float32 of such an edge, and
-    the processor decides their side; within one of float64, none.
+    the processor decides their side; within one of float64, none but those that are on it: a ramp
+    of a profile meets a threshold of 1/2 exactly on a pixel of small maps.
     """
     from mlic_jax.models.layers import ConvBatchNorm
 

@@ -253,11 +253,11 @@ def test_bounds_are_probabilities(config, bound):
 
 def test_a_checkpoint_from_before_an_option(config, tmp_path):
     model = config.model.to_dict()
-    older = {name: value for name, value in model.items() if name != "local_size"}
+    older = {name: value for name, value in model.items() if name != "head"}
     saved, current = (
         {"config": {"model": options}, "class_names": ["a"]} for options in (older, model)
     )
     evaluate.check_same_model(saved, current, tmp_path)
-    model["local_size"] = 32
-    with pytest.raises(UsageError, match=r"has model\.local_size 0, the configuration 32"):
+    model["head"] = "per_label"
+    with pytest.raises(UsageError, match=r"has model\.head 'dense', the configuration 'per_label'"):
         evaluate.check_same_model(saved, current, tmp_path)

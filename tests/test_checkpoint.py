@@ -113,7 +113,7 @@ def test_a_run_keeps_its_latest_and_its_best(tmp_path):
     saved_run(tmp_path, (8, 9, 10), {9: 29.0})
     assert steps_of(tmp_path) == [2, 9, 10]
     assert latest_checkpoint(tmp_path).name == "10"
-    assert find_checkpoint(tmp_path / "checkpoints").name == "10"
+    assert find_checkpoint(tmp_path / "checkpoints").name == "2"
     saved_run(tmp_path, (11, 12, 13), {11: 31.0})
     assert steps_of(tmp_path) == [11, 12, 13]
 

@@ -89,8 +89,8 @@ def test_of_a_recipe_of_the_same_set_nothing_counts_and_that_is_told(run, make_c
     config.eval.flip = True
     assert setup.config == config and setup.overrides == {"eval.flip": (False, True)}
     told = (
-        "the recipe has model.pooling 'gwp' (now 'avg'), model.localizer 'exact' (now 'clean'), "
-        "data.image_size 64 (now 96) and 1 more: of it only which data count"
+        "not taken from the recipe, of which only the data count: model.pooling 'gwp', "
+        "model.localizer 'exact', data.image_size 64 and 1 more"
     )
     assert setup.said.splitlines()[1:] == [told]
 
@@ -206,6 +206,8 @@ def test_names_of_folders_are_short_safe_and_each_has_its_own():
     for name in names:
         assert len(name) <= LONGEST_NAME and re.fullmatch(r"[A-Za-z0-9_.,=+-]+", name)
         assert name.startswith("eval.global_scores=")
+    one, two = {"a": "b,c=d"}, {"a": "b", "c": "d"}
+    assert folder_name(one) != folder_name(two)
 
 
 def test_all_that_decides_is_an_option():
@@ -260,6 +262,15 @@ def test_an_operating_point_of_other_options_is_not_stored(run, capsys):
     assert read_metadata(same.path)["operating_point"] == point.to_dict()
     assert same.workdir == run / "evaluations" / "eval.protocol=msrn"
     assert Path(same.workdir, "calibration_val.json").is_file()
+
+
+def test_named_groups_of_a_checkpoint_are_not_mixed_with_the_default_ones(weights, tmp_path):
+    metadata = json.loads(json.dumps(weights[1]))
+    metadata["config"]["data"]["splits"] = {"train": "a", "test": "b"}
+    metadata["config"]["optim"]["multipliers"] = {"convclass": 1.0, "features": 0.5}
+    config = own_config(metadata, tmp_path)
+    assert config.data.splits.to_dict() == {"train": "a", "test": "b"}
+    assert config.optim.multipliers.to_dict() == {"convclass": 1.0, "features": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,11 @@ def test_options_with_and_without_a_recipe(asked):
     expected = {"eval.flip": True, "eval.scales": (64, 96), "data.name": "other"}
     assert asked(*options) == (None, expected)
     assert asked("--noconfig.augment.flip") == (None, {"augment.flip": False})
+    twice = ("--config.eval.scales=(64,)", "--config.eval.top_n=1")
+    assert asked(*twice, "--config.eval.scales=(96,)", "--config.eval.top_n=2") == (
+        None,
+        {"eval.scales": (96,), "eval.top_n": 2},
+    )
     for given in (("--config=RECIPE:resnet18",), ("--config", "RECIPE:resnet18")):
         recipe, set_beside = asked(*given, *options)
         assert set_beside == expected

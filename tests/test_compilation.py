@@ -77,16 +77,17 @@ def test_of_kept_programs_those_go_that_were_not_used_for_longest(no_cache, tmp_
     for name, read, written in (("a", 1, 3), ("b", 2, 2), ("c", 4, 1), ("d", 1, 1), ("e", 5, 5)):
         (folder / name).write_bytes(bytes(100))
         os.utime(folder / name, (read, written))
+    (folder / "of_xla").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation, "MOST_KEPT", 300)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
     keep_programs()
-    assert len(list(folder.iterdir())) == 5, "what the environment says wins"
+    assert len(list(folder.iterdir())) == 6, "what the environment says wins"
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE")
     jax.config.update("jax_compilation_cache_dir", None)
     keep_programs()
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "e"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "e", "of_xla"]
 
 
 def test_compiling_ahead_says_where_the_program_came_from(caplog):

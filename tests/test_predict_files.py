@@ -347,7 +347,9 @@ def test_which_files_are_images(photos, tmp_path, capsys):
     assert found(photos / "notes.txt") == (photos, ["notes.txt"])  # asked for by its name
     assert found(photos, photos / "inner")[1] == [ODD_NAME, "a.jpg", "turned.png"]
     (tmp_path / "empty").mkdir()
-    for where in (tmp_path / "nowhere", tmp_path / "empty", photos / "*.txt"):
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        found(tmp_path / "nowhere")
+    for where in (tmp_path / "empty", photos / "*.txt", tmp_path / "nowhere*"):
         with pytest.raises(UsageError, match="no image of a format that Pillow reads"):
             found(where)
 

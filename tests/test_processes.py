@@ -291,13 +291,14 @@ def fail():
         ctypes.CDLL(None).abort()
 
 def act():
-    with processes.joined(mode, ["fail"]):
+    from mlic_jax.checkpoint import RunCheckpoints
+    with processes.joined(mode, ["fail"]), RunCheckpoints(folder):
         if processes.is_first() == (who == "first"):
             fail()
         processes.wait_for_all("never")
 
 mode = flags.DEFINE_string("mode", "fail", "")
-who, cause = flags.FLAGS(sys.argv)[1:]
+who, cause, folder = flags.FLAGS(sys.argv)[1:]
 os._exit(exit_code(act))
 """
 
@@ -315,7 +316,8 @@ def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_pa
         for case in cases:
             folder = tmp_path / "-".join(case)
             folder.mkdir()
-            pairs += [stack.enter_context(pair("-c", FAIL, *case, folder=folder, lost_seconds=5))]
+            command = "-c", FAIL, *case, str(folder / "run")
+            pairs += [stack.enter_context(pair(*command, folder=folder, lost_seconds=5))]
         for ((who, cause), reason), both in zip(cases.items(), pairs, strict=True):
             for process in both:
                 process.communicate(timeout=PATIENCE)

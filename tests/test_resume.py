@@ -18,7 +18,7 @@ def metadata_of(config, step=None):
 def compare(make_config, tmp_path):
     """What `check_resumable` says of a run of 6 steps at step 6 after some options changed."""
 
-    def run(changes, last_step=6, allow_changes=False, before=()):
+    def run(changes, last_step=9, allow_changes=False, before=()):
         configs = make_config(), make_config()
         for options, config in ((before, configs[0]), ((*before, *changes), configs[1])):
             for name, value in options:
@@ -90,6 +90,22 @@ def test_an_option_that_was_none_had_its_default(make_config):
     assert changed_options(saved, current) == {}
     current["optim"]["clip_norm"] = 1.0
     assert changed_options(saved, current) == {"optim.clip_norm": (0.0, 1.0)}
+
+
+def test_a_group_that_is_gone_is_a_change(make_config):
+    saved = json.loads(make_config().to_json())
+    current = json.loads(json.dumps(saved))
+    saved["optim"]["multipliers"] = {"features": 0.1, "branch2": 0.1, "rest": 1.0}
+    assert changed_options(saved, current) == {"optim.multipliers.branch2": (0.1, None)}
+    del saved["optim"]["multipliers"]["rest"]  # which is a default, but was not there
+    assert changed_options(saved, current)["optim.multipliers.rest"] == (None, 1.0)
+
+
+def test_a_complete_run_is_not_changed_any_more(make_config, tmp_path):
+    saved, current = metadata_of(make_config(), 6), metadata_of(make_config())
+    current["config"]["eval"]["flip"] = True
+    with pytest.raises(UsageError, match=r"is complete: .* eval\.flip False \(now True\)"):
+        check_resumable(saved, current, tmp_path, 6, allow_changes=True)
 
 
 def test_all_that_is_free_is_an_option(make_config):

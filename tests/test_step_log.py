@@ -20,7 +20,7 @@ class NoCheckpoints:
 
 @pytest.fixture
 def open_log(config, tmp_path):
-    config.log_every = 4
+    config.log_every, config.epochs = 4, 9
     split = sources.open_splits(config.data)["train"]
 
     def start(first_step=0, window=None):
@@ -49,6 +49,14 @@ def test_a_line_holds_the_mean_of_its_window_and_the_rate_of_its_last_step(open_
         (4, 3.0, 4.0),
         (8, 6.0, 8.0),
     ]
+
+
+def test_the_last_steps_have_a_line_however_few(open_log, config, tmp_path):
+    config.epochs = 2  # of three steps
+    log = open_log()
+    add_steps(log, (1, 2, 3, 2, 3, 4), first=1)
+    log.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(4, 2.0), (6, 3.5)]
 
 
 def test_a_window_goes_on_where_the_run_does(open_log, tmp_path):

@@ -291,8 +291,11 @@ def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, c
 
     changed = config.copy_and_resolve_references()
     changed.model.top_n = 1
-    with pytest.raises(UsageError, match=r"has model\.top_n 2, the configuration 1"):
+    with pytest.raises(UsageError, match=r"had model\.top_n 2 \(now 1\).* or --allow_changes"):
         train(changed, tmp_path)
+    changed.model.width = 0.25
+    with pytest.raises(UsageError, match=r"has model\.width 0.125, the configuration 0.25"):
+        train(changed, tmp_path, allow_changes=True)
     changed = config.copy_and_resolve_references()
     changed.seed = 1
     with pytest.raises(UsageError, match="read batches with seed 0, now it is 1"):
