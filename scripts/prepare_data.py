@@ -5,10 +5,10 @@
         --init-from weights/mobilenet_v2
 
 Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, JSON of
-Label Studio, labelme, VIA, CreateML and MMPretrain, folders or lists by class, NUS-WIDE, Apparel. The
-format is told from the files; --dry-run says what was told. Labels may be unknown: `?` in a CSV,
-crowds in COCO, difficult objects in VOC. A set without splits of its own is divided into train and
-val.
+Label Studio, labelme, VIA, CreateML and MMPretrain, folders or lists by class, NUS-WIDE, Apparel.
+The format is told from the files; --dry-run says what was told. Labels may be unknown: `?` in a
+CSV, crowds in COCO, difficult objects in VOC. A set without splits of its own is divided into train
+and val.
 
 Written to --output: `<name>.py`, the recipe; `data_card.html`, a page to read first, and the same
 as JSON; `label_graph.npz` and, where there are any, `word_vectors.npz`, for MSRN.
