@@ -104,6 +104,11 @@ def test_the_one_variant_with_rates_of_its_own():
         ("optim.milestones", (2, -1), "milestones is (2, -1); it must be numbers, each above 0"),
         ("optim.milestones", ("a",), "milestones is ('a',); it must be numbers, each above 0"),
         ("optim.milestones", (2, 2), "each must be there once"),
+        (
+            "data.scenes_sizes",
+            (6,),
+            "data.scenes_sizes is (6,); it must be 3 numbers, each above 0",
+        ),
         ("augment.std", (1.0, 0.0, 1.0), "it must be 3 numbers, each above 0"),
         ("augment.mean", (1.0,), "augment.mean is (1.0,); it must be 3 numbers, each finite"),
         (

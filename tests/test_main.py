@@ -72,7 +72,6 @@ def test_help():
         ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for --mode=predict"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--recover"), "--recover is for"),
         ((*PREDICT, "--profile"), "--profile is for --mode=train|evaluate, not predict"),
-        ((*SCENES, "--workdir", "w", "--config.data.scenes_sizes=(6,)"), "data.scenes_sizes is"),
         ((*SCENES, "--workdir", "w", "--resume"), "--resume is for --mode=predict"),
         ((*PREDICT, "--distributed"), "--mode=predict is for one process"),
         (
@@ -103,6 +102,7 @@ def test_usage_errors(arguments, message, tmp_path, config):
 # Every line that the modes may print: on stdout what they found, on stderr their log and bars.
 SAID = (
     r"prepared .*: 20 train, 9 val, 11 test; 12 classes",
+    r"(train|val|test): tiny_scenes (train|val|test), \d+ images in .*",
     r"epoch 1: val mAP .*",
     r"resuming .*/checkpoints/3, of 3 steps",
     r".*/checkpoints/3: as it says itself(; changed: eval.batch_size 32 \(now 2\))?",
