@@ -222,7 +222,7 @@ def _report_unreadable(scans: dict[str, Scan], name: str, list_file: Path, on_co
     list_file.write_text("\n".join(lines) + "\n")
     raise Failure(
         f"{name}: {len(lines)} unreadable images: {_first(lines, '; ')}. All are listed in "
-        f"{list_file}; repair them or prepare with on_corrupt=skip"
+        f"{list_file}; repair them, or leave them out with data.on_corrupt=skip (--on-corrupt skip)"
     )
 
 
