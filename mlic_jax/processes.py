@@ -41,8 +41,9 @@ LOST_SECONDS = flags.DEFINE_integer(
 
 # How long process 0 may take for what the others wait for: to prepare a set, to write a report.
 WAIT_SECONDS = 6 * 3600
-# How long a failing process waits for others that fail of the same, to say what each knows of it.
-FAILING_SECONDS = 3
+# How long a failing process waits for others that fail of the same, to say what each knows of it;
+# and how long if it is a wrong request, as it then is to all of them.
+FAILING_SECONDS, REFUSING_SECONDS = 3, 30
 # How long a file may take to be seen by the other processes.
 SHARING_SECONDS = 5
 
@@ -100,8 +101,9 @@ def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
         except Exception as error:
             if _may_be_of_another(error):
                 time.sleep(LOST_SECONDS.value + 2)  # if it is so, this process is aborted
+            seconds = REFUSING_SECONDS if isinstance(error, UsageError) else FAILING_SECONDS
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                _client().wait_at_barrier("failing", 1000 * FAILING_SECONDS)
+                _client().wait_at_barrier("failing", 1000 * seconds)
             raise
 
 

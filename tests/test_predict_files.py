@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,7 +294,8 @@ def test_regions_of_what_the_whole_photo_hardly_shows_are_known_and_not_drawn(tm
     )
     names = ("cat", "dog", "yak")
     said = Prediction("a.png", 80, 60, names, dict.fromkeys(names, 0.9), regions)
-    entry = draw_pictures(tmp_path, said, tmp_path / "a.png")
+    reader = SimpleNamespace(read=Image.open)
+    entry = draw_pictures(reader, tmp_path, said, tmp_path / "a.png")
     assert [region["class"] for region in entry["row"]["regions"]] == list(names)
     shown = page_picture(entry, dict.fromkeys(names, 0.5))["regions"]
     assert [(region["number"], region["name"], region["height"]) for region in shown] == [

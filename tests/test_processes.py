@@ -333,19 +333,21 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
     config = str(ROOT / "configs/mcar_scenes.py")
     # A batch that does not divide among four devices, in case a run starts all the same.
     main = ("-m", "mlic_jax.main", "--config", config, "--workdir=run", "--config.batch_size=6")
-    nobody = f"--coordinator=127.0.0.1:{free_port()}"
-    alone = start(*main, "--distributed", stderr=tmp_path / "alone")
-    late = start(
-        *main,
-        *("--distributed", nobody, "--num_processes=2", "--process_id=1", "--join_seconds=1"),
-        stderr=tmp_path / "late",
-    )
     cwds = tmp_path / "one", tmp_path / "another"
     for cwd in cwds:
         cwd.mkdir()
-    with pair(*main, folder=tmp_path, cwds=cwds) as both:
-        for process in (alone, late, *both):
-            process.communicate(timeout=PATIENCE)
+    with socket.socket() as taken:  # so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"--coordinator=127.0.0.1:{taken.getsockname()[1]}"
+        alone = start(*main, "--distributed", stderr=tmp_path / "alone")
+        late = start(
+            *main,
+            *("--distributed", nobody, "--num_processes=2", "--process_id=1", "--join_seconds=1"),
+            stderr=tmp_path / "late",
+        )
+        with pair(*main, folder=tmp_path, cwds=cwds) as both:
+            for process in (alone, late, *both):
+                process.communicate(timeout=PATIENCE)
     assert alone.returncode == 2
     (line,) = (tmp_path / "alone").read_text().splitlines()
     assert line.startswith("error: --distributed finds no launcher that it knows")
@@ -354,7 +356,7 @@ def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path):
     *_, line = (tmp_path / "late").read_text().splitlines()
     assert line.startswith("error: the processes did not find each other at 127.0.0.1:")
     for i, process in enumerate(both):
-        assert process.returncode == 2
+        assert process.returncode == 2, (tmp_path / f"{i}.err").read_text()[-3000:]
         *_, line = (tmp_path / f"{i}.err").read_text().splitlines()
         assert line == "error: --workdir run must be a folder that all processes share"
         assert not list(cwds[i].iterdir())

@@ -16,7 +16,7 @@ _CLASSES = 50
 
 
 def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
-    """What was decided in telling and reading a set, a sentence each.
+    """What was decided in telling and reading a set, a sentence each, of what UTF-8 can hold.
 
     Args:
         layout: of `detect`.
@@ -27,12 +27,13 @@ def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
     places = {"photos": layout.options.get("image_dir", "")}
     if "annotations" in layout.options:
         places["annotations"] = layout.options["annotations"]
-    return [
+    sentences = [
         f"format {layout.format}, {'as said' if said else 'told'} from {layout.seen}",
         *(f"{what}: {os.path.join(root, path)}" for what, path in places.items()),
         *layout.notes,
         *getattr(source, "notes", ()),
     ]
+    return [text.encode("utf-8", "backslashreplace").decode() for text in sentences]
 
 
 def preview(layout: Layout, source: Source, roles: Mapping[str, str], own: bool) -> list[str]:
