@@ -431,6 +431,9 @@ def _with_labels(example, labels):
 
 def test_wrong_class_names_fail(toy_source, tmp_path):
     source = toy_source(train=3)
+    source.class_names = ("ant", " ", "bee")
+    with pytest.raises(Failure, match="a class has no name, or one of blanks alone"):
+        records.prepare(source, tmp_path)
     source.class_names = ("ant", "bee", "ant")
     with pytest.raises(Failure, match="class names occur more than once: ant"):
         records.prepare(source, tmp_path)

@@ -248,6 +248,8 @@ def _check_class_names(source: Source) -> None:
     names = source.class_names
     if not names:
         raise Failure(f"{source.name}: there are no classes")
+    if not all(name.strip() for name in names):
+        raise Failure(f"{source.name}: a class has no name, or one of blanks alone")
     if duplicates := _duplicates(names):
         raise Failure(f"{source.name}: class names occur more than once: {_first(duplicates)}")
 

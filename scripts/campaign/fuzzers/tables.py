@@ -91,6 +91,10 @@ class Tables(Fuzzer):
             skipped += len(split.skipped)
         if expected is None:
             return
+        found, expected = (  # blanks make no other name
+            {image: {" ".join(name.split()) for name in names} for image, names in labels.items()}
+            for labels in (found, expected)
+        )
         wanted = {image: names for image, names in expected.items() if image in found}
         if wanted != found or len(expected) != len(found) + skipped:
             raise Broken(f"the file says {expected}; prepared are {found} and {skipped} left out")
@@ -275,6 +279,9 @@ def read_csv(data: Path) -> Labels | None:
         ]
         if header not in (["image", "labels"], ["image", "labels", "split"]):
             return None
+        if any("".join(row[len(header) :]).strip() for row in rows):
+            return None
+        rows = [row[: len(header)] for row in rows]
         # A split without a role, such as one that the damage has named, is not prepared.
         rows = [row for row in rows if row[2:] == [] or row[2].strip() in ("train", "val")]
         return {Path(row[0].strip()).as_posix(): _listed(row[1]) for row in rows if len(row) >= 2}
@@ -283,8 +290,8 @@ def read_csv(data: Path) -> Labels | None:
 
 
 def _listed(cell: str) -> set[str]:
-    if cell.strip().startswith("["):
-        raise ValueError("a list of Python's")
+    if cell.strip().startswith("[") or cell.strip().lower() in ("nan", "none", "null", "na"):
+        raise ValueError("a list of Python's, or a word for nothing")
     names = cell.replace("|", ";").replace(",", ";").split(";") if cell.strip() else []
     return {name.strip() for name in names if not name.strip().endswith("?")}
 
@@ -293,6 +300,8 @@ def read_jsonl(data: Path) -> Labels | None:
     try:
         text = (data / "labels.jsonl").read_bytes().decode("utf-8-sig")
         rows = [json.loads(line) for line in io.StringIO(text, newline="") if line.strip()]
+        if any(isinstance(row["labels"], str) for row in rows):
+            return None
         return {Path(row["image"]).as_posix(): set(row["labels"]) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
