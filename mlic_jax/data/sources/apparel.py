@@ -41,12 +41,8 @@ class Apparel(RowSet):
             splits,
             root=root,
             read=lambda: Rows(CLASS_NAMES, _read(root)),
-            description={
-                "kind": "apparel",
-                "root": str(root),
-                "train_share": train_share,
-                "split_seed": split_seed,
-            },
+            kind="apparel",
+            options={},
             train_share=train_share,
             split_seed=split_seed,
         )

@@ -44,13 +44,8 @@ class FolderSet(RowSet):
             splits,
             root=root,
             read=lambda: Rows((), read_folders(root, label_separator)),
-            description={
-                "kind": "folders",
-                "root": str(root),
-                "label_separator": label_separator,
-                "train_share": train_share,
-                "split_seed": split_seed,
-            },
+            kind="folders",
+            options={"label_separator": label_separator},
             train_share=train_share,
             split_seed=split_seed,
         )

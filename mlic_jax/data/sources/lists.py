@@ -46,14 +46,8 @@ class Lists(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_lists(root / annotations, root / image_dir),
-            description={
-                "kind": "lists",
-                "root": str(root),
-                "annotations": annotations,
-                "image_dir": image_dir,
-                "train_share": train_share,
-                "split_seed": split_seed,
-            },
+            kind="lists",
+            options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
             split_seed=split_seed,
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mlic_jax.data.class_names import NUSWIDE as CLASS_NAMES
 from mlic_jax.data.sources import layout, table
@@ -42,21 +41,23 @@ class NusWide(RowSet):
         image_dir: str,
         keep_unlabelled: bool = False,
     ):
-        description: dict[str, Any] = {
-            "kind": "nuswide",
-            "root": str(root),
-            "annotations": annotations,
-            "image_dir": image_dir,
-            "keep_unlabelled": bool(keep_unlabelled),
-        }
-
         def read() -> Rows:
             rows = _read(root / annotations)
             return Rows(CLASS_NAMES, [row for row in rows if keep_unlabelled or row.present])
 
         self.annotation_files = (root / annotations,)
         super().__init__(
-            name, splits, root=root, image_dir=image_dir, read=read, description=description
+            name,
+            splits,
+            root=root,
+            image_dir=image_dir,
+            read=read,
+            kind="nuswide",
+            options={
+                "annotations": annotations,
+                "image_dir": image_dir,
+                "keep_unlabelled": bool(keep_unlabelled),
+            },
         )
 
 

@@ -1,6 +1,6 @@
 """`RowSet`: every set of photos in files, of which each has a row with the names of its labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,8 @@ from mlic_jax.data.sources.photos import Photos
 from mlic_jax.data.sources.split_names import SPLIT
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
+
+TRAIN_SHARE = 0.8  # of images whose rows name no splits, unless the source says another
 
 
 class Row(NamedTuple):
@@ -47,8 +49,9 @@ class RowSet:
         image_dir: the folder of images in it, perhaps with `{split}` in it; see `photos.Photos`
             about how they are named.
         read: reads the annotations.
-        description: see `records.Source`.
-        train_share, split_seed: of `splitting.divide`.
+        kind: of the source, for its description.
+        options: what else decides what it has, for its description.
+        train_share, split_seed: of `splitting.divide`; None where rows are to name their splits.
     """
 
     def __init__(
@@ -59,17 +62,20 @@ class RowSet:
         root: Path,
         image_dir: str = "",
         read: Callable[[], Rows],
-        description: dict[str, Any],
-        train_share: float = 0.8,
+        kind: str,
+        options: Mapping[str, Any],
+        train_share: float | None = None,
         split_seed: int = 0,
     ):
         self.name = name
         self.splits = splits
-        self.description = description
+        self.description = {"kind": kind, "root": str(root), **options}
+        if train_share is not None:
+            self.description |= {"train_share": train_share, "split_seed": split_seed}
         self._root = root
         self._image_dir = image_dir
         self._read = read
-        self._train_share = train_share
+        self._train_share = TRAIN_SHARE if train_share is None else train_share
         self._split_seed = split_seed
 
     @property

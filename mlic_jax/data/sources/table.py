@@ -79,14 +79,8 @@ class Table(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_tables(kind, root, annotations, **told),
-            description={
-                "kind": kind,
-                "root": str(root),
-                "annotations": annotations,
-                "image_dir": image_dir,
-                "train_share": train_share,
-                "split_seed": split_seed,
-            }
+            kind=kind,
+            options={"annotations": annotations, "image_dir": image_dir}
             | {option: value for option, value in told.items() if value},
             train_share=train_share,
             split_seed=split_seed,

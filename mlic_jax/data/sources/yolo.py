@@ -57,14 +57,8 @@ class Yolo(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_yolo(root, annotations, image_dir),
-            description={
-                "kind": "yolo",
-                "root": str(root),
-                "annotations": annotations,
-                "image_dir": image_dir,
-                "train_share": train_share,
-                "split_seed": split_seed,
-            },
+            kind="yolo",
+            options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
             split_seed=split_seed,
         )

@@ -69,14 +69,8 @@ class Export(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: Rows((), _rows(kind, root, annotations)),
-            description={
-                "kind": kind,
-                "root": str(root),
-                "annotations": annotations,
-                "image_dir": image_dir,
-                "train_share": train_share,
-                "split_seed": split_seed,
-            },
+            kind=kind,
+            options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
             split_seed=split_seed,
         )
