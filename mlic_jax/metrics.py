@@ -108,7 +108,9 @@ def evaluate_scores(
 
     ap_labels = resolve_unknown(labels, unknown_in_ap)
     ties = ties or choices.ties
-    ap = average_precision(scores, ap_labels, choices.ap_kind, ties)
+    check_ap(choices.ap_kind, ties)
+    rankings = rank(scores, ap_labels)
+    ap = ap_of_rankings(rankings, choices.ap_kind, ties)
     positives, counted = (ap_labels > 0).sum(axis=0), (ap_labels != 0).sum(axis=0)
     has_ap = positives > 0
     if not has_ap.any():
@@ -157,7 +159,7 @@ def evaluate_scores(
     return result | {
         "class_names": names,
         "AP": _undefined_as_none(ap),
-        "tied": tie_bounds(scores, ap_labels, choices.ap_kind, ap),
+        "tied": tie_bounds(rankings, choices.ap_kind, ap),
         **{name: _undefined_as_none(100 * values) for name, values in by_class},
         "positives": positives.tolist(),
         "classes_without_positives": without,
@@ -229,22 +231,46 @@ def average_precision(
     Raises:
         UsageError: an unknown kind; `average` of another kind than `raw`.
     """
+    check_ap(kind, ties)
+    return ap_of_rankings(rank(scores, labels), kind, ties)
+
+
+def check_ap(kind: ApKind, ties: Ties) -> None:
+    """Raises UsageError for an unknown kind, or `average` of another than `raw`."""
     for what, value, known in (("kind of AP", kind, get_args(ApKind)), ("ties", ties, TIES)):
         if value not in known:
             raise UsageError(f"{what} is {value!r}; known are {', '.join(known)}")
     if ties == "average" and kind != "raw":
         raise UsageError(f"ties average is for AP raw, not {kind}; pessimistic is for all kinds")
-    ap = np.full(scores.shape[1], np.nan)
-    for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
+
+
+class Ranking(NamedTuple):
+    """What is known of a class, by descending score, ties in the order of the images."""
+
+    scores: np.ndarray  # [M]
+    positive: np.ndarray  # bool [M]
+
+
+def rank(scores: np.ndarray, labels: np.ndarray) -> list[Ranking]:
+    """The ranking of each class; arguments as for `average_precision`."""
+    rankings = []
+    for score, label in zip(scores.T, labels.T, strict=True):
         images = ranked_images(score, label)
-        positive = label[images] > 0
+        rankings.append(Ranking(score[images], label[images] > 0))
+    return rankings
+
+
+def ap_of_rankings(rankings: Sequence[Ranking], kind: ApKind, ties: Ties) -> np.ndarray:
+    """`average_precision` of what is ranked already."""
+    ap = np.full(len(rankings), np.nan)
+    for c, (scores, positive) in enumerate(rankings):
         if not positive.any():
             continue
         if ties == "average":
-            ap[c] = 100 * expected_precision(blocks_of(score[images]), positive)
+            ap[c] = 100 * expected_precision(blocks_of(scores), positive)
             continue
         if ties != "stable":
-            positive = sorted_in_blocks(blocks_of(score[images]), positive, ties)
+            positive = sorted_in_blocks(blocks_of(scores), positive, ties)
         ap[c] = 100 * _precision_of_ranks(np.flatnonzero(positive) + 1, kind)
     return ap
 
@@ -261,13 +287,12 @@ def _precision_of_ranks(ranks: np.ndarray, kind: ApKind) -> float:
     return precision.mean()
 
 
-def tie_bounds(
-    scores: np.ndarray, labels: np.ndarray, kind: ApKind, ap: np.ndarray
-) -> dict[str, Any]:
+def tie_bounds(rankings: Sequence[Ranking], kind: ApKind, ap: np.ndarray) -> dict[str, Any]:
     """Between what the order of equal scores decides.
 
     Args:
-        scores, labels, kind: of `average_precision`.
+        rankings: of `rank`.
+        kind: of `average_precision`.
         ap: [C], what it gave.
 
     Returns:
@@ -275,12 +300,10 @@ def tie_bounds(
     """
     bounds = np.stack([ap, ap])
     pairs: list[list[float] | None] = [None] * len(ap)
-    for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
-        images = ranked_images(score, label)
-        if not np.isnan(ap[c]) and are_mixed(blocks_of(score[images]), label[images] > 0):
-            of_class = scores[:, c : c + 1], labels[:, c : c + 1], kind
+    for c, ranking in enumerate(rankings):
+        if not np.isnan(ap[c]) and are_mixed(*ranking):
             bounds[:, c] = [
-                average_precision(*of_class, ties)[0] for ties in ("pessimistic", "optimistic")
+                ap_of_rankings([ranking], kind, ties)[0] for ties in ("pessimistic", "optimistic")
             ]
             pairs[c] = bounds[:, c].tolist()
     return {"mAP": [mean_average_precision(bound) for bound in bounds], "AP": pairs}

@@ -21,9 +21,9 @@ def blocks_of(scores: np.ndarray) -> np.ndarray:
     return np.cumsum(np.concatenate([[0], scores[1:] != scores[:-1]]))
 
 
-def are_mixed(blocks: np.ndarray, positive: np.ndarray) -> bool:
-    """Whether any block has both a positive and another image (bool [M], ranked)."""
-    return bool(((blocks[1:] == blocks[:-1]) & (positive[1:] != positive[:-1])).any())
+def are_mixed(scores: np.ndarray, positive: np.ndarray) -> bool:
+    """Whether a positive and another image (bool [M]) have equal scores [M], which are ranked."""
+    return bool(((scores[1:] == scores[:-1]) & (positive[1:] != positive[:-1])).any())
 
 
 def sorted_in_blocks(blocks: np.ndarray, positive: np.ndarray, ties: Ties) -> np.ndarray:
