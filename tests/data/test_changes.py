@@ -199,10 +199,10 @@ def test_a_new_photo_in_a_class_folder(tmp_path, jpeg, capsys):
     assert len(sources.open_splits(data)["train"]) == 2
     (tmp_path / "own" / "train" / "dog" / "c.jpg").write_bytes(jpeg(3))
     assert len(sources.open_splits(data)["train"]) == 3
-    assert "the images or labels of train changed" in capsys.readouterr().out
+    assert "prepared again: train/dog changed\n" in capsys.readouterr().out
     (tmp_path / "own" / "train" / "dog").rename(tmp_path / "own" / "train" / "wolf")
     assert sources.open_splits(data)["train"].class_names == ("cat", "wolf")
-    assert "prepared again: the classes changed" in capsys.readouterr().out
+    assert "prepared again: train/dog, train/wolf changed" in capsys.readouterr().out
 
 
 def test_a_set_of_an_earlier_version_is_prepared_again_and_that_is_said(data, capsys):

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlic_jax.data import transforms
 from mlic_jax.data.records import stamps
-from mlic_jax.data.records.changes import Comparison, compare
+from mlic_jax.data.records.changes import NOT_NOTED, Comparison, compare
 from mlic_jax.data.records.checking import Journal, Scan, scan_split
 from mlic_jax.data.records.reading import (
     PREPARED,
@@ -110,8 +110,8 @@ def _compare(source: Source, final: Path, wanted: Prepared, workers: int) -> Com
     if not is_noted and root is not None and not root.is_dir():
         print(f"{final}: there is no {root}, which it was made from; it is taken as it is")
         return Comparison([])
-    if not is_noted and getattr(source, "annotation_files", None) != ():
-        return Comparison(["an earlier version prepared it, and did not note from what files"])
+    if not is_noted and source.annotation_files != ():
+        return Comparison([NOT_NOTED])
     reasons = []
     if prepared.upright != wanted.upright:
         reasons.append(f"data.upright is {wanted.upright} now")

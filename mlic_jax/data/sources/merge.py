@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ class Merged:
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(group[0] for group in alike(self._source.class_names))
+
+    @property
+    def annotation_files(self) -> Sequence[Path]:
+        return self._source.annotation_files
 
     @property
     def own_splits(self) -> tuple[str, ...]:

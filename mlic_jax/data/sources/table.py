@@ -67,7 +67,6 @@ class Table(RowSet):
         train_share: float = 0.8,
         split_seed: int = 0,
     ):
-        self._files_of = root, annotations
         told = {
             "image_column": image_column,
             "label_column": label_column,
@@ -79,19 +78,13 @@ class Table(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_tables(kind, root, annotations, **told),
+            files=lambda: list(_files(root, annotations).values()),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir}
             | {option: value for option, value in told.items() if value},
             train_share=train_share,
             split_seed=split_seed,
         )
-
-    @property
-    def annotation_files(self) -> list[Path]:
-        """Every file that classes, splits and labels are read from."""
-        root, annotations = self._files_of
-        splits = splits_of(root, annotations) or ("",)
-        return [root / annotations.replace(SPLIT, split) for split in splits]
 
 
 def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
@@ -103,10 +96,9 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
     """
     if SPLIT not in annotations:
         return TABLES[kind](root / annotations, **told)
-    splits = splits_of(root, annotations)
-    if not splits:
+    files = _files(root, annotations)
+    if not files:
         raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
-    files = {split: root / annotations.replace(SPLIT, split) for split in splits}
     tables = {
         split: TABLES[kind](file, **told) for split, file in files.items() if has_labels(kind, file)
     }
@@ -117,10 +109,16 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
             raise Failure(f"the columns of {files[split]} and {files[other]} are not the same")
     rows = [row._replace(split=split) for split, table in tables.items() for row in table.rows]
     notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
-    without = [files[split].name for split in splits if split not in tables]
+    without = [file.name for split, file in files.items() if split not in tables]
     if without:
         notes[f"{', '.join(without)}: no labels, not read"] = None
     return Rows(names[0] if names else (), rows, tuple(notes))
+
+
+def _files(root: Path, annotations: str) -> dict[str, Path]:
+    """The file of every split; that of all splits is of ""."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return {split: root / annotations.replace(SPLIT, split) for split in splits}
 
 
 def has_labels(kind: str, file: Path) -> bool:

@@ -1,5 +1,6 @@
 """Own data as YOLO takes them: beside each photo's folder `images` one of text files, `labels`."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.data.sources.text import read_text
 from mlic_jax.errors import Failure, UsageError
 
+_YAML = (".yaml", ".yml")
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels")  # a name a line
 # Folders of labels and of images, in the order in which they are looked for.
 _PLACES = (
@@ -57,6 +59,7 @@ class Yolo(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_yolo(root, annotations, image_dir),
+            files=lambda: _read_files(root, annotations, image_dir),
             kind="yolo",
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
@@ -71,8 +74,7 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
         UsageError: a folder is missing.
         Failure: a file is malformed, or the names of the classes are not to be found.
     """
-    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
-    folders = {split: root / annotations.replace(SPLIT, split) for split in splits}
+    folders = _folders(root, annotations)
     source, names = _class_names(root, list(folders.values()))
     rows = []
     for split, folder in folders.items():
@@ -90,12 +92,32 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
     return Rows(names, rows, [f"{len(names)} names of classes are those of {source}"] * bool(used))
 
 
-def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
-    """The file that names the classes, and the names."""
+def _read_files(root: Path, annotations: str, image_dir: str) -> list[Path]:
+    """All that `read_yolo` reads, the folders of photos too."""
+    folders = _folders(root, annotations)
+    texts = [file for folder in folders.values() for file in _texts(folder)]
+    photos = [root / image_dir.replace(SPLIT, split) for split in folders]
+    return [*_naming_files(root, list(folders.values())), *texts, *photos]
+
+
+def _folders(root: Path, annotations: str) -> dict[str, Path]:
+    """The folder of text files of every split; that of all splits is of ""."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return {split: root / annotations.replace(SPLIT, split) for split in splits}
+
+
+def _naming_files(root: Path, folders: list[Path]) -> list[Path]:
+    """The files that may name the classes."""
     places = dict.fromkeys([root, *folders, *(folder.parent for folder in folders)])
     files = [file for place in places if place.is_dir() for file in visible(place)]
+    return [file for file in files if file.suffix.lower() in _YAML or file.name in _LISTS]
+
+
+def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
+    """The file that names the classes, and the names."""
+    files = _naming_files(root, folders)
     for file in files:
-        if file.suffix.lower() in (".yaml", ".yml"):
+        if file.suffix.lower() in _YAML:
             try:
                 content = yaml.safe_load(read_text(file)[0])
             except yaml.YAMLError as error:
@@ -161,7 +183,7 @@ def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Lay
         folders = [images / labels.replace(SPLIT, split) for split in splits]
         texts = [file for folder in folders for file in _texts(folder)[:20]]
         if any(map(_is_yolo, texts)):
-            options = {"root": str(images.resolve()), "annotations": labels, "image_dir": photos}
+            options = {"root": os.path.abspath(images), "annotations": labels, "image_dir": photos}
             return Layout("yolo", f"{labels or images.name}/*.txt", options)
     return None
 

@@ -69,6 +69,7 @@ class Export(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: Rows((), _rows(kind, root, annotations)),
+            files=lambda: _read_files(root, annotations),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
@@ -99,19 +100,35 @@ def _rows_of_file(kind: str, file: Path, split: str) -> Iterator[Row]:
         raise Failure(f"{file} is not as {kind} writes it: {said}") from None
 
 
+def _read_files(root: Path, annotations: str) -> list[Path]:
+    """The files, and of a folder all that may be of the format."""
+    places = [place for _, place in _places(root, annotations)]
+    files = [_json_files(place) if place.is_dir() else [place] for place in places]
+    return [file for of_place in files for file in of_place]
+
+
 def _files(root: Path, annotations: str, parser: Parser) -> list[tuple[str, Path]]:
     """The files, each with its split; "" if they are of none."""
-    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
-    places = [(split, root / annotations.replace(SPLIT, split)) for split in splits]
+    places = _places(root, annotations)
     if not parser.file_an_image:
         return places
     return [(split, file) for split, place in places for file in _files_in(place, parser)]
 
 
+def _places(root: Path, annotations: str) -> list[tuple[str, Path]]:
+    """The file or folder of every split, "" if they are of none."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return [(split, root / annotations.replace(SPLIT, split)) for split in splits]
+
+
 def _files_in(folder: Path, parser: Parser) -> list[Path]:
     """The files of a format in a folder."""
+    return [file for file in _json_files(folder) if parser.knows(file)]
+
+
+def _json_files(folder: Path) -> list[Path]:
     files = visible(folder) if folder.is_dir() else []
-    return [f for f in files if f.suffix.lower() == ".json" and parser.knows(f)]
+    return [file for file in files if file.suffix.lower() == ".json"]
 
 
 # --- telling the format
