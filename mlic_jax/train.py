@@ -245,7 +245,7 @@ def train(
     eval_model = evaluate.create_eval_model(config, num_classes, constants)
     scale = batch_scale(config.optim, config.batch_size)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs, scale)
-    metadata = resume.run_metadata(config, splits["train"])
+    metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
             print(f"set aside in {workdir / checkpoint.DAMAGED}: {finding}")

@@ -37,6 +37,7 @@ from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.places import beside, is_path, seen_from
 
 LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
 # Options of sources that are told from the files if nobody says them.
@@ -169,7 +170,7 @@ def _run(options: argparse.Namespace) -> None:
             vectors.save(vectors_file)
         write_text(output / "data_card.json", json.dumps(described | {"roles": roles}, indent=1))
         write_text(output / "data_card.html", page)
-        write_text(recipe, recipe_text(settings, train, roles, commands))
+        write_text(recipe, recipe_text(recipe, settings, train, roles, commands))
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
     print_summary(described, roles, output, commands, settings)
@@ -319,9 +320,9 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
 
 
 def images_folder(settings: Mapping[str, Any]) -> Path:
-    """The folder of the images that are measured on."""
-    folder = Path(settings["data.root"], settings.get("data.image_dir", ""))
-    return Path(str(folder).replace("{split}", settings["data.splits"]["val"]))
+    """The folder of the images that are measured on, as a command is to name it here."""
+    folder = os.path.join(settings["data.root"], settings.get("data.image_dir", ""))
+    return Path(seen_from(".", folder.replace("{split}", settings["data.splits"]["val"])))
 
 
 def count_unlisted(source: Source, settings: Mapping[str, Any]) -> int:
@@ -359,30 +360,35 @@ def command_lines(
 
 
 def recipe_text(
+    recipe: Path,
     settings: Mapping[str, Any],
     train: Split,
     roles: Mapping[str, str],
     commands: Mapping[str, str],
 ) -> str:
-    """The recipe, a Python file as those in configs/."""
+    """The recipe, a Python file as those in configs/, with paths relative to itself."""
     held_out = roles["val"] if roles["val"] == roles["test"] else f"{roles['val']}, {roles['test']}"
     start = "from pretrained weights" if "init_from" in settings else "from random initialisation"
     said = "\n\n".join(f"    {command}" for command in commands.values())
     docstring = (
         f"MCAR on {train.name}, {start}: {len(train.class_names)} classes, {len(train)} images to "
         f"train on.\n\n{said}\n\nValidated and evaluated on {held_out}. MSRN, with the label graph "
-        "beside this file: --config.model.name=msrn and\nanother --workdir. Written by "
-        "scripts/prepare_data.py; every option is in mlic_jax/config.py."
+        "beside this file: --config.model.name=msrn and\nanother --workdir. Paths are relative to "
+        "this file. Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
     )
     docstring = docstring.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     lines = []
     for option in sorted(settings, key=_section):
         comment = f"  # {_COMMENTS[option]}" if option in _COMMENTS else ""
-        lines.append(f"    config.{option} = {_literal(settings[option])}{comment}\n")
+        value = _literal(settings[option])
+        if is_path(option, settings[option]):
+            value = f"beside(__file__, {_literal(seen_from(recipe.parent, settings[option]))})"
+        lines.append(f"    config.{option} = {value}{comment}\n")
     return (
         f'"""{docstring}\n"""\n\n'
         "from ml_collections import ConfigDict\n\n"
-        "from mlic_jax.config import apply_variant, default_config\n\n\n"
+        "from mlic_jax.config import apply_variant, default_config\n"
+        f"from {beside.__module__} import beside\n\n\n"
         "def get_config(variant: str | None = None) -> ConfigDict:\n"
         f'    """The recipe that prepare_data.py chose for {len(train)} images."""\n'
         "    config = default_config()\n"

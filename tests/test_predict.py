@@ -418,7 +418,9 @@ def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, t
         Image.fromarray(values).save(tmp_path / "own" / split / "class" / "deep.png")
     source = FolderSet("own", tmp_path / "own", ("train", "val"))
     split = records.open_split(records.prepare(source, tmp_path / "prepared"), "train")
-    preprocessing = json.loads(json.dumps(resume.run_metadata(config, split)["preprocessing"]))
+    preprocessing = json.loads(
+        json.dumps(resume.run_metadata(config, split, tmp_path)["preprocessing"])
+    )
     seen = Predictor(config, variables, metadata | {"preprocessing": preprocessing})
     pixels = np.asarray(seen.read(tmp_path / "own" / "val" / "class" / "deep.png"))
     np.testing.assert_array_equal(pixels, np.asarray(split.decode(split[0])))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import evaluate, train
-from mlic_jax.checkpoint import save_weights
+from mlic_jax import evaluate, resume, train
+from mlic_jax.checkpoint import read_metadata, save_weights
+from mlic_jax.checkpoint_config import set_up
 from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
@@ -143,9 +144,51 @@ def test_what_it_writes(run, table, capsys):
         "python -m mlic_jax.main --mode evaluate --workdir runs/ours",
         "python -m mlic_jax.main --mode calibrate --workdir runs/ours "
         "--config.calibration.allow_test=True",
-        f"python -m mlic_jax.main --mode predict --checkpoint runs/ours --images {table}/photos "
+        "python -m mlic_jax.main --mode predict --checkpoint runs/ours --images data/photos "
         "--out runs/ours/predictions",
     ]
+
+
+def test_no_path_of_the_recipe_is_of_this_machine(run, table):
+    assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
+    text = Path("own/ours/ours.py").read_text()
+    assert str(table.parent) not in text
+    assert 'config.data.root = beside(__file__, "../../data")\n' in text
+    assert 'config.data.prepared_dir = beside(__file__, "../../prepared")\n' in text
+    assert 'config.data.label_graph = beside(__file__, "label_graph.npz")\n' in text
+    for file in Path("prepared/ours").glob("*.json"):
+        assert str(table.parent) not in file.read_text()
+
+
+def test_what_is_prepared_and_trained_moves(run, table, tmp_path, fresh_run, monkeypatch, capsys):
+    """Data, prepared set, recipe and run as one folder, used from another one."""
+    arguments = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    assert run(*arguments, "--prepared-dir", "ready", "--image-size", "32") == 0
+    config = read_module(tmp_path / "own" / "ours" / "ours.py").get_config()
+    config.model.update({"name": "pooled", "backbone": "resnet10", "width": 0.125})
+    workdir = Path("runs", "ours")
+    save_weights(workdir / "checkpoints" / "1", *fresh_run(config, workdir))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("data", "ready", "own", "runs"):
+        (tmp_path / name).rename(moved / name)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    capsys.readouterr()
+
+    recipe = read_module(moved / "own" / "ours" / "ours.py").get_config()
+    setup = set_up(None, moved / workdir)  # the checkpoint alone, without the recipe
+    assert not setup.overrides and setup.workdir == moved / workdir
+    for data in (recipe.data, setup.config.data):
+        paths = data.root, data.prepared_dir, data.label_graph
+        names = "data", "ready", "own/ours/label_graph.npz"
+        assert paths == tuple(str(moved / name) for name in names)
+        split = sources.open_splits(data)["train"]
+        assert (split.directory, capsys.readouterr().out) == (moved / "ready" / "ours", "")
+    recipe.model = config.model
+    now = resume.run_metadata(recipe, split, moved / workdir)
+    assert resume.check_resumable(read_metadata(setup.path), now, setup.path, 9) == {}
+    assert list(Path().iterdir()) == []
 
 
 def test_splits_of_its_own(run, table, capsys):
@@ -279,7 +322,7 @@ def test_paths_that_need_quoting(run, tmp_path, monkeypatch, capsys):
     commands = printed_commands(capsys.readouterr().out)
     assert all(command in recipe.__doc__ for command in commands)
     assert shlex.split(commands[0])[4] == "my recipes/ours.py"
-    assert str(folder / "photos") in shlex.split(commands[3])
+    assert f"{folder.name}/photos" in shlex.split(commands[3])
 
 
 # --- word vectors and models
@@ -444,3 +487,11 @@ def test_the_printed_commands_do_it_all(write, found, tmp_path):
     page = (run / "predictions" / "index.html").read_text()
     assert "learned on the test split" in page  # it uses the operating point
     assert {label for row in rows for label in row["labels"].split(";")} <= {*COLOURS, ""}
+
+    moved = tmp_path / "moved"  # all of it, which is looked at from anywhere
+    moved.mkdir()
+    for name in ("data", "prepared", "own", "runs"):
+        (tmp_path / name).rename(moved / name)
+    again = shell("python -m mlic_jax.main --mode evaluate --workdir moved/runs/ours")
+    assert f"final mAP {metrics['mAP']:.1f}" in again and "prepared again" not in again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]

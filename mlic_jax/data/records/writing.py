@@ -124,7 +124,7 @@ def _dataset_info(source: Source, scans: Mapping[str, Scan], directory: Path) ->
     )
     metadata = {
         "class_names": class_names,
-        "source": source.description,
+        "source": {name: said for name, said in source.description.items() if name != "root"},
         "skipped": {split: list(scan.unreadable) for split, scan in scans.items()},
     }
     identity = tfds.core.DatasetIdentity(
