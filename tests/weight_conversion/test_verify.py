@@ -343,7 +343,7 @@ def test_photos_are_decoded_as_in_training(tmp_path, make_config, fresh_run):
     wide = np.arange(600, dtype=np.uint8).reshape(10, 20, 3)
     Image.fromarray(wide).save(folder / "turned.png", exif=exif)
     Image.fromarray(np.array([[0, 1000, 4095]], np.uint16)).save(folder / "deep.png")
-    own = prepare(FolderSet("own", tmp_path / "own", ("test",)), tmp_path, upright=True)
+    own = prepare(FolderSet("own", tmp_path / "own", ("test",)), tmp_path / "set", upright=True)
     split = open_split(own, "test")
     seen = [transforms.resize(split.decode(split[i]), 32) for i in range(2)]
     np.testing.assert_array_equal(verify.open_photos(own, None, None).pixels([0, 1], 32), seen)

@@ -133,10 +133,14 @@ class Made:
             raise Failure(f"{path.name} holds arrays that do not fit together")
         return made
 
-    def same_content(self, other: "Made") -> bool:
-        """Whether the examples are the same ones, with the same images, labels and boxes."""
+    def readable(self) -> "Made":
+        """Those of the examples whose image could be decoded."""
+        return Made(**{name: array[self.looks[:, 0] > 0] for name, array in vars(self).items()})
+
+    def same_content(self, other: "Made", part: slice) -> bool:
+        """Whether a part has the same examples, with the same images, labels and boxes."""
         return all(
-            np.array_equal(getattr(self, name), getattr(other, name))
+            np.array_equal(getattr(self, name)[part], getattr(other, name)[part])
             for name in ("image_ids", "truths", "digests")
         )
 
