@@ -1,6 +1,7 @@
 """Every source says what it reads: a set of it asks for nothing else, and follows every change."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -94,8 +95,13 @@ labelme = files_by_image(
 KINDS = {
     "coco": (export(coco), "export.json", "photos"),
     "voc": (files_by_image("xml", "xml", lambda n, label: xml(label)), "xml", "photos"),
-    "voc2007": (lambda labels: devkit(labels) | LISTS, "", "VOC2007/JPEGImages"),
+    "voc 2007": (lambda labels: devkit(labels) | LISTS, "", "VOC2007/JPEGImages"),
     "yolo": (yolo, "labels", "photos"),
+    "yolo beside": (
+        lambda labels: {f.removeprefix("labels/"): text for f, text in yolo(labels).items()},
+        "",
+        "",
+    ),
     "lists": (lists, "lists", "photos"),
     "csv": (lambda labels: {"t.csv": table(labels)}, "t.csv", "photos"),
     "jsonl": (
@@ -124,7 +130,7 @@ KINDS = {
 
 
 def test_no_kind_of_files_is_left_out():
-    assert {*KINDS} - {"voc2007"} == sources.SOURCES.keys() - {"scenes", "tfds"}
+    assert {kind.split()[0] for kind in KINDS} == sources.SOURCES.keys() - {"scenes", "tfds"}
 
 
 @pytest.fixture(params=[(kind, False) for kind in KINDS] + [("csv", True)], ids=str)
@@ -140,18 +146,18 @@ def own(request, plant):
         def label_anew():
             (folder / folders["dog"] / "a.jpg").rename(folder / folders["cat"] / "a.jpg")
     else:
-        folder = plant(write(LABELS), [f"{image_dir}/{photo}" for photo in PHOTOS])
+        folder = plant(write(LABELS), [os.path.join(image_dir, photo) for photo in PHOTOS])
 
         def label_anew():
             plant(write(AFTER))
 
     data = default_config().data
-    data.source, data.name, data.root = kind.removesuffix("2007"), "own", str(folder)
+    data.source, data.name, data.root = kind.split()[0], "own", str(folder)
     data.prepared_dir, data.train_share = str(folder.parent / "prepared"), 0.5
     data.annotations, data.image_dir, data.merge_classes = annotations, image_dir, merged
-    data.year = "2007" if kind == "voc2007" else "own"
+    data.year = "2007" if kind == "voc 2007" else "own"
     splits = {"train": "train", "val": "test", "test": "test"}
-    data.splits = splits if kind in ("nuswide", "voc2007", "apparel") else roles_of(())
+    data.splits = splits if kind in ("nuswide", "voc 2007", "apparel") else roles_of(())
     return data, label_anew
 
 
@@ -173,7 +179,9 @@ def named(labels, kind):
 
 def test_a_set_asks_for_nothing_until_the_annotations_change(own, monkeypatch, capsys):
     data, label_anew = own
-    assert shown(sources.open_splits(data)) == named(LABELS, data.source)
+    splits = sources.open_splits(data)
+    assert shown(splits) == named(LABELS, data.source)
+    assert data.root not in (splits["train"].directory / "annotations.json").read_text()
     capsys.readouterr()
     with monkeypatch.context() as unread:
         for part in ("examples", "class_names"):
