@@ -339,8 +339,7 @@ def test_a_damaged_checkpoint_stops_the_run_until_it_recovers(config, tmp_path, 
         folders = [find(run) for run in (alone, broken)]
         assert folders[0].name == folders[1].name
         said = [read_metadata(folder) for folder in folders]
-        assert [metadata.pop("folder") for metadata in said] == [str(alone), str(broken)]
-        assert said[0] == said[1]
+        assert said[0] | {"folder": ""} == said[1] | {"folder": ""}  # where each was written
         jax.tree.map(np.testing.assert_array_equal, *(load_weights(f)[0] for f in folders))
 
 
