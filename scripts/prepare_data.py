@@ -5,8 +5,8 @@
         --init-from weights/mobilenet_v2
 
 Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, JSON of
-Label Studio, labelme, VIA, CreateML and MMPretrain, folders or lists by class, NUS-WIDE, Apparel,
-datasets of the Hub.
+Label Studio, labelme, VIA, VoTT, CreateML and MMPretrain, folders or lists by class, NUS-WIDE,
+Apparel, datasets of Hugging Face.
 The format is told from the files; --dry-run says what was told. Labels may be unknown: `?` in a
 CSV, crowds in COCO, difficult objects in VOC. A set without splits of its own is divided into train
 and val, or with --val-share and --test-share into three; what a set has splits for is left alone.

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlic_jax.data.image_files import is_junk, visible
 from mlic_jax.data.sources.photos import Photos
@@ -77,10 +78,11 @@ def image_folder(
         if likely:
             break
     chosen, *rivals = likely
-    if rivals and not any(held[chosen] & held[other] for other in rivals):
+    if rivals and not any(held[chosen].keys() & held[other].keys() for other in rivals):
         return images, ()  # each holds a part
+    rivals = [folder for folder in rivals if _differ(held[chosen], held[folder])]
     _check_choice(chosen, rivals, why, images, annotations, split)
-    others = [folder for folder in held if folder != chosen and held[folder] & held[chosen]]
+    others = [f for f in held if f != chosen and _differ(held[chosen], held[f])]
     if not others or SPLIT in str(chosen):
         return chosen, ()
     told = f"photos are taken from {_relative(chosen, images)} ({why})"
@@ -169,22 +171,33 @@ def _split_of(images: Path, annotations: Path) -> str | None:
 
 def _held(
     folder: Path, sample: Sequence[tuple[str, str]], by_end: bool
-) -> frozenset[tuple[str, str]]:
-    """Those of the (split, name) that a folder, or a pattern of folders, has photos for."""
+) -> dict[tuple[str, str], Path | None]:
+    """Those of the (split, name) that a folder, or a pattern of folders, has photos for.
+
+    With the photo of each; None where there are several.
+    """
     photos: dict[str, Photos] = {}
-    held = set()
+    held = {}
     for split, name in sample:
         where = str(folder).replace(SPLIT, split)
         if where not in photos:
             photos[where] = Photos(Path(where).parent, Path(where).name)
         find = photos[where].held_by_its_end if by_end else photos[where].held
         try:
-            found = find(name) is not None
+            found = find(name)
+            if found is not None:
+                held[split, name] = found
         except Failure:  # several: the source says so, if it is to read this folder
-            found = True
-        if found:
-            held.add((split, name))
-    return frozenset(held)
+            held[split, name] = None
+    return held
+
+
+def _differ(held: Mapping[Any, Path | None], other: Mapping[Any, Path | None]) -> bool:
+    """Whether two folders have different photos for a name: one inside the other has the same."""
+    return any(
+        None in (held[key], other[key]) or os.path.abspath(held[key]) != os.path.abspath(other[key])
+        for key in held.keys() & other.keys()
+    )
 
 
 def _some(names: Sequence[str]) -> Sequence[str]:
