@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlic_jax.data.image_files import is_junk, visible
 from mlic_jax.data.sources.photos import Photos
@@ -192,12 +191,28 @@ def _held(
     return held
 
 
-def _differ(held: Mapping[Any, Path | None], other: Mapping[Any, Path | None]) -> bool:
-    """Whether two folders have different photos for a name: one inside the other has the same."""
-    return any(
-        None in (held[key], other[key]) or os.path.abspath(held[key]) != os.path.abspath(other[key])
-        for key in held.keys() & other.keys()
-    )
+def _differ(
+    held: Mapping[tuple[str, str], Path | None], other: Mapping[tuple[str, str], Path | None]
+) -> bool:
+    """Whether another folder has other photos, of which the paths fit the names no worse.
+
+    One inside the other has the same ones, or such as fit the end of a path alone.
+    """
+    for key in held.keys() & other.keys():
+        photo, rival = held[key], other[key]
+        if photo is None or rival is None:
+            return True
+        is_other = os.path.abspath(photo) != os.path.abspath(rival)
+        if is_other and _fit(key[1], rival) >= _fit(key[1], photo):
+            return True
+    return False
+
+
+def _fit(name: str, file: Path) -> int:
+    """How many of the folders before the last part of a name are those that the file is in."""
+    pairs = zip(reversed(name.split("/")[:-1]), reversed(file.parent.parts), strict=False)
+    same = [folder.lower() == own.lower() for folder, own in pairs]
+    return [*same, False].index(False)
 
 
 def _some(names: Sequence[str]) -> Sequence[str]:
