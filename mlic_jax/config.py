@@ -58,7 +58,7 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    # scenes | tfds | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
+    # scenes | tfds | hub | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
