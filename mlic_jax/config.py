@@ -58,7 +58,7 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    # scenes | tfds | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
+    # scenes | tfds | hub | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
@@ -75,13 +75,17 @@ def default_config() -> ConfigDict:
     config.data.cell_separator = ""  # csv: between labels in a cell; "": it is told
     config.data.image_column = ""  # csv: of the paths; "": it is told
     config.data.label_column = ""  # csv: of labels, or several of attributes; "": it is told
-    # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
-    # or `test`.
     config.data.merge_classes = False  # names that differ in case and blanks alone are one class
+    # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
+    # or `test`. 1: all of them, of which the next two are divided.
     config.data.train_share = 0.8
+    # The shares of the images to train on that are divided from them; 0: the set has that split.
+    config.data.val_share = 0.0
+    config.data.test_share = 0.0
     config.data.split_seed = 0
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
+    config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
     # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
     config.data.label_graph = ""  # msrn: a file; empty: counted on the training split

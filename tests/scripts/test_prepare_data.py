@@ -205,6 +205,109 @@ def test_splits_of_its_own(run, table, capsys):
     assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 6, 4]
 
 
+def _with_splits(table, **sizes):
+    """Gives the photos of a table splits, so many of each."""
+    lines = (table / "labels.csv").read_text().splitlines()
+    splits = ["split", *(split for split, size in sizes.items() for _ in range(size))]
+    text = "\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True))
+    (table / "labels.csv").write_text(text)
+
+
+def _opened():
+    return sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
+
+
+def test_three_splits(run, table, capsys):
+    arguments = ("--images", "data", "--name", "ours", "--val-share", "0.2", "--test-share", "0.3")
+    assert run(*arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    told = "train is divided by a hash with the seed 0, fair to rare labels: 0.3 for test and 0.2"
+    assert told in said and "splits: none of its own, it is divided" in said
+    assert "train (train): 10 photos" in said and "test (test): 6 photos" in said
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert told in said and "serves as" not in said and "allow_test" not in said
+    splits = _opened()
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 4, 6]
+    photos = {splits[role].image_id(i) for role in splits for i in range(len(splits[role]))}
+    assert photos == {f"{i}.jpg" for i in range(20)}
+    card = json.loads(Path("own/ours/data_card.json").read_text())
+    assert card["roles"] == {"train": "train", "val": "val", "test": "test"}
+    assert any(told in sentence for sentence in card["decided"])
+    assert told in Path("own/ours/data_card.html").read_text()
+
+
+def test_val_is_divided_from_train_where_there_is_a_test(run, table, capsys):
+    _with_splits(table, train=14, test=6)
+    assert run("--images", "data", "--name", "ours") == 0
+    said = capsys.readouterr().out
+    assert "0.15 for val; 0.85 stay train" in said and "serves as" not in said
+    splits = _opened()
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [12, 2, 6]
+    test = splits["test"]
+    assert {test.image_id(i) for i in range(6)} == {f"{i}.jpg" for i in range(14, 20)}
+    assert run("--images", "data", "--dry-run", "--val-share", "0") == 0
+    said = capsys.readouterr().out
+    assert "test (val, test): 6 photos" in said and "there is no split for val" in said
+
+
+def test_a_set_without_a_test_says_what_divides_one(run, table, capsys):
+    _with_splits(table, train=14, val=6)
+    assert run("--images", "data", "--dry-run") == 0
+    assert "there is no split for test: val serves as validation" in capsys.readouterr().out
+    assert run("--images", "data", "--dry-run", "--test-share", "0.15") == 0
+    said = capsys.readouterr().out
+    assert "splits: the set's own, and test divided from train" in said
+    assert "val (val): 6 photos" in said and "test (test): 2 photos" in said
+
+
+def test_a_class_too_small_for_every_split_is_said(run, table, capsys):
+    lines = (table / "labels.csv").read_text().splitlines()
+    rare = [f"{line},{'rare' if i == 0 else int(i == 1)}" for i, line in enumerate(lines)]
+    (table / "labels.csv").write_text("\n".join(rare))
+    arguments = ("--images", "data", "--name", "ours", "--val-share", "0.2", "--test-share", "0.2")
+    assert run(*arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "val shows no photo of rare" in said and "test shows no photo of rare" in said
+    assert "train shows no photo" not in said
+    assert run(*arguments) == 0
+    assert "problem: test shows no image of rare: they have no AP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "message"),
+    [
+        (False, "--val-share 1", "--val-share is 1; it must be 0, or between 0 and 1"),
+        (False, "--test-share nan", "--test-share is nan; it must be 0, or between 0 and 1"),
+        (False, "--val-share 0.6 --test-share 0.6", "test 0.6, val 0.6: each must be above 0"),
+        (False, "--split 0.8 --test-share 0.1", "--split is for two splits"),
+        (False, "--val-share 0", "the splits of the set are train; there must be one"),
+        (True, "--val-share 0.2", "--val-share does not count: the set has val for val"),
+    ],
+)
+def test_shares_that_cannot_be(run, table, capsys, own, options, message):
+    if own:
+        _with_splits(table, train=14, val=6)
+    assert run("--images", "data", "--dry-run", *options.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_photos_to_predict_are_in_a_folder_that_there_is(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, first in (("train", 0), ("test", 14)):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        rows = [f"image,{','.join(COLOURS)}"]
+        for i in range(first, first + 14):
+            image, cells, _ = _scene(i)
+            (folder / f"{i}.jpg").write_bytes(image)
+            rows.append(f"{i}.jpg,{','.join(cells.values())}")
+        (folder / "_classes.csv").write_text("\n".join(rows))
+    assert run("--images", "data", "--name", "ours") == 0
+    said = capsys.readouterr().out
+    assert "val (val): 2 images" in said and f"--images {tmp_path}/data/test --out" in said
+
+
 def test_given_again(run, table, capsys):
     arguments = ("--images", "data", "--name", "ours")
     assert run(*arguments) == 0

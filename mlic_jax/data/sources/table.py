@@ -1,5 +1,6 @@
 """Own data in a table, CSV or JSON Lines."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -184,7 +185,7 @@ TABLES: dict[str, Callable[..., Rows]] = {"csv": read_csv, "jsonl": _read_jsonl}
 # --- telling the format
 
 _FOLDERS = ("annotations", "annotation", "labels", "metadata", "data")
-_SUFFIXES = {"csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
+_SUFFIXES = {"csv": (".csv", ".tsv", ".txt"), "jsonl": (".jsonl", ".ndjson")}
 
 
 def find(
@@ -198,6 +199,7 @@ def find(
         for files in layout.files_in(images, _SUFFIXES[kind])[:2]:
             # Kaggle's list of what to predict, with labels for an example.
             files = [file for file in files if not file.stem.startswith("sample_submission")]
+            files = [file for file in files if _may_be_table(file)]
             if len(files) > 1:
                 files = [file for file in files if has_labels(kind, file)]
             files = [file for file in files if _is_in_place(images, file)]
@@ -205,6 +207,8 @@ def find(
                 annotations, splits = found
                 break
     if annotations is None or annotations.suffix.lower() not in _SUFFIXES[kind]:
+        return None
+    if annotations.is_file() and not _may_be_table(annotations):
         return None
     if SPLIT in str(annotations):
         root = Path(layout.fixed_part(str(annotations)))
@@ -224,6 +228,18 @@ def find(
     folder, notes = layout.image_folder(images, annotations, names)
     seen = annotations.name + (f" for {', '.join(splits)}" if splits else "")
     return Layout(kind, seen, layout.options(folder, annotations), notes)
+
+
+def _may_be_table(file: Path) -> bool:
+    """Whether a file is a table by its suffix; of texts, only those whose header says so."""
+    if file.suffix.lower() != ".txt":
+        return True
+    with file.open("rb") as lines:
+        header = lines.readline(1000).decode("utf-8-sig", "replace")
+    first, *others = [plain(name) for name in re.split("[,;\t]", header)]
+    if first in ("id", "name"):
+        return not {*others}.isdisjoint(LABELS)
+    return bool(others) and first in IMAGE
 
 
 def _is_in_place(images: Path, file: Path) -> bool:

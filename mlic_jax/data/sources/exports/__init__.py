@@ -20,6 +20,7 @@ from mlic_jax.data.sources.exports import (
     mmpretrain,
     names_json,
     via,
+    vott,
 )
 from mlic_jax.data.sources.exports.photo import Malformed, Parser
 from mlic_jax.data.sources.layout import Layout
@@ -32,6 +33,7 @@ PARSERS: dict[str, Parser] = {
     "labelme": labelme.PARSER,
     "via": via.PARSER,
     "createml": createml.PARSER,
+    "vott": vott.PARSER,
     "mmpretrain": mmpretrain.PARSER,
     "json": names_json.PARSER,
 }
