@@ -305,7 +305,7 @@ def test_the_photos_to_predict_are_in_a_folder_that_there_is(run, tmp_path, monk
         (folder / "_classes.csv").write_text("\n".join(rows))
     assert run("--images", "data", "--name", "ours") == 0
     said = capsys.readouterr().out
-    assert "val (val): 2 images" in said and f"--images {tmp_path}/data/test --out" in said
+    assert "val (val): 2 images" in said and "--images data/test --out" in said
 
 
 def test_given_again(run, table, capsys):

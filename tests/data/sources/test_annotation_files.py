@@ -52,6 +52,15 @@ def mmpretrain(labels):
     return {"metainfo": {"classes": ["cat", "dog"]}, "data_list": listed}
 
 
+def vott(labels):
+    return {
+        "assets": {
+            n: {"asset": {"name": f"{n}.jpg", "state": 2}, "regions": [{"tags": [label]}]}
+            for n, label in labels.items()
+        }
+    }
+
+
 def table(labels):
     return "image,labels\n" + "".join(f"{n}.jpg,{label}\n" for n, label in labels.items())
 
@@ -124,13 +133,15 @@ KINDS = {
         "export.json",
         "photos",
     ),
+    "vott": (export(vott), "export.json", "photos"),
     "folders": (lambda labels: {}, "", ""),
     "apparel": (lambda labels: {}, "", ""),
 }
 
 
 def test_no_kind_of_files_is_left_out():
-    assert {kind.split()[0] for kind in KINDS} == sources.SOURCES.keys() - {"scenes", "tfds"}
+    others = {"scenes", "tfds", "hub"}  # made here, of a version, and in test_hub.py
+    assert {kind.split()[0] for kind in KINDS} == sources.SOURCES.keys() - others
 
 
 @pytest.fixture(params=[(kind, False) for kind in KINDS] + [("csv", True)], ids=str)
