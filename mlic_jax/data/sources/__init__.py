@@ -14,7 +14,7 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.data.sources.lists import Lists
 from mlic_jax.data.sources.merge import Merged
 from mlic_jax.data.sources.nuswide import NusWide
-from mlic_jax.data.sources.table import Table
+from mlic_jax.data.sources.table import TABLES, Table
 from mlic_jax.data.sources.tfds import TfdsSet
 from mlic_jax.data.sources.voc import VocFolder
 from mlic_jax.data.sources.voc_layout import OWN, VocLayout
@@ -59,9 +59,7 @@ def _options(data: Any, *names: str) -> dict[str, Any]:
 
 _DIVIDED = ("train_share", "split_seed")
 _TABLE = ("annotations", "image_dir", *_DIVIDED)
-
-
-_CSV = (*_TABLE, "image_column", "label_column", "cell_separator")
+_CSV = (*_TABLE, "image_column", "label_column", "cell_separator", "sheet")
 
 
 def _voc(data: Any) -> Source:
@@ -92,9 +90,10 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     ),
     "lists": lambda data: Lists(*_files(data), **_options(data, *_TABLE)),
     "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
-    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_CSV)),
-    "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
 }
+SOURCES |= dict.fromkeys(
+    TABLES, lambda data: Table(*_files(data), kind=data.source, **_options(data, *_CSV))
+)
 SOURCES |= dict.fromkeys(
     PARSERS, lambda data: Export(*_files(data), kind=data.source, **_options(data, *_TABLE))
 )

@@ -10,7 +10,7 @@ from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.errors import Failure
 
 # How pandas and others write that there is no value.
-MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "<NA>", "NaT", "None", "null", "NULL"})
+MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "<NA>", "NaT", "None", "null", "NULL", "#N/A"})
 PRESENT, ABSENT, UNKNOWN = (
     frozenset({"1", "1.0", "1,0", "true", "x"}),
     frozenset({"0", "0.0", "0,0", "false"}),
