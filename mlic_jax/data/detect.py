@@ -12,6 +12,7 @@ from pathlib import Path
 from mlic_jax.data.image_files import visible
 from mlic_jax.data.sources import (
     apparel,
+    celeba,
     coco,
     exports,
     folders,
@@ -30,6 +31,7 @@ FORMATS: dict[str, Format] = {
     "voc": voc_layout.FORMAT,
     "yolo": yolo.FORMAT,
     "lists": lists.FORMAT,
+    "celeba": celeba.FORMAT,
     **exports.FORMATS,
     "csv": nuswide.CSV,
     "jsonl": table.JSONL,

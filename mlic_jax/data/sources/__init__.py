@@ -8,6 +8,7 @@ from typing import Any
 from mlic_jax.data import scenes
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
+from mlic_jax.data.sources.celeba import CelebA
 from mlic_jax.data.sources.coco import CocoFolder
 from mlic_jax.data.sources.exports import PARSERS, Export
 from mlic_jax.data.sources.folders import FolderSet
@@ -89,6 +90,7 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
         *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
     "lists": lambda data: Lists(*_files(data), **_options(data, *_TABLE)),
+    "celeba": lambda data: CelebA(*_files(data), **_options(data, *_TABLE)),
     "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
 }
 SOURCES |= dict.fromkeys(
