@@ -25,6 +25,7 @@ XML = (
     '<?xml version="1.0"?><annotation><filename>a</filename><object><name>cat</name><bndbox>'
     "<xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></object></annotation>"
 )
+CVAT = "".join(f'<image id="1" name="{name}"><tag label="cat"/></image>' for name in NAMES)
 FILES = {
     "list": ("labels.csv", "image,labels\n" + "".join(f"{n},\"['cat' 'dog']\"\n" for n in NAMES)),
     "wide": ("labels.csv", "image,cat,dog\n" + "".join(f"{n},1.0,-1\n" for n in NAMES)),
@@ -32,6 +33,8 @@ FILES = {
     "coco": ("instances.json", json.dumps(COCO)),
     "label studio": ("tasks.json", json.dumps(STUDIO)),
     "voc": ("img0.xml", XML),
+    "cvat": ("annotations.xml", f"<annotations>{CVAT}</annotations>"),
+    "celeba": ("list_attr_celeba.txt", "6\ncat dog\n" + "".join(f"{n} -1 1\n" for n in NAMES)),
     "yolo": ("labels/img0.txt", "0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n"),
 }
 PIECES = [b",", b";", b'"', b"'", b"[", b"]", b"{", b"\n", b"\0", b"\\", b"?", b"|", b"\t", b"<"]
