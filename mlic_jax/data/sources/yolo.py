@@ -129,7 +129,7 @@ def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
         if file.suffix.lower() in YAML:
             names = read_yaml(file).get("names")
             if isinstance(names, dict):  # by number
-                if sorted(names) != list(range(len(names))):
+                if {*names} != {*range(len(names))}:
                     raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
                 names = [names[number] for number in sorted(names)]
             if isinstance(names, list) and names:

@@ -299,6 +299,12 @@ def test_real_photographs(shared, tmp_path):
     ("kind", "content", "message"),
     [
         ("csv", "image,labels\na\0.jpg,dog\n", "line 2, column 'image': .* has a zero byte"),
+        ("csv", "image,labels\na.jpg,['do\0g']\n", "line 2, column 'labels': .* not a Python list"),
+        (
+            "csv",
+            "image,labels\na.jpg,['\\x']\n",
+            "line 2, column 'labels': .* not a Python list of",
+        ),
         ("csv", f"image,labels\n{'a' * 300}.jpg,dog\n", "line 2, .* longer than a path can be"),
         ("csv", f"image,labels\n{'a' * 200_000}.jpg,dog\n", "line 2 is not CSV: field larger"),
         ("csv", "image,labels\n".encode("utf-16") + b"x", "is not text in UTF-8, nor in utf-16"),
