@@ -1,7 +1,7 @@
 """Own data as YOLO takes them: beside each photo's folder `images` one of text files, `labels`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +107,9 @@ def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
     photos = listed_photos(root, annotations, images)
     files = {file: label_file(file) for part in photos.values() for _, file in part}
     folders = list(dict.fromkeys(file.parent for file in files.values() if file))
-    source, names = _class_names((root / annotations).parent, [images, *folders])
+    file = root / annotations  # which may be a pattern
+    first = [file] if file.suffix in YAML else []
+    source, names = _class_names(root, [file.parent, images, *folders], first)
     rows = []
     for split, part in photos.items():
         for where, file in part:
@@ -121,10 +123,13 @@ def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
     return Rows(names, rows, [told, f"{len(names)} names of classes are those of {source}"])
 
 
-def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
-    """The file that names the classes, and the names."""
-    places = dict.fromkeys([root, *folders, *(folder.parent for folder in folders)])
-    files = [file for place in places if place.is_dir() for file in visible(place)]
+def _class_names(
+    root: Path, folders: list[Path], first: Sequence[Path] = ()
+) -> tuple[str, list[str]]:
+    """The file that names the classes, `first` if it does, and the names."""
+    above = (folder.parent for folder in folders if folder != root)
+    places = dict.fromkeys([root, *folders, *above])
+    files = [*first, *(file for place in places if place.is_dir() for file in visible(place))]
     for file in files:
         if file.suffix.lower() in YAML:
             names = read_yaml(file).get("names")

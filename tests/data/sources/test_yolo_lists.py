@@ -77,6 +77,19 @@ def test_lists_of_another_format(plant, read_own):
     assert own.layout.format == "csv"
 
 
+def test_the_names_are_those_of_the_set(plant, read_own):
+    """Not those of another YAML file beside the one of the lists, or above."""
+    others = {"a.yaml": "names: [car, bus]", "../a.yaml": "names: [car, bus]"}
+    files = LABELS | lists() | others
+    own = read_own(plant(files | {"data.yaml": YAML.format("train.txt", "val.txt")}, PHOTOS))
+    assert own.source.class_names == ("cat", "dog")
+    folder = plant()
+    for name in ("a.yaml", "data.yaml"):
+        (folder / name).unlink()
+    with pytest.raises(Failure, match=r"nothing in .* names the classes of its YOLO labels"):
+        read_own(folder)
+
+
 def test_lists_of_other_photos(plant, read_own):
     own = read_own(plant(NAMES | LABELS | lists("{}x.jpg"), PHOTOS))
     assert own.own_splits == () and own.labels == TRAIN | VAL
