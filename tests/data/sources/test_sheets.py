@@ -117,6 +117,29 @@ def test_sheets(plant, read_own):
         read_own(folder, sheet="third")
 
 
+def test_a_wrong_extent_is_not_believed(plant, read_own):
+    """Some programs write one that cuts rows and columns off."""
+    book = io.BytesIO(xlsx(s=rows_of(WIDE)))
+    cut = io.BytesIO()
+    with zipfile.ZipFile(book) as whole, zipfile.ZipFile(cut, "w") as copy:
+        for part in whole.namelist():
+            copy.writestr(part, whole.read(part).replace(b'ref="A1:C5"', b'ref="A1:B2"'))
+    assert cut.getvalue() != book.getvalue()
+    own = read_own(plant({"t.xlsx": cut.getvalue()}, NAMES))
+    assert own.labels == of_each({"cat"}, {"dog"}, set(), {"cat", "dog"})
+
+
+def test_cells_of_errors_and_numbers_of_rows(plant, read_own):
+    rows = [["image", "labels"], *zip(NAMES, ["cat", "#N/A", "dog", "cat"], strict=True)]
+    own = read_own(plant({"t.xlsx": xlsx(s=rows)}, NAMES))
+    assert own.labels == of_each({"cat"}, set(), {"dog"}, {"cat"})
+    assert "cells of #N/A name no label" in own.notes
+    columns = {"image": NAMES[:2], "cat": [1, 0], "__index_level_0__": [0, 1]}  # of pandas
+    (plant() / "t.xlsx").unlink()
+    own = read_own(plant({"t.parquet": parquet(columns)}))
+    assert own.source.class_names == ("cat",)
+
+
 def test_names_that_are_numbers(plant, read_own):
     rows = [["id", "labels"], [1, "cat"], [2, "dog"], [3, "cat"]]
     own = read_own(plant({"t.xlsx": xlsx(s=rows)}, ["1.jpg", "2.jpg", "3.jpg"]))
