@@ -4,6 +4,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from mlic_jax.data.sources.cells import short
 from mlic_jax.data.sources.columns import IMAGE, plain
 from mlic_jax.errors import Failure, UsageError
+
+_MOST_ROWS = 2**20  # of Excel
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -87,7 +90,10 @@ def _read_sheet(file: Path, sheet: str | None) -> tuple[list[str], list[Sequence
             if table is None:
                 return list(tables), None
             table.reset_dimensions()  # what a file says of its extent may be wrong
-            return list(tables), list(table.iter_rows(values_only=True))
+            rows = list(islice(table.iter_rows(values_only=True), _MOST_ROWS + 1))
+            if len(rows) > _MOST_ROWS:  # one far below makes them all
+                raise ValueError(f"a sheet has at most {_MOST_ROWS:,} rows")
+            return list(tables), rows
     except Exception as error:  # whatever zip, XML and openpyxl raise of a malformed file
         said = " ".join(str(error).split())
         raise Failure(f"{file} is no .xlsx file of Excel: {type(error).__name__} {said}") from None

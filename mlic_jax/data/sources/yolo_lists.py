@@ -80,7 +80,7 @@ def _existing(where: str, entry: str, above: Sequence[Path]) -> Path:
         for folder in above:
             if (place := folder.joinpath(*parts[start:])).exists():
                 return place
-    raise Failure(f"{where}: there is no {entry!r} in {above[1]}")
+    raise Failure(f"{where}: there is no {entry!r} in {above[1]}: mend or remove it")
 
 
 def _photos(place: Path, images: Path) -> Iterator[tuple[str, str]]:

@@ -117,15 +117,27 @@ def test_sheets(plant, read_own):
         read_own(folder, sheet="third")
 
 
+def altered(book, old, new):
+    """A file of Excel with a text in its XML replaced."""
+    content, found = io.BytesIO(), 0
+    with zipfile.ZipFile(io.BytesIO(book)) as whole, zipfile.ZipFile(content, "w") as copy:
+        for part in whole.namelist():
+            found += whole.read(part).count(old)
+            copy.writestr(part, whole.read(part).replace(old, new))
+    assert found
+    return content.getvalue()
+
+
+def test_a_row_far_below(plant, read_own):
+    content = altered(xlsx(s=rows_of(WIDE)), b'<row r="5"', b'<row r="999999999"')
+    with pytest.raises(Failure, match="a sheet has at most 1,048,576 rows"):
+        read_own(plant({"t.xlsx": content}, NAMES))
+
+
 def test_a_wrong_extent_is_not_believed(plant, read_own):
     """Some programs write one that cuts rows and columns off."""
-    book = io.BytesIO(xlsx(s=rows_of(WIDE)))
-    cut = io.BytesIO()
-    with zipfile.ZipFile(book) as whole, zipfile.ZipFile(cut, "w") as copy:
-        for part in whole.namelist():
-            copy.writestr(part, whole.read(part).replace(b'ref="A1:C5"', b'ref="A1:B2"'))
-    assert cut.getvalue() != book.getvalue()
-    own = read_own(plant({"t.xlsx": cut.getvalue()}, NAMES))
+    content = altered(xlsx(s=rows_of(WIDE)), b'ref="A1:C5"', b'ref="A1:B2"')
+    own = read_own(plant({"t.xlsx": content}, NAMES))
     assert own.labels == of_each({"cat"}, {"dog"}, set(), {"cat", "dog"})
 
 
