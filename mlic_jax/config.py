@@ -58,23 +58,24 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    # scenes | tfds | hub | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
+    # scenes | tfds | hub | nuswide | apparel, or own data: see --format of scripts/prepare_data.py
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
     config.data.root = ""  # where the files of a set lie
     # Below root: coco: the images of a split; others: all images, "" is root itself.
     config.data.image_dir = "{split}"
-    # Below root: coco: the annotations of a split, or of all; nuswide, csv, jsonl: the file of all
+    # Below root: coco: the annotations of a split, or of all; nuswide, tables: the file of all
     # splits; voc, own: the folder of XML files.
     config.data.annotations = "instances_{split}.json"
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
     config.data.crowds = "unknown"  # coco: what objects with iscrowd are: unknown | present
     config.data.label_separator = ""  # folders: between labels in a name; "": it is one label
-    config.data.cell_separator = ""  # csv: between labels in a cell; "": it is told
-    config.data.image_column = ""  # csv: of the paths; "": it is told
-    config.data.label_column = ""  # csv: of labels, or several of attributes; "": it is told
+    config.data.cell_separator = ""  # tables: between labels in a cell; "": it is told
+    config.data.image_column = ""  # tables: of the paths; "": it is told
+    config.data.label_column = ""  # tables: of labels, or several of attributes; "": it is told
+    config.data.sheet = ""  # xlsx: the sheet; "": the first
     config.data.merge_classes = False  # names that differ in case and blanks alone are one class
     # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
     # or `test`. 1: all of them, of which the next two are divided.

@@ -4,9 +4,9 @@
     python scripts/prepare_data.py --images photos --annotations labels.csv --name mydata \
         --init-from weights/mobilenet_v2
 
-Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, JSON of
-Label Studio, labelme, VIA, VoTT, CreateML and MMPretrain, folders or lists by class, NUS-WIDE,
-Apparel, datasets of Hugging Face.
+Formats: COCO's JSON, XML of VOC and CVAT, YOLO's text files, tables of images and labels (CSV,
+Parquet, Excel, JSON Lines), JSON of Label Studio, labelme, VIA, VoTT, CreateML and MMPretrain,
+folders or lists by class, CelebA, NUS-WIDE, Apparel, datasets of Hugging Face.
 The format is told from the files; --dry-run says what was told. Labels may be unknown: `?` in a
 CSV, crowds in COCO, difficult objects in VOC. A set without splits of its own is divided into train
 and val, or with --val-share and --test-share into three; what a set has splits for is left alone.
@@ -43,9 +43,10 @@ from mlic_jax.places import beside, is_path, seen_from
 LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
 # Options of sources that are told from the files if nobody says them.
 TOLD = (
-    ("image_column", "NAME", "csv: the column of the photos; default: told"),
-    ("label_column", "NAME", "csv: the column of labels, or several of attributes: colour,shape"),
-    ("cell_separator", "TEXT", "csv: what is between labels in a cell; default: told"),
+    ("image_column", "NAME", "tables: the column of the photos; default: told"),
+    ("label_column", "NAME", "tables: the column of labels, or attributes: colour,shape"),
+    ("cell_separator", "TEXT", "tables: what is between labels in a cell; default: told"),
+    ("sheet", "NAME", "xlsx: the sheet; default: the first"),
     ("label_separator", "TEXT", "folders: between labels in a name, as _ in red_shirt"),
     ("crowds", "WHAT", "coco: objects with iscrowd are `unknown`, or `present` as CVAT means it"),
 )

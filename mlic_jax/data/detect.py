@@ -12,6 +12,7 @@ from pathlib import Path
 from mlic_jax.data.image_files import visible
 from mlic_jax.data.sources import (
     apparel,
+    celeba,
     coco,
     exports,
     folders,
@@ -31,14 +32,19 @@ FORMATS: dict[str, Format] = {
     "voc": voc_layout.FORMAT,
     "yolo": yolo.FORMAT,
     "lists": lists.FORMAT,
+    "celeba": celeba.FORMAT,
     **exports.FORMATS,
     "csv": nuswide.CSV,
     "jsonl": table.JSONL,
+    "parquet": table.PARQUET,
+    "xlsx": table.XLSX,
     "nuswide": nuswide.FORMAT,
     "apparel": apparel.FORMAT,
     "folders": folders.FORMAT,
     "hub": hub.FORMAT,
 }
+# Of which anything may be a table, but is hardly the annotations where there are others.
+_SHEETS = ("parquet", "xlsx")
 _FOLDERS = ("apparel", "folders")  # what is left if there are no annotations
 
 
@@ -94,8 +100,8 @@ def _one_of(
     """The layout of the one format there is in a folder."""
     if format is not None:
         return FORMATS[format].find(images, annotations, told)
-    annotated = [name for name in FORMATS if name not in _FOLDERS]
-    for candidates in (annotated, _FOLDERS):
+    annotated = [name for name in FORMATS if name not in (*_SHEETS, *_FOLDERS)]
+    for candidates in (annotated, _SHEETS, _FOLDERS):
         found = [
             layout for name in candidates if (layout := _find(name, images, annotations, told))
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from mlic_jax.data import scenes
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
+from mlic_jax.data.sources.celeba import CelebA
 from mlic_jax.data.sources.coco import CocoFolder
 from mlic_jax.data.sources.divided import Divided
 from mlic_jax.data.sources.exports import PARSERS, Export
@@ -16,7 +17,7 @@ from mlic_jax.data.sources.hub import HubSet
 from mlic_jax.data.sources.lists import Lists
 from mlic_jax.data.sources.merge import Merged
 from mlic_jax.data.sources.nuswide import NusWide
-from mlic_jax.data.sources.table import Table
+from mlic_jax.data.sources.table import TABLES, Table
 from mlic_jax.data.sources.tfds import TfdsSet
 from mlic_jax.data.sources.voc import VocFolder
 from mlic_jax.data.sources.voc_layout import OWN, VocLayout
@@ -81,9 +82,7 @@ def _options(data: Any, *names: str) -> dict[str, Any]:
 
 _DIVIDED = ("train_share", "split_seed")
 _TABLE = ("annotations", "image_dir", *_DIVIDED)
-
-
-_CSV = (*_TABLE, "image_column", "label_column", "cell_separator")
+_CSV = (*_TABLE, "image_column", "label_column", "cell_separator", "sheet")
 
 
 def _voc(data: Any) -> Source:
@@ -114,10 +113,12 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
         *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
     "lists": lambda data: Lists(*_files(data), **_options(data, *_TABLE)),
+    "celeba": lambda data: CelebA(*_files(data), **_options(data, *_TABLE)),
     "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
-    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_CSV)),
-    "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
 }
+SOURCES |= dict.fromkeys(
+    TABLES, lambda data: Table(*_files(data), kind=data.source, **_options(data, *_CSV))
+)
 SOURCES |= dict.fromkeys(
     PARSERS, lambda data: Export(*_files(data), kind=data.source, **_options(data, *_TABLE))
 )

@@ -65,6 +65,7 @@ class HubSet(RowSet):
             splits,
             root=root or Path(),
             read=lambda: read_tables(self._tables, **told),
+            files=self._files,
             kind="hub",
             options={option: value for option, value in options.items() if value},
             train_share=train_share,
@@ -74,8 +75,7 @@ class HubSet(RowSet):
             del self.description["root"]
             self.description["hub_name"] = hub_name
 
-    @property
-    def annotation_files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """Every file of the folder; none of a set of the Hub, which is kept as it was prepared."""
         if self._hub_name:
             return []

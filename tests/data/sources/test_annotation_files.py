@@ -1,9 +1,12 @@
 """Every source says what it reads: a set of it asks for nothing else, and follows every change."""
 
+import io
 import json
 import os
 
 import numpy as np
+import openpyxl
+import pyarrow.parquet
 import pytest
 
 from mlic_jax.config import default_config
@@ -65,6 +68,38 @@ def table(labels):
     return "image,labels\n" + "".join(f"{n}.jpg,{label}\n" for n, label in labels.items())
 
 
+def celeba(labels):
+    rows = (f"{n}.jpg {'1 -1' if label == 'cat' else '-1 1'}\n" for n, label in labels.items())
+    return f"{len(labels)}\ncat dog\n" + "".join(rows)
+
+
+def cvat(labels):
+    photos = (f'<image name="{n}.jpg"><tag label="{v}"/></image>' for n, v in labels.items())
+    return f"<annotations><version>1.1</version>{''.join(photos)}</annotations>"
+
+
+def sheet(write):
+    """A file of pandas' kind, of bytes."""
+
+    def files(labels):
+        content = io.BytesIO()
+        write(PHOTOS, list(labels.values()), content)
+        return content.getvalue()
+
+    return files
+
+
+def parquet(photos, labels, file):
+    pyarrow.parquet.write_table(pyarrow.table({"image": photos, "labels": labels}), file)
+
+
+def xlsx(photos, labels, file):
+    book = openpyxl.Workbook()
+    for row in (("image", "labels"), *zip(photos, labels, strict=True)):
+        book.active.append(row)
+    book.save(file)
+
+
 def nuswide(labels):
     splits = dict(zip(labels, ("train", "train", "test", "test"), strict=True))
     rows = (f"{n}.jpg,\"['{label}']\",{splits[n]}\n" for n, label in labels.items())
@@ -111,7 +146,19 @@ KINDS = {
         "",
         "",
     ),
+    "yolo lists": (
+        lambda labels: (
+            {f.removeprefix("labels/"): text for f, text in yolo(labels).items()}
+            | {"train.txt": "a.jpg\nb.jpg\n", "val.txt": "c.jpg\nd.jpg\n"}
+        ),
+        "{split}.txt",
+        "",
+    ),
     "lists": (lists, "lists", "photos"),
+    "celeba": (lambda labels: {"t.txt": celeba(labels)}, "t.txt", "photos"),
+    "cvat": (lambda labels: {"t.xml": cvat(labels)}, "t.xml", "photos"),
+    "parquet": (lambda labels: {"t.parquet": sheet(parquet)(labels)}, "t.parquet", "photos"),
+    "xlsx": (lambda labels: {"t.xlsx": sheet(xlsx)(labels)}, "t.xlsx", "photos"),
     "csv": (lambda labels: {"t.csv": table(labels)}, "t.csv", "photos"),
     "jsonl": (
         lambda labels: {
