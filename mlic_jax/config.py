@@ -122,6 +122,9 @@ def default_config() -> ConfigDict:
     # 2017) | sqrt.
     config.optim.scaling = "none"
     config.optim.reference_batch = 16
+    # sgd: the rate is for so many classes and goes with their number, for the loss is their mean;
+    # 0: it is for any number (as released).
+    config.optim.reference_classes = 0
     # Of the model's top-level modules, `rest` of all that are not named; 0 freezes.
     config.optim.multipliers = ConfigDict({"features": 0.1, "rest": 1.0})
     config.optim.schedule = "step"  # step (as released) | cosine
@@ -283,6 +286,7 @@ def check_ranges(config: ConfigDict) -> None:
     least_zero = {
         "data.workers": config.data.workers,
         "optim.clip_norm": optim.clip_norm,
+        "optim.reference_classes": optim.reference_classes,
         "optim.weight_decay": optim.weight_decay,
         "optim.warmup_epochs": optim.warmup_epochs,
         "eval.min_positives": config.eval.min_positives,

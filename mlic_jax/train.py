@@ -31,7 +31,7 @@ from mlic_jax.losses import smooth_targets, total_loss
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
-from mlic_jax.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
+from mlic_jax.optim import create_optimizer, create_schedule, group_multipliers, rate_scale
 from mlic_jax.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def train(
     constants = label_constants(config, splits["train"])
     model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = evaluate.create_eval_model(config, num_classes, constants)
-    scale = batch_scale(config.optim, config.batch_size)
+    scale = rate_scale(config.optim, config.batch_size, num_classes)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:

@@ -58,6 +58,7 @@ _COMMENTS = {
     "freeze_statistics": "with few images the backbone stays as it is",
     "model.threshold": "coarse maps: regions with some margin",
     "optim.multipliers.features": "0 freezes",
+    "optim.reference_classes": "the rate goes with the number of classes, see optim.rate_scale",
     "eval.top_n": "more regions than in training",
 }
 
@@ -331,7 +332,9 @@ def train_settings(train: Split, settings: Mapping[str, Any]) -> dict[str, Any]:
             "data.train_crop": "random_resized_crop",
             "freeze_statistics": few,
             "optim.learning_rate": 0.3,
-            "optim.multipliers.features": 0.0 if few else 0.01,
+            "optim.reference_classes": 80,
+            # A backbone serves all classes: its rate is 0.003, however many there are.
+            "optim.multipliers.features": 0.0 if few else round(0.8 / classes, 6),
         }
     return result | {
         "model.backbone": "resnet10",
@@ -431,13 +434,16 @@ def recipe_text(
 ) -> str:
     """The recipe, a Python file as those in configs/, with paths relative to itself."""
     held_out = roles["val"] if roles["val"] == roles["test"] else f"{roles['val']}, {roles['test']}"
-    start = "from pretrained weights" if "init_from" in settings else "from random initialisation"
+    start, msrn = "from random initialisation", "--config.model.name=msrn"
+    if "init_from" in settings:  # at a rate that MSRN's dense layers do not bear
+        start = "from pretrained weights"
+        msrn += " --config.optim.name=adamw --config.optim.learning_rate=0.001"
     said = "\n\n".join(f"    {command}" for command in commands.values())
     docstring = (
         f"MCAR on {train.name}, {start}: {len(train.class_names)} classes, {len(train)} images to "
         f"train on.\n\n{said}\n\nValidated and evaluated on {held_out}. MSRN, with the label graph "
-        "beside this file: --config.model.name=msrn and\nanother --workdir. Paths are relative to "
-        "this file. Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
+        f"beside this file: {msrn} and\nanother --workdir. Paths are relative to this file. "
+        "Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
     )
     docstring = docstring.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     lines = []

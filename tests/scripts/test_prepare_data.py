@@ -21,7 +21,7 @@ from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer
+from mlic_jax.optim import create_optimizer, rate_scale
 from mlic_jax.scores import Scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -485,6 +485,30 @@ def test_from_weights(run, table, weights):
         assert ours.model[option] == usual.model[option]
 
 
+def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_run):
+    """Classes that nearly every photo has, at the recipe's own rate; at that of 80 it diverges."""
+    # Its features x are made as long as those of MobileNetV2 from ImageNet, |x|^2 = 600 or so: with
+    # the statistics and biases that it is born with, they grow with the first kernel.
+    config.model.name = "pooled"
+    backbone, metadata = fresh_run(config)
+    stem = backbone["params"]["features"]["stem"]
+    stem["kernel"] = 4 * stem["kernel"]
+    save_weights(Path("weights"), backbone, metadata)
+    rows = [f"{i}.jpg,{int(i > 0)},{int(i != 1)},{int(i % 3 > 0)}" for i in range(20)]
+    (table / "labels.csv").write_text("\n".join(["image,red cells,white cells,platelets", *rows]))
+    assert run("--images", "data", "--name", "cells", "--init-from", "weights") == 0
+
+    recipe = read_module(Path("own/cells/cells.py")).get_config("64")
+    recipe.model.name = "pooled"  # which compiles sooner
+    recipe.epochs = recipe.eval.every = 20
+    recipe.batch_size, recipe.log_every = 8, 1
+    train.train(recipe, Path("run"))
+    lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 40
+    assert np.convolve(losses, np.full(10, 0.1), "valid").max() < 2 * losses[0]
+
+
 def test_many_images_tune_the_weights(table, weights, monkeypatch):
     script = read_module(SCRIPT)
     monkeypatch.setattr(script, "FINE_TUNED_FROM", 16)
@@ -493,7 +517,9 @@ def test_many_images_tune_the_weights(table, weights, monkeypatch):
     assert script.main([*arguments, "--epochs", "2", "--image-size", "64"]) == 0
     ours = read_module(Path("own/ours/ours.py")).get_config()
     assert (ours.model.backbone, ours.model.width) == ("resnet18", 0.5)
-    assert ours.optim.multipliers.features == 0.01 and not ours.freeze_statistics
+    rate = ours.optim.learning_rate * rate_scale(ours.optim, 16, num_classes=3)
+    assert rate * ours.optim.multipliers.features == pytest.approx(0.003, rel=1e-4)
+    assert not ours.freeze_statistics
     assert (ours.epochs, ours.eval.every, ours.data.image_size) == (2, 1, 64)
 
 
