@@ -14,17 +14,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mlic_jax.checkpoint import (
+from mlic_jax.config import default_config
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate.run import ARRAY_OPTIONS
+from mlic_jax.runtime.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
     read_metadata,
     run_checkpoints,
     run_of,
 )
-from mlic_jax.config import default_config
-from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import ARRAY_OPTIONS
-from mlic_jax.resume import FREELY_NAMED, HOW, Changes, changed_options, describe, is_among
+from mlic_jax.train.resume import FREELY_NAMED, HOW, Changes, changed_options, describe, is_among
 
 # Options, or groups of them, that decide what is written of a split...
 DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")

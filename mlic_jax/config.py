@@ -9,10 +9,10 @@ from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
-from mlic_jax.metrics import PROTOCOLS
+from mlic_jax.metrics.classification import PROTOCOLS
+from mlic_jax.metrics.ties import TIES
 from mlic_jax.models import BACKBONES, POOLINGS
-from mlic_jax.optim import RATE_SCALINGS
-from mlic_jax.ties import TIES
+from mlic_jax.train.optim import RATE_SCALINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -25,7 +25,7 @@ from tiny_run import (
     metric_lines,
 )
 
-from mlic_jax.checkpoint import (
+from mlic_jax.runtime.checkpoint import (
     RunCheckpoints,
     find_checkpoint,
     latest_checkpoint,

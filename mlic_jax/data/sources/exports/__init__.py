@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mlic_jax import json_text
 from mlic_jax.data.image_files import visible
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.csv_table import photo_path
@@ -26,6 +25,7 @@ from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 
 PARSERS: dict[str, Parser] = {
     "label_studio": label_studio.PARSER,
