@@ -124,7 +124,7 @@ def work_on_a_set() -> None:
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
     from mlic_jax.runtime import compilation
-    from mlic_jax.train import loop
+    from mlic_jax.train.loop import train
 
     compilation.keep_programs()
     try:
@@ -137,7 +137,7 @@ def work_on_a_set() -> None:
         return
     workdir = Path(*required(WORKDIR))
     check_workdir(workdir)
-    loop.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
+    train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -43,7 +43,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.evaluate import run
 from mlic_jax.files.atomic import write_text, written_whole
 from mlic_jax.runtime import devices
-from mlic_jax.scores import views
+from mlic_jax.scores import scoring, views
 from mlic_jax.scores.files import Scores
 
 BOUNDS = (0.0, 0.01, 0.05, 0.2, 0.5)
@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace, asked: tuple[ConfigDict | None, dict[str, 
         raise UsageError(f"model.name is {config.model.name!r}; only mcar looks twice")
     print(setup.said)
     split = sources.open_splits(config.data)["test"]
-    _, variables, _ = run.load_model(config, setup.path, split)
+    _, variables, _ = scoring.load_model(config, setup.path, split)
     plain = plain_setting(config)
     settings = grid(plain, options.bounds, options.local_sizes, options.top_n)
     points = measure(settings, config, variables, split, options.images, options.rounds)
@@ -222,11 +222,11 @@ def measure(
     passes, scores = [], []
     # All models first: a wrong setting is told before minutes of work.
     models = [
-        run.create_eval_model(configured(config, setting), len(split.class_names), variables)
+        scoring.create_eval_model(configured(config, setting), len(split.class_names), variables)
         for setting in settings
     ]
     for setting, model in zip(tqdm(settings, "score", leave=False), models, strict=True):
-        step = run.make_eval_step(model, configured(config, setting), mesh)
+        step = scoring.make_eval_step(model, configured(config, setting), mesh)
         passes.append(lambda step=step: [step(weights, batch) for batch in batches])
         scores.append(gather(passes[-1](), split, config))
     seconds: list[list[float]] = [[] for _ in settings]
@@ -251,7 +251,7 @@ def device_batches(
     split: Split, config: ConfigDict, images: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     """The first images in whole batches, on the devices."""
-    rows = run.batch_rows(config, mesh)
+    rows = scoring.batch_rows(config, mesh)
     batches = pipeline.batches(
         split,
         batch_size=rows,

@@ -21,12 +21,12 @@ from mlic_jax.data import label_inputs
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models.inputs import normalise
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime.checkpoint import load_weights
-from mlic_jax.train.augment import normalise
-from mlic_jax.train.loop import TrainState, make_train_step
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.convert import load_checkpoint
 from weight_conversion.name_tables import to_torch, with_dead_tensors
 

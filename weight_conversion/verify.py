@@ -36,7 +36,7 @@ from mlic_jax.data.records import open_split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.classification import average_precision, mean_average_precision, sigmoid
-from mlic_jax.reports.evaluation_page import page_template
+from mlic_jax.reports.page import page_template
 from weight_conversion.sides import (
     TRUNK_PREFIXES,
     Arrays,

@@ -3,11 +3,8 @@
 `python -m mlic_jax.evaluate scores_test.npz` evaluates a score file again, without the model.
 """
 
-import collections
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,201 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.config import default_config
-from mlic_jax.data import label_inputs, pipeline, sources, transforms
+from mlic_jax.data import sources, transforms
 from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Record, Split
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics import classification, significance
-from mlic_jax.metrics.ties import TIES, said_of_ties
-from mlic_jax.models import create_model
-from mlic_jax.models.precision import in_precision
+from mlic_jax.metrics.ties import TIES
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
-from mlic_jax.runtime import compilation, devices, processes, profiling
-from mlic_jax.runtime.checkpoint import find_checkpoint, load_weights, run_of
-from mlic_jax.scores import global_pass, views
-from mlic_jax.scores.files import GLOBAL_OUTPUTS, OUTPUTS, Scores
-
-# Batches whose scores may still be on their way while the next ones are dispatched.
-BATCHES_IN_FLIGHT = 2
-
-# The options of `config.model` that decide its arrays; the others may differ at evaluation.
-ARRAY_OPTIONS = ("name", "backbone", "width", "pool_ratio", "head")
-
-
-def create_eval_model(
-    config: ConfigDict, num_classes: int, constants: Mapping[str, Any]
-) -> nn.Module:
-    """The configured model, looking at as many regions as evaluation is to, and as it is to.
-
-    Args:
-        constants: variables of which the collection `label_inputs` is used, if it is there.
-    """
-    options = config.model.copy_and_resolve_references()
-    options.top_n = config.eval.top_n or options.top_n
-    options.local_size = config.eval.local_size or options.local_size
-    with options.unlocked():
-        options.local_bound = config.eval.local_bound  # no option of training
-    return create_model(options, num_classes, **label_inputs.arguments_of(constants))
-
-
-def make_eval_step(
-    model: nn.Module,
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    specs: Any = devices.EVERYWHERE,
-) -> Callable:
-    """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
-
-    Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
-    too, the global stream is not run. The outputs lie on every device of every process: each can
-    read the scores of the whole batch.
-
-    Args:
-        specs: how the variables lie on the mesh.
-    """
-
-    def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
-        second_look = {"seen": seen, "method": "look_locally"} if seen else {}
-        apply = partial(model.apply, variables, **second_look)
-        with in_precision(config.model, training=False):
-            outputs = views.score_views(apply, batch["image"], config)
-        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
-        return outputs | {"labels": batch["labels"], "index": batch["index"]}
-
-    step = on_own_rows(eval_step, config, mesh, specs)
-    return jax.jit(step, out_shardings=devices.replicated(mesh))
-
-
-def compile_eval_step(
-    model: nn.Module,
-    variables: dict,
-    config: ConfigDict,
-    num_classes: int,
-    mesh: jax.sharding.Mesh,
-    global_outputs: Mapping[str, np.ndarray] | None = None,
-) -> Callable:
-    """`make_eval_step` for every batch of `score_split`, compiled now; the arguments are theirs."""
-    rows = batch_rows(config, mesh)
-    batch = devices.abstract_batch(mesh, rows, views.host_size(config), num_classes)
-    for name, values in (global_outputs or {}).items():
-        batch[name] = jax.ShapeDtypeStruct(
-            (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(mesh)
-        )
-    step = make_eval_step(model, config, mesh, devices.specs_of(variables))
-    return compilation.compile_ahead("the evaluation step", step, variables, batch)
-
-
-def batch_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
-    """The images of a batch of evaluation: `config.eval.batch_size` on every device."""
-    return config.eval.batch_size * mesh.size
-
-
-def on_own_rows(
-    step: Callable,
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    specs: Any = devices.EVERYWHERE,
-) -> Callable:
-    """`step`, (variables, rows) -> rows, as every device is to run it.
-
-    Where regions are skipped, on the rows that it has and without a word to the others: the loop
-    over its regions is as long as they make it. And where `fc1` is divided, which says itself what
-    is exchanged. Everything else XLA divides as well by itself.
-
-    Args:
-        specs: how the variables lie on the mesh.
-    """
-    if config.eval.local_bound <= 0 and not config.shard_fc1:
-        return step
-    rows = devices.BY_ROWS
-    return devices.on_own_rows(step, mesh, in_specs=(specs, rows), out_specs=rows)
-
-
-def score_split(
-    eval_step: Callable,
-    variables: dict,
-    split: Split,
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    global_outputs: Mapping[str, np.ndarray] | None = None,
-    profile: Path | None = None,
-) -> Scores:
-    """Scores every image of a split exactly once, whatever the batches, devices and processes.
-
-    Args:
-        eval_step: of `make_eval_step`.
-        variables: of the model, on the devices.
-        split: of N images.
-        config: of which `eval` and `data` are used.
-        mesh: the devices.
-        global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
-            not run again.
-        profile: where to write a profile of a few batches, see `profiling.profiled`.
-
-    Raises:
-        Failure: an image cannot be read, or not every image got a score.
-    """
-    rows_of_batch = batch_rows(config, mesh)
-    batches = pipeline.batches(
-        split,
-        batch_size=rows_of_batch,
-        image_size=views.host_size(config),
-        shuffle=False,
-        workers=config.data.workers,
-        threads=config.data.threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    total = pipeline.steps_per_epoch(len(split), rows_of_batch)
-    batches = profiling.profiled(batches, total, "evaluate", profile)
-    in_flight: collections.deque = collections.deque()
-    rows: dict[str, np.ndarray] = {}
-
-    def collect() -> None:
-        outputs = devices.to_host(in_flight.popleft())
-        index = outputs.pop("index")
-        real = index >= 0
-        for name, values in outputs.items():
-            if name not in rows:
-                rows[name] = np.zeros((len(split), *values.shape[1:]), values.dtype)
-            rows[name][index[real]] = values[real]
-        seen[index[real]] += 1
-
-    seen = np.zeros(len(split), np.int32)
-    for batch in tqdm(
-        batches,
-        f"score {split.split}",
-        total,
-        unit="batch",
-        leave=False,
-        disable=not processes.is_first(),
-    ):
-        if global_outputs:  # of padding, whose index is -1, those of the last image
-            batch |= {name: rows_of[batch["index"]] for name, rows_of in global_outputs.items()}
-        in_flight.append(eval_step(variables, devices.to_devices(batch, mesh)))
-        if len(in_flight) > BATCHES_IN_FLIGHT:
-            collect()
-    while in_flight:
-        collect()
-    if not np.all(seen == 1):
-        raise Failure(
-            f"{np.sum(seen != 1)} images of {split.name} {split.split} were not scored once"
-        )
-    return Scores(
-        **rows,
-        image_ids=np.array([split.image_id(i) for i in range(len(split))]),
-        class_names=np.array(split.class_names),
-        set_name=split.name,
-        split=split.split,
-        image_size=config.data.image_size,
-    )
+from mlic_jax.reports.text import class_table, summary
+from mlic_jax.runtime import processes
+from mlic_jax.runtime.checkpoint import find_checkpoint, run_of
+from mlic_jax.scores.files import Scores
+from mlic_jax.scores.scoring import load_model, score_model
 
 
 def compute_metrics(
@@ -291,46 +109,6 @@ def frequent_classes(train: Split, test: Split, least: int) -> np.ndarray:
     return np.min(positives, axis=0) >= least
 
 
-def load_model(
-    config: ConfigDict, path: Path, split: Split
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """The configured model with what is in the checkpoint folder `path`: its variables, metadata.
-
-    Raises:
-        UsageError: it is of another model, or of other classes than the split's.
-    """
-    variables, metadata = load_weights(path)
-    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
-    check_same_model(metadata, current, path)
-    return create_eval_model(config, len(split.class_names), variables), variables, metadata
-
-
-def score_model(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    split: Split,
-    config: ConfigDict,
-    profile: Path | None = None,
-) -> Scores:
-    """The scores of a split by a model that `load_model` loaded, on all devices.
-
-    Args:
-        profile: see `score_split`.
-    """
-    mesh = devices.create_mesh()
-    weights = {name: variables[name] for name in ("params", "batch_stats")}
-    weights = devices.lay_out(weights, devices.replicated(mesh))
-    origin = global_pass.origin_of(variables, config) if config.model.name == "mcar" else None
-    earlier = None
-    if config.eval.global_scores:
-        earlier = global_pass.read(config, split, origin or {}, getattr(model, "top_n", 0))
-    classes = len(split.class_names)
-    eval_step = compile_eval_step(model, weights, config, classes, mesh, earlier)
-    processes.wait_for_all("compiled")
-    scores = score_split(eval_step, weights, split, config, mesh, earlier, profile)
-    return dataclasses.replace(scores, origin=origin)
-
-
 def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGraph | None:
     """What MSRN knows of its labels, and the groups that it made of them; None of other models."""
     if "label_inputs" not in variables:
@@ -347,39 +125,6 @@ def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGra
         class_counts=np.asarray(known["class_counts"]),
         group_assignment=np.asarray(jax.jit(assign)(weights)),
     )
-
-
-def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    """Compares the metadata of a checkpoint with those of what is to use its arrays.
-
-    Args:
-        saved: of the checkpoint in `path`.
-        current: `config` and `class_names` of what is wanted now.
-
-    Raises:
-        UsageError: the model or the class names differ.
-    """
-    if "config" not in saved:
-        raise UsageError(
-            f"{path} holds a backbone alone: train from it with --config.init_from={path}"
-        )
-    # An older checkpoint does not say what was no option in its days.
-    old, new = (
-        default_config().model.to_dict() | one["config"]["model"] for one in (saved, current)
-    )
-    for option in ARRAY_OPTIONS:
-        if old.get(option) != new.get(option):
-            raise UsageError(
-                f"the checkpoint {path} has model.{option} {old.get(option)!r}, the configuration "
-                f"{new.get(option)!r}: use the same or another --workdir"
-            )
-    if saved["class_names"] != current["class_names"]:
-        differing = sorted(set(saved["class_names"]) ^ set(current["class_names"]))
-        what = f"differing in {', '.join(differing[:5])}" if differing else "in another order"
-        raise UsageError(
-            f"the checkpoint {path} has {len(saved['class_names'])} classes, the data "
-            f"{len(current['class_names'])}, {what}: use the same data or another --workdir"
-        )
 
 
 def write_results(
@@ -434,64 +179,6 @@ def objects_of_square(record: Record, size: int) -> tuple[np.ndarray, np.ndarray
     """Boxes int32 `[K, 4]` and classes `[K]` of an image that was squashed to `size` pixels."""
     scale = size / np.array([record.height, record.width] * 2)
     return np.round(record.boxes * scale).astype(np.int32), record.box_classes
-
-
-def summary(values: dict[str, Any], name: str) -> str:
-    """A few lines for the person who waits."""
-    figures = [f"chance {values['chance']:.1f}"]
-    if "global_mAP" in values:
-        figures.append(f"global stream alone {values['global_mAP']:.1f}")
-    figures.append(f"final mAP {values['mAP']:.1f}")
-    lines = [
-        f"{name}: {values['num_images']} images, {values['num_classes']} classes",
-        f"  {', '.join(figures)}",
-    ]
-    if "mAP_frequent" in values:
-        lines.append(
-            f"  mAP {values['mAP_frequent']:.1f} over the {values['num_frequent']} classes with "
-            "enough positives in both splits"
-        )
-    if said := said_of_ties(values):
-        lines.append(f"  {said}")
-    names = ("OP", "OR", "OF1", "CP", "CR", values["class_f1"])
-
-    def figures_of(what: str, found: Mapping[str, Any], suffix: str = "") -> str:
-        return f"  {what}:  " + "  ".join(f"{name} {found[name + suffix]:.1f}" for name in names)
-
-    at = f"at probability >= {values['threshold']:g}"
-    lines.append(figures_of(f"all labels {at}", values))
-    lines.append(figures_of(f"top-{values['top_k']} labels {at}", values, f"_{values['top_k']}"))
-    if swept := values.get("swept"):
-        at = f"at logit >= {swept['threshold']:g}, swept on these scores"
-        lines.append(figures_of(f"all labels {at}", swept))
-    if "ranking_loss" in values:
-        lines.append(
-            f"  ranking:  coverage error {values['coverage_error']:.2f} labels  label ranking AP "
-            f"{values['label_ranking_average_precision']:.1f}  ranking loss "
-            f"{values['ranking_loss']:.2f}"
-        )
-    return "\n".join(lines)
-
-
-def class_table(values: dict[str, Any]) -> str:
-    """A line for every class; with the interval of its AP where `values` has `bootstrap`."""
-    intervals = values.get("bootstrap", {}).get("AP")
-    width = max(5, *map(len, values["class_names"]))
-    heading = f"  {'class':{width}} {'positives':>9} {'AP':>6}"
-    if intervals:
-        heading += f" {values['bootstrap']['level']:>5}% interval"
-    lines = [heading + "".join(f" {name:>6}" for name in ("P", "R", "F1"))]
-
-    def percent(value: float | None) -> str:
-        return f" {'-' if value is None else format(value, '.1f'):>6}"
-
-    for c, name in enumerate(values["class_names"]):
-        line = f"  {name:{width}} {values['positives'][c]:9,}{percent(values['AP'][c])}"
-        if intervals:
-            low, high = intervals[c] or (None, None)
-            line += f" {percent(low)} {percent(high)}"
-        lines.append(line + "".join(percent(values[name][c]) for name in ("P", "R", "F1")))
-    return "\n".join(lines)
 
 
 def check_same_images(scores: Scores, other: Scores) -> None:

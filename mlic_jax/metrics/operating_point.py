@@ -5,6 +5,7 @@ Logits are divided by one temperature (Guo et al., "On Calibration of Modern Neu
 that are unknown (0) are left out of everything here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,12 @@ import numpy as np
 import scipy.optimize
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics.classification import sigmoid
+from mlic_jax.metrics.classification import (
+    class_precision_recall_f1,
+    count,
+    precision_recall_f1,
+    sigmoid,
+)
 from mlic_jax.scores.files import Scores
 
 # What a threshold is to achieve. The last two need a target.
@@ -283,3 +289,42 @@ def expected_calibration_error(
     filled = entries > 0
     distance = np.abs(promised - present)[filled]
     return 100 * float(np.average(distance, weights=entries[filled]))
+
+
+def measure(scores: Scores, point: OperatingPoint) -> dict[str, Any]:
+    """Figures of a split at an operating point, and at probability 0.5 of the logits as they are.
+
+    Returns:
+        `at_half` and `at_operating_point`: `OP OR OF1 CP CR CF1 CF1_macro` and
+        `expected_calibration_error`, all in percent. `classes`: for each its name, threshold,
+        whether that is a fallback, positives, and precision, recall and F1 there (None without
+        positives).
+    """
+    figures = {}
+    for name, probabilities, thresholds in (
+        ("at_half", sigmoid(scores.logits), 0.5),
+        ("at_operating_point", point.probabilities(scores.logits), np.array(point.thresholds)),
+    ):
+        counts = count(probabilities >= thresholds, scores.labels)
+        error = expected_calibration_error(probabilities, scores.labels)
+        figures[name] = precision_recall_f1(counts) | {"expected_calibration_error": error}
+    rows = zip(
+        map(str, scores.class_names),
+        point.thresholds,
+        counts.positives.tolist(),
+        *(100 * values for values in class_precision_recall_f1(counts)),
+        strict=True,
+    )
+    figures["classes"] = [
+        {
+            "name": name,
+            "threshold": threshold,
+            "fallback": name in point.fallback,
+            "positives": positives,
+            "precision": None if math.isnan(precision) else float(precision),
+            "recall": None if math.isnan(recall) else float(recall),
+            "F1": None if math.isnan(f1) else float(f1),
+        }
+        for name, threshold, positives, precision, recall, f1 in rows
+    ]
+    return figures

@@ -26,44 +26,19 @@ from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate.run import create_eval_model, on_own_rows
 from mlic_jax.metrics.classification import PROTOCOLS
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.models.precision import in_precision
-from mlic_jax.reports.drawing import Box
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores.files import OUTPUTS
+from mlic_jax.scores.predictions import Box, Prediction, Region
+from mlic_jax.scores.scoring import create_eval_model, on_own_rows
 from mlic_jax.scores.views import host_size, score_views
 
 THREADS = 4  # that decode
 
 Source = str | Path | Image.Image | np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Region:
-    """Where the model looked a second time, and for which class."""
-
-    class_name: str
-    box: Box  # (y1, x1, y2, x2) in pixels of the upright photo, upper bounds exclusive
-    global_probability: float  # of the class, from the whole photo
-    local_probability: float  # of the class, the highest of all regions
-    # Class activation scores over the whole photo, float32 [h, w] in [0, 1].
-    class_map: np.ndarray = dataclasses.field(repr=False, compare=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the model says of one photo, or why it could not be read."""
-
-    file: str  # as it was given, `printable`; empty for an image that is no file
-    width: int | None = None  # pixels of the upright photo
-    height: int | None = None
-    labels: tuple[str, ...] = ()  # whose probability reaches its threshold, the likeliest first
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # class -> probability
-    regions: tuple[Region, ...] = ()  # the likeliest in the whole photo first
-    error: str | None = None
 
 
 class Predictor:

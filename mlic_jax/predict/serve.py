@@ -29,9 +29,10 @@ from PIL import Image
 
 from mlic_jax.data.image_files import printable
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.predict.files import annotate_prediction
-from mlic_jax.predict.predictor import Prediction, Predictor, reason
-from mlic_jax.reports.evaluation_page import REGION_COLOURS, data_uri, is_drawn, page_template
+from mlic_jax.predict.predictor import Predictor, reason
+from mlic_jax.reports.page import REGION_COLOURS, data_uri, is_drawn, page_template
+from mlic_jax.reports.predictions import annotate_prediction
+from mlic_jax.scores.predictions import Prediction
 from mlic_jax.scores.views import host_size, view_sizes
 
 if TYPE_CHECKING:

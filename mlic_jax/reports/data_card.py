@@ -12,7 +12,7 @@ import numpy as np
 
 from mlic_jax.data.card import findings
 from mlic_jax.data.records import Split
-from mlic_jax.reports.evaluation_page import data_uri, page_template
+from mlic_jax.reports.page import data_uri, page_template
 
 PHOTOS = 12
 PHOTOS_HELD_OUT = 4  # of each other split

@@ -10,15 +10,14 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from mlic_jax.reports.evaluation_page import REGION_COLOURS
+from mlic_jax.reports.page import REGION_COLOURS
+from mlic_jax.scores.predictions import Box
 
 LEAST_SIDE = 480  # of the longer side, pixels: in a smaller image text would hide everything
 MOST_SIDE = 65_500  # of a side, pixels: a JPEG file holds no more
 NOTES_SHARE = 0.4  # of the height, that the notes may take
 _DARK = "#14181f"
 _GAP = "   "  # between notes
-
-Box = tuple[int, int, int, int]  # (y1, x1, y2, x2) in pixels, upper bounds exclusive
 
 
 def annotate(

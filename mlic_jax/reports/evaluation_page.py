@@ -6,7 +6,6 @@ the numbers. The charts are drawn in placeholder colours which become the page's
 that they follow its light and dark themes.
 """
 
-import base64
 import io
 import json
 import re
@@ -16,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
@@ -36,17 +34,12 @@ from mlic_jax.metrics.classification import (
 )
 from mlic_jax.metrics.ties import said_of_ties
 from mlic_jax.reports.label_graph import LabelGraph, describe
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, data_uri, is_drawn, page_template
 from mlic_jax.scores.files import Scores
 
 GALLERY_SIZE = 24
 CHART_COLUMNS = 4  # of the chart of every class, on a wide screen
 
-# Told apart in every common form of colour blindness, and all light enough for black digits.
-REGION_COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#ff8fc7", "#f0e442", "#ff7a45", "#b9a5ff")
-
-# A region is drawn where the probability of its class in the whole image is higher, as in the demo
-# that MCAR was released with.
-LEAST_GLOBAL = 0.1
 
 # CSS variable -> the colour that stands for it while matplotlib draws.
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
@@ -411,14 +404,6 @@ def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
     }
 
 
-def is_drawn(global_probability: float) -> bool:
-    """Whether pictures and pages show a region, by the probability of its class in the whole image.
-
-    Of that the six digits count that files hold, so that all that is made of them agrees.
-    """
-    return round(float(global_probability), 6) > LEAST_GLOBAL
-
-
 def _rectangle(box: np.ndarray) -> dict[str, int]:
     y1, x1, y2, x2 = (int(value) for value in box)
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
@@ -428,29 +413,9 @@ def _region_colour(k: int) -> str:
     return REGION_COLOURS[k % len(REGION_COLOURS)]
 
 
-def data_uri(image: Image.Image) -> str:
-    """An RGB image as a JPEG for `<img src>`."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def page_template(path: Path, filters: Mapping[str, Callable]) -> jinja2.Template:
-    """The template of a page, with filters of its own; a name that it lacks is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(filters)
-    return environment.get_template(path.name)

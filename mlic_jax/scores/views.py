@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
-from mlic_jax.train.augment import normalise
+from mlic_jax.models.inputs import normalise
 
 Outputs = dict[str, jax.Array]
 

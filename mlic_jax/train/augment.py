@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mlic_jax.models.inputs import _standardise
+
 # Luma weights of ITU-R 601, those of Pillow's conversion to grey.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -30,18 +32,6 @@ def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
     if config.jitter:
         images = colour_jitter(images, jitter_key, config.jitter)
     return _standardise(images, config)
-
-
-def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
-    """uint8 `[B, H, W, 3]` to float32, as the backbone was trained to see it."""
-    return _standardise(jnp.asarray(images, float) / 255, config)
-
-
-def _standardise(images: jax.Array, config: ConfigDict) -> jax.Array:
-    mean, std = (
-        jnp.array(values, images.dtype).reshape(1, 1, 1, 3) for values in (config.mean, config.std)
-    )
-    return (images - mean) / std
 
 
 def colour_jitter(images: jax.Array, key: jax.Array, strength: float) -> jax.Array:

@@ -1,31 +1,19 @@
 """Going on with a run: what its checkpoint says of itself, and what may differ now."""
 
 import json
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mlic_jax.config import default_config
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate import run
+from mlic_jax.scores import scoring
 
-# Options that change no result: how something is done and where its files lie.
-HOW = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
-    *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
-    *("data.annotations", "eval.every", "eval.batch_size"),
-)
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
 FREE = (*HOW, "eval.min_positives", "calibration")
-
-# Groups of options that hold whatever a recipe names.
-FREELY_NAMED = ("optim.multipliers", "data.splits")
-
-Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 
 
 def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
@@ -71,7 +59,7 @@ def check_resumable(
         UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
             the run is further than it is now to go.
     """
-    run.check_same_model(saved, current, path)
+    scoring.check_same_model(saved, current, path)
     for name, value in current["stream"].items():
         if saved["stream"][name] != value:
             raise UsageError(
@@ -99,42 +87,7 @@ def check_resumable(
     return changes
 
 
-def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> Changes:
-    """The options that differ between two configurations as JSON: {name: (old, new)}.
-
-    What was no option when the first was saved had its default; of groups whose names are free
-    what is no longer there differs too.
-    """
-    defaults, new = _flat(json.loads(default_config().to_json())), dict(_flat(current))
-    old = {name: value for name, value in defaults if not is_among(name, FREELY_NAMED)}
-    old |= dict(_flat(saved))
-    gone = [name for name in old if is_among(name, FREELY_NAMED) and name not in new]
-    return {
-        name: (old.get(name), new.get(name))
-        for name in (*new, *gone)
-        if old.get(name) != new.get(name)
-    }
-
-
-def describe(changes: Changes) -> str:
-    """Changed options in words."""
-    return ", ".join(f"{name} {old!r} (now {new!r})" for name, (old, new) in changes.items())
-
-
 def _is_free(name: str, current: dict[str, Any]) -> bool:
     if name == "epochs":  # the rates of steps already done do not depend on how many will follow
         return current["config"]["optim"]["schedule"] == "step"
     return is_among(name, FREE)
-
-
-def is_among(name: str, options: Collection[str]) -> bool:
-    """Whether an option is one of these, or of a group that is."""
-    return any(name == option or name.startswith(f"{option}.") for option in options)
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

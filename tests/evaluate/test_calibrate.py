@@ -17,6 +17,7 @@ from mlic_jax.metrics.operating_point import (
     expected_calibration_error,
     learn_operating_point,
 )
+from mlic_jax.reports import calibration
 from mlic_jax.runtime.checkpoint import load_weights, read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 
@@ -137,7 +138,7 @@ def test_the_temperature_stays_in_its_range(sign, end):
     labels = np.array([[1], [-1], [1], [-1]])
     point = learn_operating_point(make_scores(sign * 0.5 * labels, labels))  # told apart perfectly
     assert point.temperature == operating_point.TEMPERATURES[end]
-    assert "the end of the range" in calibrate.summary(point)
+    assert "the end of the range" in calibration.summary(point)
 
 
 # --- thresholds
@@ -232,8 +233,8 @@ def test_a_target_out_of_reach_is_named():
     one = learn_operating_point(scores).thresholds[0]
     assert point.fallback == ("cat",) and point.thresholds[1] == one
     assert point.rule == "a threshold for each class, the least with a precision of 0.9"
-    assert "reaches the target: cat" in calibrate.summary(point)
-    rows = calibrate.measure(scores, point)["classes"]
+    assert "reaches the target: cat" in calibration.summary(point)
+    rows = operating_point.measure(scores, point)["classes"]
     assert [row["fallback"] for row in rows] == [False, True]
     with pytest.raises(Failure, match=r"made val reaches a precision of 0\.9"):
         learn_operating_point(make_scores(logits[:, 1:], labels[:, 1:]), "precision", 0.9)
@@ -304,7 +305,7 @@ def test_the_errors_before_and_after_are_those_of_the_probabilities():
 def test_the_figures_before_and_after():
     scores = random_scores(5)
     point = learn_operating_point(scores, "per_class")
-    values = calibrate.measure(scores, point)
+    values = operating_point.measure(scores, point)
     p = np.vectorize(reference_probability)(scores.logits, point.temperature)
     for key, thresholds in (("at_half", None), ("at_operating_point", point.thresholds)):
         counts = [
@@ -323,7 +324,7 @@ def test_the_figures_before_and_after():
         assert row["precision"] == pytest.approx(100 * h / q)
         assert row["recall"] == pytest.approx(100 * h / n)
     assert values["classes"][4]["F1"] is None and values["classes"][4]["fallback"]
-    assert "class4" in calibrate.class_table(values["classes"])
+    assert "class4" in calibration.class_table(values["classes"])
 
 
 def test_an_operating_point_through_json_and_back():
@@ -350,8 +351,8 @@ def test_from_score_files_alone(tmp_path, capsys):
     assert calibrate.main([*arguments, *applied]) == 0
     printed = capsys.readouterr().out
     point = learn_operating_point(val, "per_class")
-    assert calibrate.summary(point) in printed
-    values = calibrate.measure(test, point)
+    assert calibration.summary(point) in printed
+    values = operating_point.measure(test, point)
     assert f"OF1 {values['at_operating_point']['OF1']:.1f}" in printed
     assert "made test, 40 images" in printed and "test split" not in printed
     written = json.loads((tmp_path / "out" / "calibration_val.json").read_text())
@@ -402,7 +403,7 @@ def test_a_checkpoint_learns_its_operating_point(run, capsys):
     before, metadata = load_weights(checkpoint)
     point = calibrate.calibrate_run(config, workdir, checkpoint)
     printed = capsys.readouterr().out
-    assert calibrate.summary(point) in printed and "9 images" in printed
+    assert calibration.summary(point) in printed and "9 images" in printed
     assert (point.set_name, point.split, point.images) == ("tiny_scenes", "val", 9)
 
     after, stored = load_weights(checkpoint)

@@ -16,10 +16,12 @@ from mlic_jax.evaluate import run
 from mlic_jax.metrics import significance
 from mlic_jax.metrics.classification import average_precision, evaluate_scores
 from mlic_jax.models import create_model
+from mlic_jax.reports import text
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.scores import scoring
 from mlic_jax.scores.files import Scores
-from mlic_jax.train.loop import initial_variables
+from mlic_jax.train.start import initial_variables
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,8 @@ def scored(make_config):
         model = create_model(config.model, len(split.class_names))
         mesh = devices.create_mesh()
         variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
-        eval_step = run.make_eval_step(model, config, mesh)
-        return run.score_split(eval_step, variables, split, config, mesh), split
+        eval_step = scoring.make_eval_step(model, config, mesh)
+        return scoring.score_split(eval_step, variables, split, config, mesh), split
 
     return score
 
@@ -62,14 +64,14 @@ def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
         return {"logits": batch["labels"], "labels": batch["labels"], "index": batch["index"]}
 
     with pytest.raises(Failure, match="3 images of tiny_scenes test were not scored once"):
-        run.score_split(eval_step, {}, split, config, devices.create_mesh())
+        scoring.score_split(eval_step, {}, split, config, devices.create_mesh())
 
 
 def test_evaluation_looks_as_its_own_options_say(config):
-    as_trained = run.create_eval_model(config, 12, {})
+    as_trained = scoring.create_eval_model(config, 12, {})
     assert (as_trained.top_n, as_trained.local_size, as_trained.local_bound) == (2, 0, 0)
     config.eval.update(top_n=5, local_size=32, local_bound=0.2)
-    model = run.create_eval_model(config, 12, {})
+    model = scoring.create_eval_model(config, 12, {})
     assert (model.top_n, model.local_size, model.local_bound) == (5, 32, 0.2)
     assert (config.model.top_n, config.model.local_size) == (2, 0)
 
@@ -175,7 +177,7 @@ def test_protocol_and_label_policy_of_the_command_line(
 def test_summary_tells_swept_from_fixed(score_file):
     values = evaluate_file(score_file("a.npz"), "msrn")
     values |= {"OP_3": 11.1, "OR_3": 22.2, "OF1_3": 33.3}  # of few classes they are as the others
-    lines = run.summary(values, "toy test").splitlines()
+    lines = text.summary(values, "toy test").splitlines()
     (fixed,) = (line for line in lines if "all labels at probability >= 0.5" in line)
     (swept,) = (line for line in lines if "swept on these scores" in line)
     (ranked,) = (line for line in lines if "ranking:" in line)
@@ -188,7 +190,7 @@ def test_summary_tells_swept_from_fixed(score_file):
     assert f"coverage error {values['coverage_error']:.2f} labels" in ranked
     assert f"label ranking AP {values['label_ranking_average_precision']:.1f}" in ranked
     assert f"ranking loss {values['ranking_loss']:.2f}" in ranked
-    plain = run.summary(evaluate_file(score_file("a.npz"), "mlgcn"), "toy test")
+    plain = text.summary(evaluate_file(score_file("a.npz"), "mlgcn"), "toy test")
     assert "swept" not in plain and "ranking" not in plain
 
 
@@ -362,28 +364,28 @@ def metadata(model=None, names=("a", "b")):
 )
 def test_a_checkpoint_of_something_else(saved, message, tmp_path):
     with pytest.raises(UsageError) as error:
-        run.check_same_model(saved, metadata(), tmp_path)
+        scoring.check_same_model(saved, metadata(), tmp_path)
     assert message in str(error.value)
-    run.check_same_model(metadata(), metadata(), tmp_path)
+    scoring.check_same_model(metadata(), metadata(), tmp_path)
 
 
 def test_options_that_decide_no_array_may_differ(tmp_path):
     saved = metadata({"top_n": 4, "backbone": "resnet18"})
     current = metadata({"top_n": 2, "backbone": "resnet18"})
-    run.check_same_model(saved, current, tmp_path)
+    scoring.check_same_model(saved, current, tmp_path)
     with pytest.raises(UsageError, match="backbone"):
         current["config"]["model"]["backbone"] = "resnet50"
-        run.check_same_model(saved, current, tmp_path)
+        scoring.check_same_model(saved, current, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["name", "backbone", "width", "pool_ratio", "head"])
 def test_options_that_decide_an_array_must_agree(option, config, tmp_path):
     saved = {"config": json.loads(config.to_json()), "class_names": ["a"]}
     current = json.loads(json.dumps(saved))
-    run.check_same_model(saved, current, tmp_path)
+    scoring.check_same_model(saved, current, tmp_path)
     current["config"]["model"][option] = 7
     with pytest.raises(UsageError, match=rf"has model\.{option} .*, the configuration 7"):
-        run.check_same_model(saved, current, tmp_path)
+        scoring.check_same_model(saved, current, tmp_path)
 
 
 def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp_path, capsys):

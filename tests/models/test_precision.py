@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate import run
 from mlic_jax.models import create_model
 from mlic_jax.predict import predictor
 from mlic_jax.runtime import devices
-from mlic_jax.train import loop
+from mlic_jax.scores import scoring
+from mlic_jax.train import start
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from weight_conversion import sides
 
@@ -41,7 +41,7 @@ def model_of(config):
 
 
 def variables_of(model, config):
-    return jax.eval_shape(lambda: loop.initial_variables(model, config))
+    return jax.eval_shape(lambda: start.initial_variables(model, config))
 
 
 def batch_of(config):
@@ -56,16 +56,18 @@ def training(config):
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    state = loop.TrainState(step=step, **variables, opt_state=opt_state)
+    state = step.TrainState(step=step, **variables, opt_state=opt_state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = loop.make_train_step(model, optimizer, schedule, config)
+    train_step = step.make_train_step(model, optimizer, schedule, config)
     return precisions(train_step, state, batch_of(config)[1], key)
 
 
 def evaluation(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
-    return precisions(run.make_eval_step(model, config, mesh), variables_of(model, config), batch)
+    return precisions(
+        scoring.make_eval_step(model, config, mesh), variables_of(model, config), batch
+    )
 
 
 def prediction(config):

@@ -24,22 +24,20 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models.ops.regions import interpolation_matrix
-from mlic_jax.predict.files import (
+from mlic_jax.predict.files import draw_pictures, find_images, predict_files, write_predictions
+from mlic_jax.predict.predictor import Predictor
+from mlic_jax.reports.drawing import MOST_SIDE
+from mlic_jax.reports.predictions import (
     MAP_SIDE,
     annotate_prediction,
     annotated_name,
-    draw_pictures,
-    find_images,
     heat_map,
     page_picture,
     picture_files,
-    predict_files,
     render_page,
-    write_predictions,
 )
-from mlic_jax.predict.predictor import Prediction, Predictor, Region
-from mlic_jax.reports.drawing import MOST_SIDE
 from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.scores.predictions import Prediction, Region
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = {

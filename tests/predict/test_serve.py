@@ -32,7 +32,6 @@ from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models import create_model
-from mlic_jax.predict.files import annotate_prediction
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.predict.serve import (
     CROP_SIDE,
@@ -47,10 +46,11 @@ from mlic_jax.predict.serve import (
     listen,
     warm_up,
 )
-from mlic_jax.reports.evaluation_page import REGION_COLOURS
+from mlic_jax.reports.page import REGION_COLOURS
+from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime.checkpoint import save_weights
-from mlic_jax.train.loop import initial_variables
 from mlic_jax.train.resume import run_metadata
+from mlic_jax.train.start import initial_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 ODD = 'a <s>&"label"</s> {{7*7}} ${7*7}'  # a label that must not be taken for code

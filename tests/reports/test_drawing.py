@@ -17,7 +17,7 @@ from mlic_jax.reports.drawing import (
     shortened,
     wrapped,
 )
-from mlic_jax.reports.evaluation_page import REGION_COLOURS
+from mlic_jax.reports.page import REGION_COLOURS
 
 
 def colours(count):

@@ -14,6 +14,7 @@ from PIL import Image
 from mlic_jax.metrics.classification import average_precision, evaluate_scores
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS
 from mlic_jax.scores.files import Scores
 
 SIZE = 64
@@ -387,9 +388,7 @@ def test_label_graph_is_drawn_with_every_label_and_edge(half_and_half):
     assert [g.find("text")[0].text for g in nodes] == [f"class{c}" for c in range(12)]
     assert nodes[3].find("title")[0].text == "class3: 20 images"
     colours = [g.find("circle")[0].attributes["fill"] for g in nodes]
-    assert (
-        colours == [evaluation_page.REGION_COLOURS[0]] * 6 + [evaluation_page.REGION_COLOURS[2]] * 6
-    )
+    assert colours == [REGION_COLOURS[0]] * 6 + [REGION_COLOURS[2]] * 6
     edges = svg.find("g", class_="edge")
     drawn = {(e.attributes["data-source"], e.attributes["data-target"]) for e in edges}
     assert drawn == {("0", "2"), ("2", "0"), ("1", "2"), ("2", "1"), ("2", "3"), ("3", "2")}
@@ -620,7 +619,7 @@ def test_any_number_of_images_classes_and_regions(tmp_path, num_images, num_clas
     assert len(shown) == min(num_images, evaluation_page.GALLERY_SIZE)
     listed = [len(figure.find("ol")[0].find("li")) for figure in shown]
     of_regions = np.take_along_axis(scores.global_logits, scores.box_classes, axis=1)
-    likely = 1 / (1 + np.exp(-of_regions)) > evaluation_page.LEAST_GLOBAL
+    likely = 1 / (1 + np.exp(-of_regions)) > LEAST_GLOBAL
     assert sorted(listed) == sorted(likely[i].sum() for i in map(number, shown))
     assert max(listed) == top_n
     names = [t.text for t in page.find("div", class_="bars")[0].find("text")]

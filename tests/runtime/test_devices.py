@@ -14,8 +14,8 @@ from mlic_jax.errors import UsageError
 from mlic_jax.models import msrn
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import RunCheckpoints, load_weights, restore
-from mlic_jax.train.loop import TrainState, make_train_step
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 
 CLASSES, GROUPS, HIDDEN = 12, 4, 64
 INPUTS = (CLASSES + GROUPS) * 3 * msrn.CHANNELS

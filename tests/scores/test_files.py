@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import calibrate, run
+from mlic_jax.evaluate import calibrate
+from mlic_jax.evaluate.run import main
 from mlic_jax.scores.files import Scores
 
 IMAGES, CLASSES = 6, 3
@@ -65,15 +66,15 @@ def test_a_tampered_file_is_one_line(write, changes, reason, capsys):
     with pytest.raises(Failure, match=reason) as failure:
         Scores.load(path)
     assert str(path) in str(failure.value)
-    for main in (run.main, calibrate.main):
-        assert main([str(path)]) == 1
+    for command in (main, calibrate.main):
+        assert command([str(path)]) == 1
         assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_logits_beyond_float32_are_not_finite(write, capsys):
     path = write(logits=np.full((IMAGES, CLASSES), 1e300))
     assert np.isinf(Scores.load(path).logits).all()
-    assert run.main([str(path)]) == 1
+    assert main([str(path)]) == 1
     assert "scores are not finite" in capsys.readouterr().err
 
 
@@ -81,6 +82,6 @@ def test_names_with_line_breaks_do_not_break_the_line(write, tmp_path, capsys):
     path = write(set_name=np.array("a\nb\x1b"))
     other = tmp_path / "other.npz"
     np.savez(other, **FIELDS | {"image_ids": FIELDS["image_ids"][::-1]})
-    assert run.main([str(path), "--against", str(other)]) == 2
+    assert main([str(path), "--against", str(other)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and r"a\nb\x1b val" in error

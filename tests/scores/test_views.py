@@ -12,12 +12,11 @@ from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate import run
 from mlic_jax.models import create_model
+from mlic_jax.models.inputs import normalise
 from mlic_jax.runtime import devices
-from mlic_jax.scores import views
-from mlic_jax.train.augment import normalise
-from mlic_jax.train.loop import initial_variables
+from mlic_jax.scores import scoring, views
+from mlic_jax.train.start import initial_variables
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +106,8 @@ def test_evaluation_averages_over_views(config, scored):
     mesh = devices.create_mesh()
     variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
     config.eval.flip, config.eval.scales = True, (96,)
-    step = run.make_eval_step(model, config, mesh)
-    scores = run.score_split(step, variables, split, config, mesh)
+    step = scoring.make_eval_step(model, config, mesh)
+    scores = scoring.score_split(step, variables, split, config, mesh)
     assert scores.image_size == 64
     assert scores.boxes.max() <= 64
 

@@ -17,11 +17,11 @@ import pytest
 from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
-from mlic_jax.evaluate.run import create_eval_model
 from mlic_jax.models import create_model
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.scores.files import Scores
-from mlic_jax.train import loop
+from mlic_jax.scores.scoring import create_eval_model
+from mlic_jax.train import start
 from mlic_jax.train.optim import create_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,7 +306,7 @@ def test_the_recipe_fits_its_models(run, table, names, kind):
     config = read_module(Path("own/ours/ours.py")).get_config()
     config.model.name = kind
     split = sources.open_splits(config.data)["train"]
-    constants = loop.label_constants(config, split)
+    constants = start.label_constants(config, split)
     model = create_model(config.model, len(names), **label_inputs.arguments_of(constants))
     create_eval_model(config, len(names), constants)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))

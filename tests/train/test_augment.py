@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mlic_jax.config import default_config
+from mlic_jax.models import inputs
 from mlic_jax.train import augment
 
 pytestmark = pytest.mark.numerical
@@ -26,20 +27,20 @@ def settings():
 
 def test_normalise(pixels, settings):
     expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(augment.normalise(pixels, settings), expected, atol=1e-5)
+    np.testing.assert_allclose(inputs.normalise(pixels, settings), expected, atol=1e-5)
 
 
 def test_without_options_it_only_normalises(pixels, settings):
     settings.flip, settings.jitter = False, 0.0
     out = augment.augment(jnp.array(pixels), jax.random.key(0), settings)
     # Either is a few roundings of numbers up to 1 off, divided by 0.22.
-    np.testing.assert_allclose(out, augment.normalise(pixels, settings), atol=5e-6)
+    np.testing.assert_allclose(out, inputs.normalise(pixels, settings), atol=5e-6)
 
 
 def test_flip_mirrors_some_images_and_leaves_the_others(pixels, settings):
     settings.jitter = 0.0
     out = np.asarray(augment.augment(jnp.array(pixels), jax.random.key(3), settings))
-    straight = np.asarray(augment.normalise(pixels, settings))
+    straight = np.asarray(inputs.normalise(pixels, settings))
     kept = [np.allclose(a, b, atol=1e-5) for a, b in zip(out, straight, strict=True)]
     mirrored = [np.allclose(a, b[:, ::-1], atol=1e-5) for a, b in zip(out, straight, strict=True)]
     assert all(np.logical_xor(kept, mirrored))

@@ -23,6 +23,7 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
+from mlic_jax.models.inputs import normalise
 from mlic_jax.models.ops.regions import profiles
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import (
@@ -32,18 +33,10 @@ from mlic_jax.runtime.checkpoint import (
     read_metadata,
     save_weights,
 )
-from mlic_jax.train.augment import normalise
-from mlic_jax.train.loop import (
-    TrainState,
-    initial_variables,
-    label_constants,
-    make_train_step,
-    shared_modules,
-    start_weights,
-    train,
-    validate_step,
-)
+from mlic_jax.train.loop import train, validate_step
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.start import initial_variables, label_constants, shared_modules, start_weights
+from mlic_jax.train.step import TrainState, make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 

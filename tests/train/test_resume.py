@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from mlic_jax.checkpoint_config import changed_options
 from mlic_jax.errors import UsageError
-from mlic_jax.train.resume import FREE, changed_options, check_resumable
+from mlic_jax.train.resume import FREE, check_resumable
 
 
 def metadata_of(config, step=None):

@@ -16,21 +16,20 @@ from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.heads.pooled import Pooled
+from mlic_jax.models.inputs import normalise
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.ops.convolution import plain
 from mlic_jax.runtime import devices
-from mlic_jax.train.augment import normalise
-from mlic_jax.train.loop import (
+from mlic_jax.train.loop import train, training_batches
+from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.start import initial_variables
+from mlic_jax.train.step import (
     TrainState,
     accumulate,
     check_batch_size,
     groups_in_parts,
-    initial_variables,
     make_train_step,
-    train,
-    training_batches,
 )
-from mlic_jax.train.optim import create_optimizer, create_schedule
 
 
 @pytest.fixture(scope="module")

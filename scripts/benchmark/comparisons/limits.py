@@ -22,7 +22,7 @@ from frameworks import available_cores
 from models import Subject
 
 from mlic_jax.models import create_backbone
-from mlic_jax.train.augment import normalise
+from mlic_jax.models.inputs import normalise
 
 Run = Callable[[], dict[str, Any]]
 
