@@ -12,7 +12,6 @@ from mlic_jax.errors import UsageError
 from mlic_jax.metrics.classification import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
 from mlic_jax.models import BACKBONES, POOLINGS
-from mlic_jax.train.optim import RATE_SCALINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,7 +128,7 @@ def default_config() -> ConfigDict:
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
     config.eval = ConfigDict()
-    config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
+    config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see mlic_jax/metrics
     config.eval.label_policy = ""  # empty: what the protocol says
     # How equal scores rank: stable (in the order of the images) | average (the expectation of AP
     # over all orders) | optimistic | pessimistic; empty: what the protocol says.
@@ -248,7 +247,7 @@ def check_config(config: ConfigDict) -> None:
         "eval.ties": (config.eval.ties, ("", *TIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
-        "optim.scaling": (config.optim.scaling, tuple(RATE_SCALINGS)),
+        "optim.scaling": (config.optim.scaling, ("none", "linear", "sqrt")),
         "data.train_crop": (config.data.train_crop, TRAIN_CROPS),
         "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
     }

@@ -121,7 +121,7 @@ def model_of(config: ConfigDict) -> Any:
 
 
 def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
-    """The train step of a recipe and the shapes of its arguments, as `train.py` has them."""
+    """The train step of a recipe and the shapes of its arguments, as `train/loop.py` has them."""
     model, size = model_of(config), config.data.image_size
     variables = jax.eval_shape(lambda: start.initial_variables(model, config))
     schedule = create_schedule(config.optim, 1000, config.epochs)

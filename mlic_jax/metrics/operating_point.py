@@ -8,7 +8,7 @@ that are unknown (0) are left out of everything here.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.optimize
@@ -20,7 +20,6 @@ from mlic_jax.metrics.classification import (
     precision_recall_f1,
     sigmoid,
 )
-from mlic_jax.scores.files import Scores
 
 # What a threshold is to achieve. The last two need a target.
 RULES = {
@@ -32,6 +31,16 @@ RULES = {
 # Beyond these a set is too small, or too well told apart, to say what a probability means.
 TEMPERATURES = (0.05, 20.0)
 BINS = 15
+
+
+class LabelledScores(Protocol):
+    """What is needed of the scores of a split: `mlic_jax.scores.files.Scores` has it."""
+
+    logits: np.ndarray  # float32 [N, C]
+    labels: np.ndarray  # int8 [N, C] in {+1, 0, -1}
+    class_names: np.ndarray  # str [C]
+    set_name: str
+    split: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +105,7 @@ class OperatingPoint:
 
 
 def learn_operating_point(
-    scores: Scores, rule: str = "one", target: float | None = None, *, on_test: bool = False
+    scores: LabelledScores, rule: str = "one", target: float | None = None, *, on_test: bool = False
 ) -> OperatingPoint:
     """Learns the temperature, and then thresholds on the calibrated probabilities.
 
@@ -291,7 +300,7 @@ def expected_calibration_error(
     return 100 * float(np.average(distance, weights=entries[filled]))
 
 
-def measure(scores: Scores, point: OperatingPoint) -> dict[str, Any]:
+def measure(scores: LabelledScores, point: OperatingPoint) -> dict[str, Any]:
     """Figures of a split at an operating point, and at probability 0.5 of the logits as they are.
 
     Returns:

@@ -45,13 +45,14 @@ from mlic_jax.predict.predictor import (
 from mlic_jax.reports.predictions import (
     ANNOTATED,
     GALLERY,
-    _pictures,
     as_json,
+    encode_pictures,
     page_picture,
     picture_files,
     render_page,
 )
 from mlic_jax.scores.predictions import Prediction
+from mlic_jax.scores.views import view_sizes
 
 PAGE = "index.html"
 OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
@@ -244,10 +245,32 @@ def write_predictions(
         _predict_missing(predictor, folder, journal, sources)
         journal.arrange(sources)
         pictures = [page_picture(entry, thresholds) for entry in journal]
-        page = render_page(predictor, pictures, checkpoint)
+        page = render_page(pictures, describe_predictor(predictor, checkpoint))
         write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
         _sweep(folder, journal)
     return [picture["file"] for picture in pictures if picture["error"]]
+
+
+def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
+    """What the page says of the model and of how it looked, a line each."""
+    model, views = predictor.config.model, predictor.config.eval
+    sizes = view_sizes(predictor.config)
+    about = {
+        "checkpoint": checkpoint,
+        "model": f"{model.name} on {model.backbone}",
+        "image size": ", ".join(f"{size} px" for size in sizes),
+        "classes": str(len(predictor.class_names)),
+        "labels from": predictor.rule,
+    }
+    if predictor.temperature != 1:
+        about["temperature"] = f"{predictor.temperature:.3f}"
+    if views.flip:
+        about["mirrored too"] = "yes"
+    if views.local_size:
+        about["crops"] = f"{views.local_size} px"
+    if views.local_bound:
+        about["regions"] = f"of probability {views.local_bound:g} and more"
+    return about
 
 
 @contextlib.contextmanager
@@ -375,7 +398,7 @@ def draw_pictures(predictor: Predictor, folder: Path, prediction: Prediction, fi
     pictures: list[bytes] = []
     if not prediction.error:
         try:
-            pictures = _pictures(predictor.read(file), prediction)
+            pictures = encode_pictures(predictor.read(file), prediction)
         except Exception as error:  # Pillow raises nearly anything, which concerns this photo alone
             failure = f"cannot be drawn: {reason(error)}"
             prediction = dataclasses.replace(prediction, error=failure)

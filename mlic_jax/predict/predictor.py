@@ -2,7 +2,7 @@
 
     python -m mlic_jax.main --mode=predict --checkpoint runs/voc --images photos --out predictions
 
-writes files (see `predict_files.py`); in a notebook the same is
+writes files (see `files.py`); in a notebook the same is
 
     Predictor.from_checkpoint("runs/voc")(["photo.jpg"])[0].labels
 """
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,13 +27,11 @@ from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.classification import PROTOCOLS
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
-from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights
-from mlic_jax.scores.files import OUTPUTS
 from mlic_jax.scores.predictions import Box, Prediction, Region
-from mlic_jax.scores.scoring import create_eval_model, on_own_rows
-from mlic_jax.scores.views import host_size, score_views
+from mlic_jax.scores.scoring import create_eval_model, make_eval_step
+from mlic_jax.scores.views import host_size
 
 THREADS = 4  # that decode
 
@@ -81,7 +78,7 @@ class Predictor:
         self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:used]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, devices.replicated(self._mesh))
-        self._step = make_predict_step(model, config, self._mesh)
+        self._step = make_eval_step(model, config, self._mesh, class_maps=True)
 
     @classmethod
     def from_checkpoint(
@@ -170,8 +167,8 @@ class Predictor:
             size = host_size(self.config)
             images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
-            on_devices = devices.to_devices({"image": images}, self._mesh)["image"]
-            outputs = jax.device_get(self._step(self._variables, on_devices))
+            batch = devices.to_devices({"image": images}, self._mesh)
+            outputs = jax.device_get(self._step(self._variables, batch))
         row = 0
         for known, pixels in batch:
             if pixels is None:
@@ -251,26 +248,6 @@ def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float
     threshold = PROTOCOLS[config.eval.protocol].threshold
     rule = f"the threshold of the protocol {config.eval.protocol}, {threshold:g}"
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule
-
-
-def make_predict_step(model: nn.Module, config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable:
-    """The jitted step: (variables, uint8 images) -> what the model says of every row.
-
-    As `evaluate.make_eval_step`, and the class activation maps of the regions as well.
-    """
-
-    def predict_step(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-        def apply(view: jax.Array) -> dict[str, jax.Array]:
-            outputs, beside = model.apply(variables, view, mutable=["intermediates"])
-            maps = beside.get("intermediates", {}).get("class_maps", ())
-            return outputs | dict(zip(("class_maps",), maps, strict=False))
-
-        with in_precision(config.model, training=False):
-            outputs = score_views(apply, images, config)
-        return {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
-
-    step = on_own_rows(predict_step, config, mesh)
-    return jax.jit(step, out_shardings=devices.replicated(mesh))
 
 
 def reason(error: Exception) -> str:

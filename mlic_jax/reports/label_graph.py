@@ -1,7 +1,8 @@
 """MSRN's labels as a picture: which occurs with which, and which share a group.
 
-Where everything stands is decided here and drawn by `report.html.jinja`. The labels stand in two
-columns, one to a row, with their names outside: however many there are, no name hides another.
+Where everything stands is decided here and drawn by `evaluation_page.html.jinja`. The labels stand
+in two columns, one to a row, with their names outside: however many there are, no name hides
+another.
 """
 
 import dataclasses

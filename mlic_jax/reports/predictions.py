@@ -14,34 +14,17 @@ from PIL import Image
 
 from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.models.ops.regions import interpolation_matrix
-from mlic_jax.predict.journal import Entry
-from mlic_jax.predict.predictor import (
-    Predictor,
-)
 from mlic_jax.reports.drawing import annotate
 from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, is_drawn, page_template
 from mlic_jax.scores.predictions import Prediction
-from mlic_jax.scores.views import view_sizes
 
 ANNOTATED, GALLERY = "annotated", "gallery"  # folders
-
-
 PHOTO_SIDE = 640  # of the longer side of a photo in the gallery, pixels
-
-
 MAP_SIDE = 112  # of an activation map there, which the page stretches over the photo
-
-
 RUNNERS_UP = 3  # labels below their thresholds that the gallery shows
-
-
 JPEG = (".jpg", ".jpeg")
-
-
 LONGEST_PART, LONGEST_NAME = 240, 1000  # bytes of an annotated photo's name; systems take 255, 4095
-
-
-_TEMPLATE = Path(__file__).parents[1] / "reports" / "predictions.html.jinja"
+_TEMPLATE = Path(__file__).with_name("predictions.html.jinja")
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
@@ -103,7 +86,7 @@ def picture_files(row: dict[str, Any]) -> list[str]:
     return [f"{ANNOTATED}/{annotated_name(row['file'])}", f"{gallery}.jpg", *maps]
 
 
-def _pictures(image: Image.Image, prediction: Prediction) -> list[bytes]:
+def encode_pictures(image: Image.Image, prediction: Prediction) -> list[bytes]:
     """What `picture_files` names, encoded."""
     annotated = _encoded(annotate_prediction(image, prediction), "JPEG", quality=92)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
@@ -118,7 +101,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def page_picture(entry: Entry, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def page_picture(entry: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
     """What the page shows of a photo."""
     row = entry["row"]
     picture = {"file": row["file"], "error": row["error"]}
@@ -205,27 +188,15 @@ def heat_map(class_map: np.ndarray) -> Image.Image:
     return image
 
 
-def render_page(predictor: Predictor, pictures: Sequence[dict[str, Any]], checkpoint: str) -> str:
-    """The gallery: photos with their labels, and on demand crop and activation map of regions."""
+def render_page(pictures: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+    """The gallery: photos with their labels, and on demand crop and activation map of regions.
+
+    Args:
+        pictures: of `page_picture`.
+        about: what is to be known of the model, a line each.
+    """
     good = [picture for picture in pictures if not picture["error"]]
     counts = collections.Counter(name for picture in good for name in picture["labels"])
-    model, views = predictor.config.model, predictor.config.eval
-    sizes = view_sizes(predictor.config)
-    about = {
-        "checkpoint": checkpoint,
-        "model": f"{model.name} on {model.backbone}",
-        "image size": ", ".join(f"{size} px" for size in sizes),
-        "classes": str(len(predictor.class_names)),
-        "labels from": predictor.rule,
-    }
-    if predictor.temperature != 1:
-        about["temperature"] = f"{predictor.temperature:.3f}"
-    if views.flip:
-        about["mirrored too"] = "yes"
-    if views.local_size:
-        about["crops"] = f"{views.local_size} px"
-    if views.local_bound:
-        about["regions"] = f"of probability {views.local_bound:g} and more"
     return page_template(_TEMPLATE, {"probability": lambda value: f"{value:.2f}"}).render(
         pictures=good,
         failures=[picture for picture in pictures if picture["error"]],

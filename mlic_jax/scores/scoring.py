@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax.config import default_config
 from mlic_jax.data import label_inputs, pipeline
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
@@ -28,9 +26,9 @@ from mlic_jax.scores.files import GLOBAL_OUTPUTS, OUTPUTS, Scores
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
 
-
-# The options of `config.model` that decide its arrays; the others may differ at evaluation.
-ARRAY_OPTIONS = ("name", "backbone", "width", "pool_ratio", "head")
+# The options of `config.model` that decide its arrays (others may differ at evaluation), and what
+# they are of a checkpoint that was written before there was such an option.
+ARRAY_OPTIONS = {"name": "", "backbone": "", "width": 1.0, "pool_ratio": 0.05, "head": "dense"}
 
 
 def create_eval_model(
@@ -54,6 +52,7 @@ def make_eval_step(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
+    class_maps: bool = False,
 ) -> Callable:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
@@ -63,16 +62,24 @@ def make_eval_step(
 
     Args:
         specs: how the variables lie on the mesh.
+        class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
     """
 
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
-        apply = partial(model.apply, variables, **second_look)
+
+        def apply(view: jax.Array) -> dict[str, jax.Array]:
+            if not class_maps:
+                return model.apply(variables, view, **second_look)
+            outputs, beside = model.apply(variables, view, mutable=["intermediates"])
+            maps = beside.get("intermediates", {}).get("class_maps", ())
+            return outputs | dict(zip(("class_maps",), maps, strict=False))
+
         with in_precision(config.model, training=False):
             outputs = views.score_views(apply, batch["image"], config)
-        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
-        return outputs | {"labels": batch["labels"], "index": batch["index"]}
+        outputs = {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
+        return outputs | {name: batch[name] for name in ("labels", "index") if name in batch}
 
     step = on_own_rows(eval_step, config, mesh, specs)
     return jax.jit(step, out_shardings=devices.replicated(mesh))
@@ -257,15 +264,12 @@ def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path)
         raise UsageError(
             f"{path} holds a backbone alone: train from it with --config.init_from={path}"
         )
-    # An older checkpoint does not say what was no option in its days.
-    old, new = (
-        default_config().model.to_dict() | one["config"]["model"] for one in (saved, current)
-    )
-    for option in ARRAY_OPTIONS:
-        if old.get(option) != new.get(option):
+    for option, before in ARRAY_OPTIONS.items():
+        old, new = (one["config"]["model"].get(option, before) for one in (saved, current))
+        if old != new:
             raise UsageError(
-                f"the checkpoint {path} has model.{option} {old.get(option)!r}, the configuration "
-                f"{new.get(option)!r}: use the same or another --workdir"
+                f"the checkpoint {path} has model.{option} {old!r}, the configuration {new!r}: use "
+                "the same or another --workdir"
             )
     if saved["class_names"] != current["class_names"]:
         differing = sorted(set(saved["class_names"]) ^ set(current["class_names"]))

@@ -50,7 +50,7 @@ def make_train_step(
     Args:
         mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
             None: all are on one device.
-        shardings: how the state lies on the mesh, see `distributed.lying`.
+        shardings: how the state lies on the mesh, see `devices.lying`.
     """
 
     gradient_of = make_gradient(model, config, mesh, shardings)

@@ -9,7 +9,6 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
-from mlic_jax.predict import predictor
 from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring
 from mlic_jax.train import start
@@ -73,7 +72,7 @@ def evaluation(config):
 def prediction(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
-    step = predictor.make_predict_step(model, config, mesh)
+    step = scoring.make_eval_step(model, config, mesh, class_maps=True)
     return precisions(step, variables_of(model, config), batch["image"])
 
 

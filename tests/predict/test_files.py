@@ -24,7 +24,13 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models.ops.regions import interpolation_matrix
-from mlic_jax.predict.files import draw_pictures, find_images, predict_files, write_predictions
+from mlic_jax.predict.files import (
+    describe_predictor,
+    draw_pictures,
+    find_images,
+    predict_files,
+    write_predictions,
+)
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.reports.drawing import MOST_SIDE
 from mlic_jax.reports.predictions import (
@@ -272,7 +278,8 @@ def test_the_page_of_a_model_without_regions(checkpoint, tmp_path):
         "bars": [("red star", 0.2, 0.5)],
         "regions": [],
     }
-    page = render_page(Predictor.from_checkpoint(checkpoint, flip=True), [picture], "run")
+    reader = Predictor.from_checkpoint(checkpoint, flip=True)
+    page = render_page([picture], describe_predictor(reader, "run"))
     (tmp_path / "page.html").write_text(page)
     page = Page(tmp_path / "page.html")
     assert "1 photo, 0 labels found" in page.text

@@ -208,13 +208,13 @@ TOGETHER = """
 import os, signal, sys, time
 from pathlib import Path
 from absl import flags
-from mlic_jax import processes
+from mlic_jax.runtime import processes
 from mlic_jax.command_line import exit_code
 
 def act():
     import jax
     import numpy as np
-    from mlic_jax import distributed
+    from mlic_jax.runtime import devices
     from mlic_jax.runtime.checkpoint import RunCheckpoints
     made, workdir = map(Path, sys.argv[1:])
     with processes.joined(mode, ["agree"]):
@@ -223,10 +223,10 @@ def act():
         told = processes.of_all("name", f"from {me}")
         print(mine is True, told, file=sys.stderr, flush=True)
         checkpoints = RunCheckpoints(workdir)
-        everywhere = distributed.replicated(distributed.create_mesh())
+        everywhere = devices.replicated(devices.create_mesh())
 
         def save(step):
-            x = distributed.lay_out(np.full(1000, step), everywhere)
+            x = devices.lay_out(np.full(1000, step), everywhere)
             checkpoints.save(step, {"params": {"x": x}}, {"step": x}, {})
             checkpoints.add_validation(step, step / SAVES)
 
@@ -276,7 +276,7 @@ def test_processes_wait_for_each_other_stop_together_and_save_many_checkpoints(t
 FAIL = """
 import ctypes, os, sys
 from absl import flags
-from mlic_jax import processes
+from mlic_jax.runtime import processes
 from mlic_jax.command_line import exit_code
 
 def fail():

@@ -59,8 +59,6 @@ def _options(data: Any, *names: str) -> dict[str, Any]:
 
 _DIVIDED = ("train_share", "split_seed")
 _TABLE = ("annotations", "image_dir", *_DIVIDED)
-
-
 _CSV = (*_TABLE, "image_column", "label_column", "cell_separator")
 
 
