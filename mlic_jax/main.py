@@ -93,8 +93,14 @@ def look_at_photos() -> None:
         serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-    options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value, RESUME.value
-    files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
+    files.predict_files(
+        *required(CHECKPOINT, IMAGES, OUT),
+        resume=RESUME.value,
+        flip=FLIP.value,
+        scales=scales,
+        local_size=LOCAL_SIZE.value,
+        local_bound=LOCAL_BOUND.value,
+    )
 
 
 def look_at_a_split() -> None:

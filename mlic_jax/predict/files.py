@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ from mlic_jax.files.atomic import (
 from mlic_jax.predict.journal import JOURNAL, LINES, TABLE, Entry, Journal, begun, has_rows
 from mlic_jax.predict.predictor import (
     THREADS,
+    LookOptions,
     Predictor,
     even_batch_size,
     in_order,
@@ -62,18 +63,15 @@ def predict_files(
     checkpoint: str | Path,
     images: str,
     out: str | Path,
-    flip: bool | None = None,
-    scales: Sequence[int] | None = None,
-    local_size: int | None = None,
-    local_bound: float | None = None,
     resume: bool = False,
+    **look: Unpack[LookOptions],
 ) -> None:
     """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
 
     Writes `predictions.csv`, a row a photo; `predictions.jsonl`, with the regions; `annotated/`,
     the photos with what was found in them; and the page `index.html` with its files in `gallery/`.
     They grow in `out/.partial`, a photo at a time, and take the place of earlier predictions in
-    `out` once all is done. The options are those of `Predictor.from_checkpoint`.
+    `out` once all is done. How it looks: `LookOptions`.
 
     With `resume`, a run that was cut short goes on, and one that was completed takes what is new:
     photos that have a row are not predicted again unless their size or modification time changed.
@@ -93,7 +91,7 @@ def predict_files(
         finish_replacing(out, OUTPUTS)
         _check_output(out)
         root, files = find_images(images, out)
-        config, variables, metadata = load_model(checkpoint, flip, scales, local_size, local_bound)
+        config, variables, metadata = load_model(checkpoint, **look)
         run = describe_run(config, variables, metadata)
         if resume:
             _check_same_run(out, run)

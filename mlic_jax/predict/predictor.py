@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -36,6 +36,17 @@ from mlic_jax.scores.views import host_size
 THREADS = 4  # that decode
 
 Source = str | Path | Image.Image | np.ndarray
+
+
+class LookOptions(TypedDict, total=False):
+    """Options of `config.eval`, where they are not to be as a checkpoint says; None: they are."""
+
+    flip: bool | None  # average the logits with those of the mirrored photo
+    scales: Sequence[int] | None  # sizes beside the checkpoint's own, over all of which to average
+    local_size: int | None  # pixels of a side of the crops that MCAR looks at
+    # MCAR does not look at regions of classes whose global probability is lower, and they are not
+    # among the `regions`.
+    local_bound: float | None
 
 
 class Predictor:
@@ -85,29 +96,20 @@ class Predictor:
         cls,
         path: str | Path,
         batch_size: int = 1,
-        flip: bool | None = None,
-        scales: Sequence[int] | None = None,
-        local_size: int | None = None,
-        local_bound: float | None = None,
+        **look: Unpack[LookOptions],
     ) -> "Predictor":
         """Reads a run (its best checkpoint), one of its checkpoints or a converted whole model.
 
         Args:
             path: its folder.
             batch_size: photos that are looked at together.
-            flip: average the logits with those of the mirrored photo; None: as the checkpoint says.
-            scales: image sizes beside the checkpoint's own, over all of which the logits are
-                averaged; None: as the checkpoint says.
-            local_size: pixels of a side of the crops that MCAR looks at; None: as the checkpoint
-                says.
-            local_bound: MCAR does not look at regions of classes whose global probability is lower,
-                and they are not among the `regions`; None: as the checkpoint says.
+            look: how, where that is not to be as the checkpoint says.
 
         Raises:
             UsageError: there is no checkpoint, it has no classes, or an argument is out of range.
             Failure: it cannot be read.
         """
-        return cls(*load_model(path, flip, scales, local_size, local_bound), batch_size)
+        return cls(*load_model(path, **look), batch_size)
 
     def __call__(self, images: Iterable[Source]) -> list[Prediction]:
         """Looks at images: paths, PIL images, or uint8 arrays `[H, W, 3]` of RGB.
@@ -211,11 +213,7 @@ class Predictor:
 
 
 def load_model(
-    path: str | Path,
-    flip: bool | None = None,
-    scales: Sequence[int] | None = None,
-    local_size: int | None = None,
-    local_bound: float | None = None,
+    path: str | Path, **look: Unpack[LookOptions]
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """The configuration, the variables and the metadata of a checkpoint that is a whole model.
 
@@ -229,14 +227,9 @@ def load_model(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
             "--vectors"
         )
-    if flip is not None:
-        config.eval.flip = flip
-    if scales is not None:
-        config.eval.scales = tuple(scales)
-    if local_size is not None:
-        config.eval.local_size = local_size
-    if local_bound is not None:
-        config.eval.local_bound = local_bound
+    for name, value in look.items():
+        if value is not None:
+            config.eval[name] = tuple(value) if name == "scales" else value
     return config, variables, metadata
 
 

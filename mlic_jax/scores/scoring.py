@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +85,6 @@ def make_eval_step(
     return jax.jit(step, out_shardings=devices.replicated(mesh))
 
 
-def compile_eval_step(
-    model: nn.Module,
-    variables: dict,
-    config: ConfigDict,
-    num_classes: int,
-    mesh: jax.sharding.Mesh,
-    global_outputs: Mapping[str, np.ndarray] | None = None,
-) -> Callable:
-    """`make_eval_step` for every batch of `score_split`, compiled now; the arguments are theirs."""
-    rows = batch_rows(config, mesh)
-    batch = devices.abstract_batch(mesh, rows, views.host_size(config), num_classes)
-    for name, values in (global_outputs or {}).items():
-        batch[name] = jax.ShapeDtypeStruct(
-            (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(mesh)
-        )
-    step = make_eval_step(model, config, mesh, devices.specs_of(variables))
-    return compilation.compile_ahead("the evaluation step", step, variables, batch)
-
-
 def batch_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """The images of a batch of evaluation: `config.eval.batch_size` on every device."""
     return config.eval.batch_size * mesh.size
@@ -130,84 +111,105 @@ def on_own_rows(
     return devices.on_own_rows(step, mesh, in_specs=(specs, rows), out_specs=rows)
 
 
-def score_split(
-    eval_step: Callable,
-    variables: dict,
-    split: Split,
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    global_outputs: Mapping[str, np.ndarray] | None = None,
-    profile: Path | None = None,
-) -> Scores:
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
     """Scores every image of a split exactly once, whatever the batches, devices and processes.
 
-    Args:
+    Attributes:
         eval_step: of `make_eval_step`.
-        variables: of the model, on the devices.
         split: of N images.
         config: of which `eval` and `data` are used.
         mesh: the devices.
         global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
             not run again.
-        profile: where to write a profile of a few batches, see `profiling.profiled`.
-
-    Raises:
-        Failure: an image cannot be read, or not every image got a score.
     """
-    rows_of_batch = batch_rows(config, mesh)
-    batches = pipeline.batches(
-        split,
-        batch_size=rows_of_batch,
-        image_size=views.host_size(config),
-        shuffle=False,
-        workers=config.data.workers,
-        threads=config.data.threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    total = pipeline.steps_per_epoch(len(split), rows_of_batch)
-    batches = profiling.profiled(batches, total, "evaluate", profile)
-    in_flight: collections.deque = collections.deque()
-    rows: dict[str, np.ndarray] = {}
 
-    def collect() -> None:
-        outputs = devices.to_host(in_flight.popleft())
-        index = outputs.pop("index")
-        real = index >= 0
-        for name, values in outputs.items():
-            if name not in rows:
-                rows[name] = np.zeros((len(split), *values.shape[1:]), values.dtype)
-            rows[name][index[real]] = values[real]
-        seen[index[real]] += 1
+    eval_step: Callable
+    split: Split
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    global_outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    seen = np.zeros(len(split), np.int32)
-    for batch in tqdm(
-        batches,
-        f"score {split.split}",
-        total,
-        unit="batch",
-        leave=False,
-        disable=not processes.is_first(),
-    ):
-        if global_outputs:  # of padding, whose index is -1, those of the last image
-            batch |= {name: rows_of[batch["index"]] for name, rows_of in global_outputs.items()}
-        in_flight.append(eval_step(variables, devices.to_devices(batch, mesh)))
-        if len(in_flight) > BATCHES_IN_FLIGHT:
+    def compiled(self, variables: dict) -> "Evaluator":
+        """The same with its step compiled now, for variables as these are and lie."""
+        classes, size = len(self.split.class_names), views.host_size(self.config)
+        rows = batch_rows(self.config, self.mesh)
+        batch = devices.abstract_batch(self.mesh, rows, size, classes)
+        for name, values in self.global_outputs.items():
+            batch[name] = jax.ShapeDtypeStruct(
+                (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(self.mesh)
+            )
+        what = "the evaluation step"
+        step = compilation.compile_ahead(what, self.eval_step, variables, batch)
+        return dataclasses.replace(self, eval_step=step)
+
+    def __call__(self, variables: dict, profile: Path | None = None) -> Scores:
+        """The scores of the split.
+
+        Args:
+            variables: of the model, on the devices.
+            profile: where to write a profile of a few batches, see `profiling.profiled`.
+
+        Raises:
+            Failure: an image cannot be read, or not every image got a score.
+        """
+        split, in_flight = self.split, collections.deque()
+        rows: dict[str, np.ndarray] = {}
+        seen = np.zeros(len(split), np.int32)
+
+        def collect() -> None:
+            outputs = devices.to_host(in_flight.popleft())
+            index = outputs.pop("index")
+            real = index >= 0
+            for name, values in outputs.items():
+                if name not in rows:
+                    rows[name] = np.zeros((len(split), *values.shape[1:]), values.dtype)
+                rows[name][index[real]] = values[real]
+            seen[index[real]] += 1
+
+        for batch in self._batches(profile):
+            # Of padding, whose index is -1, those of the last image.
+            batch |= {name: of[batch["index"]] for name, of in self.global_outputs.items()}
+            in_flight.append(self.eval_step(variables, devices.to_devices(batch, self.mesh)))
+            if len(in_flight) > BATCHES_IN_FLIGHT:
+                collect()
+        while in_flight:
             collect()
-    while in_flight:
-        collect()
-    if not np.all(seen == 1):
-        raise Failure(
-            f"{np.sum(seen != 1)} images of {split.name} {split.split} were not scored once"
+        if not np.all(seen == 1):
+            raise Failure(
+                f"{np.sum(seen != 1)} images of {split.name} {split.split} were not scored once"
+            )
+        return Scores(
+            **rows,
+            image_ids=np.array([split.image_id(i) for i in range(len(split))]),
+            class_names=np.array(split.class_names),
+            set_name=split.name,
+            split=split.split,
+            image_size=self.config.data.image_size,
         )
-    return Scores(
-        **rows,
-        image_ids=np.array([split.image_id(i) for i in range(len(split))]),
-        class_names=np.array(split.class_names),
-        set_name=split.name,
-        split=split.split,
-        image_size=config.data.image_size,
-    )
+
+    def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of all batches, with a bar of how far it is."""
+        rows = batch_rows(self.config, self.mesh)
+        batches = pipeline.batches(
+            self.split,
+            batch_size=rows,
+            image_size=views.host_size(self.config),
+            shuffle=False,
+            workers=self.config.data.workers,
+            threads=self.config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        total = pipeline.steps_per_epoch(len(self.split), rows)
+        return tqdm(
+            profiling.profiled(batches, total, "evaluate", profile),
+            f"score {self.split.split}",
+            total,
+            unit="batch",
+            leave=False,
+            disable=not processes.is_first(),
+        )
 
 
 def load_model(
@@ -234,20 +236,19 @@ def score_model(
     """The scores of a split by a model that `load_model` loaded, on all devices.
 
     Args:
-        profile: see `score_split`.
+        profile: see `Evaluator`.
     """
     mesh = devices.create_mesh()
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     weights = devices.lay_out(weights, devices.replicated(mesh))
     origin = global_pass.origin_of(variables, config) if config.model.name == "mcar" else None
-    earlier = None
+    earlier = {}
     if config.eval.global_scores:
         earlier = global_pass.read(config, split, origin or {}, getattr(model, "top_n", 0))
-    classes = len(split.class_names)
-    eval_step = compile_eval_step(model, weights, config, classes, mesh, earlier)
+    eval_step = make_eval_step(model, config, mesh, devices.specs_of(weights))
+    evaluator = Evaluator(eval_step, split, config, mesh, earlier).compiled(weights)
     processes.wait_for_all("compiled")
-    scores = score_split(eval_step, weights, split, config, mesh, earlier, profile)
-    return dataclasses.replace(scores, origin=origin)
+    return dataclasses.replace(evaluator(weights, profile), origin=origin)
 
 
 def check_same_model(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Training: the state, one step, and the loop around it, to be read from top to bottom."""
+"""The training loop, to be read from top to bottom."""
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mlic_jax import checkpoint_config
@@ -22,7 +21,7 @@ from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
 from mlic_jax.runtime import checkpoint, compilation, devices, processes, profiling
 from mlic_jax.runtime.checkpoint import RunCheckpoints
-from mlic_jax.scores import scoring
+from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_eval_step
 from mlic_jax.train import resume
 from mlic_jax.train.optim import batch_scale, create_optimizer, create_schedule
 from mlic_jax.train.start import initial_variables, label_constants, start_weights
@@ -81,7 +80,7 @@ def train(
     num_classes = len(splits["train"].class_names)
     constants = label_constants(config, splits["train"])
     model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
-    eval_model = scoring.create_eval_model(config, num_classes, constants)
+    eval_model = create_eval_model(config, num_classes, constants)
     scale = batch_scale(config.optim, config.batch_size)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"])
@@ -126,13 +125,9 @@ def train(
             devices.abstract_batch(mesh, config.batch_size, config.data.image_size, num_classes),
             key,
         )
-        eval_step = scoring.compile_eval_step(
-            eval_model,
-            {"params": state.params, "batch_stats": state.batch_stats},
-            config,
-            num_classes,
-            mesh,
-        )
+        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        eval_step = make_eval_step(eval_model, config, mesh, devices.specs_of(weights))
+        evaluator = Evaluator(eval_step, splits["val"], config, mesh).compiled(weights)
         processes.wait_for_all("compiled")  # or the first to meet the others soon gives up
         batches = profiling.profiled(
             training_batches(splits, config, step),
@@ -146,7 +141,7 @@ def train(
             workdir, checkpoints, step, validated, epoch_steps, splits["train"], config, window
         )
         stack.enter_context(contextlib.closing(log))
-        validate = partial(validate_step, eval_step, splits["val"], config, mesh, log, checkpoints)
+        validate = partial(validate_step, evaluator, log, checkpoints)
         stop_at = stack.enter_context(processes.stop_requests(step))
         if not validated:  # it was killed in validation
             validate(step, state)
@@ -174,20 +169,12 @@ def train(
 
 
 def validate_step(
-    eval_step: Callable,
-    split: Split,
-    config: ConfigDict,
-    mesh: Mesh,
-    log: StepLog,
-    checkpoints: RunCheckpoints,
-    step: int,
-    state: TrainState,
+    evaluator: Evaluator, log: StepLog, checkpoints: RunCheckpoints, step: int, state: TrainState
 ) -> None:
     """Scores the validation split, and notes what it is worth in the log and the checkpoint."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     with jax.profiler.TraceAnnotation(profiling.VALIDATE):
-        scores = scoring.score_split(eval_step, variables, split, config, mesh)
-        values = compute_metrics(scores, config)
+        values = compute_metrics(evaluator(variables), evaluator.config)
     log.add_validation(step, values)
     checkpoints.add_validation(step, values["mAP"])
 

@@ -37,7 +37,7 @@ def scored(make_config):
         mesh = devices.create_mesh()
         variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
         eval_step = scoring.make_eval_step(model, config, mesh)
-        return scoring.score_split(eval_step, variables, split, config, mesh), split
+        return scoring.Evaluator(eval_step, split, config, mesh)(variables), split
 
     return score
 
@@ -64,7 +64,7 @@ def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
         return {"logits": batch["labels"], "labels": batch["labels"], "index": batch["index"]}
 
     with pytest.raises(Failure, match="3 images of tiny_scenes test were not scored once"):
-        scoring.score_split(eval_step, {}, split, config, devices.create_mesh())
+        scoring.Evaluator(eval_step, split, config, devices.create_mesh())({})
 
 
 def test_evaluation_looks_as_its_own_options_say(config):

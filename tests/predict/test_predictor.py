@@ -301,14 +301,14 @@ def test_arguments_go_before_the_checkpoint(run, checkpoint, tmp_path):
     config = json.loads(json.dumps(run[2]["config"]))
     config["eval"] |= {"flip": True, "scales": [96]}
     stored = save_changed(run, tmp_path / "stored", config=config)
-    for arguments, want in (
-        ((stored,), (True, (96,))),
-        ((stored, False, []), (False, ())),
-        ((stored, None, [128]), (True, (128,))),
-        ((checkpoint,), (False, ())),
-        ((checkpoint, True), (True, ())),
+    for path, look, want in (
+        (stored, {}, (True, (96,))),
+        (stored, {"flip": False, "scales": []}, (False, ())),
+        (stored, {"flip": None, "scales": [128]}, (True, (128,))),
+        (checkpoint, {}, (False, ())),
+        (checkpoint, {"flip": True}, (True, ())),
     ):
-        got = load_model(*arguments)[0].eval
+        got = load_model(path, **look)[0].eval
         assert (got.flip, got.scales) == want
     with pytest.raises(UsageError, match=r"eval\.scales has 50"):
         Predictor.from_checkpoint(checkpoint, scales=[50])

@@ -107,7 +107,7 @@ def test_evaluation_averages_over_views(config, scored):
     variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
     config.eval.flip, config.eval.scales = True, (96,)
     step = scoring.make_eval_step(model, config, mesh)
-    scores = scoring.score_split(step, variables, split, config, mesh)
+    scores = scoring.Evaluator(step, split, config, mesh)(variables)
     assert scores.image_size == 64
     assert scores.boxes.max() <= 64
 

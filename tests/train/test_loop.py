@@ -382,7 +382,7 @@ def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkey
         validate_step(*arguments)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("mlic_jax.train.validate_step", interrupted)
+    monkeypatch.setattr("mlic_jax.train.loop.validate_step", interrupted)
     config.epochs = 1
     train(config, tmp_path)
     assert "stopped before the final evaluation, saved" in capsys.readouterr().out
