@@ -9,7 +9,7 @@ from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
-from mlic_jax.metrics.classification import PROTOCOLS
+from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
 from mlic_jax.models import BACKBONES, POOLINGS
 

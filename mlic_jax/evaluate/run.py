@@ -20,7 +20,7 @@ from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
-from mlic_jax.metrics import classification, significance
+from mlic_jax.metrics import average_precision, classification, protocols, significance
 from mlic_jax.metrics.ties import TIES
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
@@ -46,10 +46,10 @@ def compute_metrics(
     )
     if scores.global_logits is not None:
         labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-        global_ap = classification.average_precision(
+        global_ap = average_precision.average_precision(
             scores.global_logits, labels, values["ap_kind"], values["ties"]
         )
-        values["global_mAP"] = classification.mean_average_precision(global_ap)
+        values["global_mAP"] = average_precision.mean_average_precision(global_ap)
     return values
 
 
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of this module; returns the exit code."""
     parser = Parser(prog="python -m mlic_jax.evaluate", description=__doc__)
     parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
-    parser.add_argument("--protocol", default="mcar", choices=sorted(classification.PROTOCOLS))
+    parser.add_argument("--protocol", default="mcar", choices=sorted(protocols.PROTOCOLS))
     parser.add_argument(
         "--label-policy", choices=POLICIES, help="of unknown labels; default: the protocol's"
     )

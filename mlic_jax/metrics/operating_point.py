@@ -14,7 +14,7 @@ import numpy as np
 import scipy.optimize
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics.classification import (
+from mlic_jax.metrics.precision_recall import (
     class_precision_recall_f1,
     count,
     precision_recall_f1,

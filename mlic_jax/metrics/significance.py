@@ -12,13 +12,13 @@ import numpy as np
 import scipy.sparse
 
 from mlic_jax.errors import UsageError
-from mlic_jax.metrics.classification import (
-    ApKind,
+from mlic_jax.metrics.average_precision import (
     average_precision,
-    checked_scores,
     mean_average_precision,
     ranked_images,
 )
+from mlic_jax.metrics.classification import checked_scores
+from mlic_jax.metrics.protocols import ApKind
 
 RESAMPLES = 1000
 LEVEL = 95  # percent, of every interval

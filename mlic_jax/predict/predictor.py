@@ -25,8 +25,8 @@ from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics.classification import PROTOCOLS
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
+from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores.predictions import Box, Prediction, Region

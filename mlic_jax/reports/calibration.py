@@ -8,9 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mlic_jax.metrics.classification import (
-    sigmoid,
-)
 from mlic_jax.metrics.operating_point import (
     BINS,
     TEMPERATURES,
@@ -18,6 +15,7 @@ from mlic_jax.metrics.operating_point import (
     reliability,
     sweep,
 )
+from mlic_jax.metrics.precision_recall import sigmoid
 from mlic_jax.scores.files import Scores
 
 _BEFORE, _AFTER, _LINE = "#d55e00", "#0072b2", "#888888"

@@ -17,191 +17,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
-from mlic_jax.runtime import processes, profiling
 
 Tree = dict[str, Any]
 
 RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
-_DELETED = "deleted"  # where checkpoints lie that are about to go, so that none is half there
-
-
-class _DigestedHandler(ocp.StandardCheckpointHandler):
-    """Orbax's, which also writes the digests of all files before the checkpoint is complete."""
-
-    def finalize(self, directory: Path) -> None:
-        super().finalize(directory)
-        digests.write(Path(directory))
-
-
-@ocp.args.register_with_handler(_DigestedHandler, for_save=True)
-class _DigestedSave(ocp.args.StandardSave):
-    pass
-
-
-@ocp.args.register_with_handler(_DigestedHandler, for_restore=True)
-class _DigestedRestore(ocp.args.StandardRestore):
-    """Orbax takes no handler without one, though nothing is restored by it."""
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """No: the loop asks JAX, which takes who asks last to be at that step.
-
-        Orbax would ask again of this one once it is written, long after.
-        """
-        return False
-
-
-class RunCheckpoints:
-    """The checkpoints of a run: the latest few, and the best in validation.
-
-    Saving returns as soon as the arrays are copied and writes in the background. With many
-    processes every method is called by all of them, each writes what its devices hold, and the
-    folder is one that they share.
-    """
-
-    def __init__(self, workdir: Path, keep: int = 2):
-        """Opens (and creates) the folder; what a killed run was writing or deleting goes.
-
-        Args:
-            keep: how many of the latest are kept.
-
-        Raises:
-            Failure: the folder cannot be written, or a checkpoint in it is damaged.
-        """
-        if jax.process_count() == 1:
-            _write_arrays_whole()
-        self._folder = Path(workdir).absolute() / "checkpoints"
-        self._validations = {
-            int(path.name): metadata["validation"]["mAP"]
-            for path in _steps(self._folder)
-            if "validation" in (metadata := read_metadata(path))
-        }
-        with self._writing("a checkpoint"):
-            self._remove_deleted()
-            if processes.is_first():  # Orbax itself would do it some time before the first save
-                _remove_unfinished(self._folder)
-                for path in self._folder.glob("*/metadata/.*.partial"):  # metadata in change
-                    path.unlink(missing_ok=True)
-            self._manager = _Manager(
-                self._folder,
-                item_handlers={
-                    "variables": _DigestedHandler(),
-                    "training": _DigestedHandler(),
-                    "metadata": ocp.JsonCheckpointHandler(),
-                },
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=AnyPreservationPolicy([LatestN(keep), self]),
-                    todelete_subdir=_DELETED,
-                    lightweight_initialize=True,  # of its own metadata nothing is used
-                ),
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        """Closes; but one of many processes that fails does not wait for the others, which may wait
-        for it elsewhere."""
-        if error is None or jax.process_count() == 1:
-            self.close()
-
-    @profiling.annotated(profiling.SAVE)
-    def save(self, step: int, variables: Tree, training: Tree, metadata: Tree) -> None:
-        """Saves a step; one that is already there is left as it is.
-
-        Raises:
-            Failure: this one cannot be written, or the one before could not. Others stay.
-        """
-        if step in self._manager.all_steps():
-            return
-        items = ocp.args.Composite(
-            variables=_DigestedSave(variables),
-            training=_DigestedSave(training),
-            metadata=ocp.args.JsonSave(digests.sealed(metadata | {"step": step})),
-        )
-        with self._writing(f"the checkpoint of step {step}"):
-            self._manager.wait_until_finished()
-            self._remove_deleted()
-            self._manager.save(step, args=items)
-
-    def add_validation(self, step: int, mean_average_precision: float) -> None:
-        """Notes in the checkpoint of a step, once it is complete, how good it is.
-
-        Raises:
-            Failure: it cannot be written.
-        """
-        self.wait()
-        if processes.is_first():
-            path = self._folder / str(step)
-            update_metadata(path, {"validation": {"mAP": mean_average_precision}})
-        self._validations[step] = mean_average_precision
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax's question which checkpoints must stay: the best."""
-        best = _best({c.step: self._validations.get(c.step) for c in checkpoints})
-        return [checkpoint.step == best for checkpoint in checkpoints]
-
-    def latest_path(self) -> Path | None:
-        """The folder of the latest checkpoint, once it is complete; None where there is none."""
-        self.wait()
-        step = self._manager.latest_step()
-        return None if step is None else self._folder / str(step)
-
-    def wait(self) -> None:
-        """Returns once what was saved is complete.
-
-        Raises:
-            Failure: it cannot be written.
-        """
-        with self._writing("the last checkpoint"):
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits for what is being written; raises as `wait` does."""
-        with self._writing("the last checkpoint"):
-            self._manager.close()
-            self._remove_deleted()
-        processes.wait_for_all("checkpoints are complete")
-
-    def _remove_deleted(self) -> None:
-        if processes.is_first():
-            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """Has whatever Orbax raises where it cannot write end in a line."""
-        try:
-            yield
-        except Failure:
-            raise
-        except Exception as error:  # of tensorstore, of the operating system, of other threads
-            if processes.is_first():
-                _remove_unfinished(self._folder)
-            raise Failure(
-                f"{what} cannot be written to {self._folder} ({reason(error)}); those that are "
-                "there stay, and once it can be written the same command continues from the latest"
-            ) from error
-
-
-def _remove_unfinished(folder: Path, name: str = "") -> None:
-    """Frees the space of what could not be written to its end."""
-    for leftover in folder.glob(f"{glob.escape(name)}*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def reason(error: BaseException) -> str:
@@ -215,17 +47,28 @@ def reason(error: BaseException) -> str:
     return line if len(line) <= 200 else line[:200] + " ..."
 
 
-def _write_arrays_whole() -> None:
-    """Has one device write what all have.
+class DigestedHandler(ocp.StandardCheckpointHandler):
+    """Orbax's, which also writes the digests of all files before the checkpoint is complete."""
 
-    Orbax would cut every array for all of them, and compile every cut: half of the time of a small
-    run. Where the devices are of many processes that is how they share the work, and it stays so.
-    """
-    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it would warn of what is meant
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logging.set_verbosity(verbosity)
+    def finalize(self, directory: Path) -> None:
+        super().finalize(directory)
+        digests.write(Path(directory))
+
+
+@ocp.args.register_with_handler(DigestedHandler, for_save=True)
+class DigestedSave(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(DigestedHandler, for_restore=True)
+class DigestedRestore(ocp.args.StandardRestore):
+    """Orbax takes no handler without one, though nothing is restored by it."""
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Frees the space of what could not be written to its end."""
+    for leftover in folder.glob(f"{glob.escape(name)}*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 # --- which checkpoint
@@ -239,7 +82,7 @@ def latest_checkpoint(workdir: Path) -> Path | None:
 def run_checkpoints(workdir: Path) -> list[Path]:
     """The folders of all complete checkpoints of a run; those of earlier versions lay deeper."""
     folder = Path(workdir).absolute() / "checkpoints"
-    return [*_steps(folder), *_steps(folder / "latest"), *_steps(folder / "best")]
+    return [*steps_in(folder), *steps_in(folder / "latest"), *steps_in(folder / "best")]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -252,15 +95,15 @@ def find_checkpoint(path: Path) -> Path:
     path = Path(os.path.realpath(path))  # whose names say what run it is of
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
-    if path.name == "checkpoints" and _steps(path):
+    if path.name == "checkpoints" and steps_in(path):
         path = path.parent
     if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one
         return path
-    if steps := _steps(path):
+    if steps := steps_in(path):
         return steps[-1]
     if not (checkpoints := run_checkpoints(path)):
         raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
-    return _best({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
+    return best_of({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -269,7 +112,7 @@ def run_of(checkpoint: Path) -> Path | None:
     return next((folder.parent for folder in above if folder.name == "checkpoints"), None)
 
 
-def _steps(folder: Path) -> list[Path]:
+def steps_in(folder: Path) -> list[Path]:
     steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
     return sorted(steps, key=lambda entry: int(entry.name))
 
@@ -287,7 +130,7 @@ def lacks_validation(checkpoint: Path) -> bool:
     return checkpoint.parent.name == "checkpoints" and _validation(checkpoint) is None
 
 
-def _best(validations: dict[Any, float | None]) -> Any:
+def best_of(validations: dict[Any, float | None]) -> Any:
     """The first of the highest; None where nothing was validated."""
     known = {key: value for key, value in validations.items() if value is not None}
     return max(known, key=known.get, default=None)
@@ -473,17 +316,17 @@ def save_weights(directory: Path, variables: Tree, info: Tree) -> None:
             raise UsageError(f"{directory} exists already; choose another output or delete it")
         directory.rmdir()
     handler = ocp.CompositeCheckpointHandler(
-        variables=_DigestedHandler(), metadata=ocp.JsonCheckpointHandler()
+        variables=DigestedHandler(), metadata=ocp.JsonCheckpointHandler()
     )
     args = ocp.args.Composite(
-        variables=_DigestedSave(variables),
+        variables=DigestedSave(variables),
         metadata=ocp.args.JsonSave(digests.sealed(info)),
     )
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(directory, args=args)
     except Exception as error:  # of tensorstore or of the operating system
-        _remove_unfinished(directory.parent, directory.name)
+        remove_unfinished(directory.parent, directory.name)
         raise Failure(f"{directory} cannot be written ({reason(error)})") from error
 
 

@@ -20,7 +20,7 @@ from mlic_jax.evaluate.run import compute_metrics, evaluate_run
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
 from mlic_jax.runtime import checkpoint, compilation, devices, processes, profiling
-from mlic_jax.runtime.checkpoint import RunCheckpoints
+from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_eval_step
 from mlic_jax.train import resume
 from mlic_jax.train.optim import batch_scale, create_optimizer, create_schedule

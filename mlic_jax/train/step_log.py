@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure
 from mlic_jax.runtime import devices, processes
-from mlic_jax.runtime.checkpoint import RunCheckpoints
+from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.train.writers import MetricWriter
 
 # Steps whose metrics may still be on their way while the next ones are dispatched.

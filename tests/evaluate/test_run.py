@@ -14,7 +14,8 @@ from mlic_jax.data.records import Record
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import run
 from mlic_jax.metrics import significance
-from mlic_jax.metrics.classification import average_precision, evaluate_scores
+from mlic_jax.metrics.average_precision import average_precision
+from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.models import create_model
 from mlic_jax.reports import text
 from mlic_jax.runtime import devices

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics import classification
+from mlic_jax.metrics import average_precision, protocols
 from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.metrics.ranking import ranking_metrics
 from mlic_jax.metrics.ties import said_of_ties
@@ -152,27 +152,27 @@ def test_ties_against_every_order_of_the_images(seed):
     for kind in AP_KINDS:
         # All orders at once: a class each, of which no two images are exchanged unless equal.
         shuffled = np.array([scores[order, 0] for order in orders]).T
-        ap = classification.average_precision(
+        ap = average_precision.average_precision(
             shuffled, np.array([labels[order, 0] for order in orders]).T, kind
         )
-        bounds = [classification.average_precision(scores, labels, kind, t)[0] for t in TIED]
+        bounds = [average_precision.average_precision(scores, labels, kind, t)[0] for t in TIED]
         assert bounds == pytest.approx([ap.min(), ap.max()])
-        found = classification.average_precision(scores, labels, kind)
-        pair = classification.tie_bounds(classification.rank(scores, labels), kind, found)
+        found = average_precision.average_precision(scores, labels, kind)
+        pair = average_precision.tie_bounds(average_precision.rank(scores, labels), kind, found)
         assert pair["mAP"] == pytest.approx(bounds)
         assert (pair["AP"] == [None]) == (ap.min() == ap.max())
         if kind == "raw":
-            (average,) = classification.average_precision(scores, labels, kind, "average")
+            (average,) = average_precision.average_precision(scores, labels, kind, "average")
             assert average == pytest.approx(ap.mean())
 
 
 def test_scores_that_are_all_different_have_no_ties():
     scores = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     labels = np.where(np.random.default_rng(1).random((50, 3)) < 0.3, 1, -1).astype(np.int8)
-    ap = classification.average_precision(scores, labels)
+    ap = average_precision.average_precision(scores, labels)
     for ties in (*TIED, "average"):
         np.testing.assert_allclose(
-            classification.average_precision(scores, labels, "raw", ties), ap
+            average_precision.average_precision(scores, labels, "raw", ties), ap
         )
     values = evaluate_scores(scores, labels)
     assert values["tied"] == {"mAP": [values["mAP"]] * 2, "AP": [None] * 3}
@@ -207,7 +207,7 @@ def test_ties_that_decide_less_than_a_point_are_not_said():
 def test_wrong_ties():
     scores, labels = np.zeros((2, 1), np.float32), np.array([[1], [-1]], np.int8)
     with pytest.raises(UsageError, match="ties is 'random'; known are stable, average"):
-        classification.average_precision(scores, labels, "raw", "random")
+        average_precision.average_precision(scores, labels, "raw", "random")
     with pytest.raises(UsageError, match="ties average is for AP raw, not voc11"):
         evaluate_scores(scores, labels, "voc2007", ties="average")
 
@@ -230,7 +230,7 @@ def test_kinds_of_average_precision_by_hand():
     # Ranked: + - - + +, precision at the positives 1, 1/2, 3/5.
     labels = np.array([[1], [-1], [-1], [1], [1]], np.int8)
     scores = -np.arange(5.0)[:, None]
-    ap = {kind: classification.average_precision(scores, labels, kind)[0] for kind in AP_KINDS}
+    ap = {kind: average_precision.average_precision(scores, labels, kind)[0] for kind in AP_KINDS}
     assert ap["raw"] == pytest.approx(100 * (1 + 1 / 2 + 3 / 5) / 3)
     assert ap["envelope"] == pytest.approx(100 * (1 + 3 / 5 + 3 / 5) / 3)
     # Recall 1/3 covers 0, 0.1, 0.2, 0.3; the other seven have 3/5.
@@ -243,7 +243,7 @@ def test_recall_exactly_at_a_tenth_belongs_to_it():
     labels = np.tile(np.array([[1], [-1]], np.int8), (10, 1))
     scores = -np.arange(20.0)[:, None]
     expected = (1 + sum(k / (2 * k - 1) for k in range(1, 11))) / 11
-    ap = classification.average_precision(scores, labels, "voc11")
+    ap = average_precision.average_precision(scores, labels, "voc11")
     assert ap[0] == pytest.approx(100 * expected, rel=1e-12)
 
 
@@ -294,7 +294,9 @@ def test_chance_is_the_mean_over_all_rankings(positives, images):
     every = [
         definition_ap(range(images, 0, -1), ranking) for ranking in itertools.permutations(labels)
     ]
-    expected = classification.expected_average_precision(np.array([positives]), np.array([images]))
+    expected = average_precision.expected_average_precision(
+        np.array([positives]), np.array([images])
+    )
     assert 100 * expected[0] == pytest.approx(np.mean(every), rel=1e-12)
 
 
@@ -404,7 +406,7 @@ def test_every_protocol_is_its_row_of_choices(protocol):
     assert (result["threshold"], result["top_k"]) == (threshold, 3)
     assert (result["unknown_in_ap"], result["unknown_in_f1"]) == (in_ap, in_f1)
     assert ("swept" in result, "ranking_loss" in result) == ((protocol == "msrn",) * 2)
-    assert classification.PROTOCOLS.keys() == EXPECTED_PROTOCOLS.keys()
+    assert protocols.PROTOCOLS.keys() == EXPECTED_PROTOCOLS.keys()
 
 
 @settings(max_examples=150, deadline=None)
@@ -444,7 +446,7 @@ def test_result_names_the_choices_of_its_protocol():
     result = evaluate_scores(*random_case(), "mcar", class_names=[*"abcdefghijkl"])
     assert (result["protocol"], result["threshold"], result["top_k"]) == ("mcar", 0.6, 3)
     assert result["class_names"] == [*"abcdefghijkl"]
-    assert all(name == row.name for name, row in classification.PROTOCOLS.items())
+    assert all(name == row.name for name, row in protocols.PROTOCOLS.items())
 
 
 # --- the swept threshold of MSRN
@@ -513,14 +515,14 @@ def test_ranking_metrics_follow_the_labels_of_ap():
 
 
 def test_mean_average_precision_skips_the_undefined():
-    assert classification.mean_average_precision([10.0, None, 20.0]) == 15
-    assert classification.mean_average_precision(np.array([10.0, np.nan, 20.0])) == 15
-    assert classification.mean_average_precision([10.0, None], np.array([False, True])) is None
+    assert average_precision.mean_average_precision([10.0, None, 20.0]) == 15
+    assert average_precision.mean_average_precision(np.array([10.0, np.nan, 20.0])) == 15
+    assert average_precision.mean_average_precision([10.0, None], np.array([False, True])) is None
 
 
 def test_precision_recall_curve_of_known_labels():
     scores, labels = np.array([3.0, 2.5, 2.0, 1.0, 0.0]), np.array([1, 0, -1, 1, -1])
-    precision, recall = classification.precision_recall_curve(scores, labels)
+    precision, recall = average_precision.precision_recall_curve(scores, labels)
     points = set(zip(precision.round(6), recall, strict=True))
     assert points >= {(1.0, 0.5), (0.5, 0.5), (round(2 / 3, 6), 1.0)}
     assert (np.diff(recall) <= 0).all() and recall[-1] == 0
@@ -534,7 +536,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(UsageError, match="unknown protocol 'acm'; known: asl, mcar, mlgcn"):
         evaluate_scores(*case, "acm")
     with pytest.raises(UsageError, match="kind of AP is 'area'; known are raw, envelope, voc11"):
-        classification.average_precision(*case, "area")
+        average_precision.average_precision(*case, "area")
     with pytest.raises(UsageError, match="label policy is 'drop'"):
         evaluate_scores(*case, label_policy="drop")
 
@@ -586,7 +588,7 @@ def test_images_are_ranked_alike_in_either_precision_and_ties_keep_their_order()
     label = rng.integers(-1, 2, len(score))
     known = [i for i in range(len(score)) if label[i]]
     expected = sorted(known, key=lambda i: (-float(score[i]), i))
-    np.testing.assert_array_equal(classification.ranked_images(score, label), expected)
+    np.testing.assert_array_equal(average_precision.ranked_images(score, label), expected)
     np.testing.assert_array_equal(
-        classification.ranked_images(score.astype(np.float64), label), expected
+        average_precision.ranked_images(score.astype(np.float64), label), expected
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics import classification, significance
+from mlic_jax.metrics import average_precision, significance
 from mlic_jax.metrics.significance import bootstrap_intervals, compare, resampled_average_precision
 
 KINDS = ("raw", "envelope", "voc11")
@@ -36,7 +36,7 @@ def test_a_resample_is_the_drawn_images(kind, num_images):
     for k in range(resamples):
         drawn = np.sort(rng.integers(num_images, size=num_images))
         for each, ap in zip((scores, others), got, strict=True):
-            expected = classification.average_precision(each[drawn], labels[drawn], kind)
+            expected = average_precision.average_precision(each[drawn], labels[drawn], kind)
             np.testing.assert_allclose(ap[k], expected, rtol=1e-9, atol=1e-9)
     assert np.isnan(got[0][:, 1]).all()
 
@@ -85,7 +85,9 @@ def test_intervals_cover_as_often_as_they_say():
     def population(seed):
         return random_case(200, 4, unknown=0, seed=seed, separation=1.5)
 
-    truth = np.mean([np.mean(classification.average_precision(*population(s))) for s in range(400)])
+    truth = np.mean(
+        [np.mean(average_precision.average_precision(*population(s))) for s in range(400)]
+    )
     intervals = [
         bootstrap_intervals(*population(1000 + s), resamples=100)["mAP"] for s in range(60)
     ]
@@ -98,7 +100,9 @@ def test_a_better_model_is_found_to_be_better():
     scores, labels = random_case(300)
     worse = scores + np.random.default_rng(1).normal(size=scores.shape)
     result = compare(scores, worse, labels, resamples=300)
-    expected = [np.mean(classification.average_precision(each, labels)) for each in (scores, worse)]
+    expected = [
+        np.mean(average_precision.average_precision(each, labels)) for each in (scores, worse)
+    ]
     assert [result["mAP"], result["mAP_of_other"]] == pytest.approx(expected)
     assert result["difference"] == pytest.approx(expected[0] - expected[1])
     low, high = result["interval"]

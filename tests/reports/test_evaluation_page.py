@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax.metrics.classification import average_precision, evaluate_scores
-from mlic_jax.reports import evaluation_page
+from mlic_jax.metrics.average_precision import average_precision
+from mlic_jax.metrics.classification import evaluate_scores
+from mlic_jax.reports import charts, evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
 from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS
 from mlic_jax.scores.files import Scores
@@ -196,8 +197,8 @@ def test_page_says_what_a_screen_reader_and_a_phone_need(page):
 
 def test_placeholder_colours_became_the_colours_of_the_page(page_path):
     source = page_path.read_text()
-    assert not any(colour in source for colour in evaluation_page._VARIABLES.values())
-    for variable in evaluation_page._VARIABLES:
+    assert not any(colour in source for colour in charts._VARIABLES.values())
+    for variable in charts._VARIABLES:
         assert source.count(f"--{variable}: ") == 2, "once for the light theme, once for the dark"
         assert f"var(--{variable})" in source
 
@@ -670,7 +671,7 @@ def test_long_curve_is_thinned_evenly_along_its_recall():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(20000) < 0.1, 1, -1).astype(np.int8)
     scores = rng.normal(size=20000) + 2 * (labels > 0)
-    recall, precision = evaluation_page._curve(scores, labels)
+    recall, precision = charts._curve(scores, labels)
     assert 900 < len(recall) <= 1000
     assert (recall[0], recall[-1]) == (0, 1) and np.diff(recall).max() < 0.002
     for r, p in zip(recall[1:], precision[1:], strict=True):

@@ -12,7 +12,6 @@ import pytest
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.runtime.checkpoint import (
-    RunCheckpoints,
     find_checkpoint,
     lacks_validation,
     latest_checkpoint,
@@ -25,6 +24,7 @@ from mlic_jax.runtime.checkpoint import (
     set_damaged_aside,
     update_metadata,
 )
+from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 
 
 def tree(value=1.0):

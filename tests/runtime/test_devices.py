@@ -13,7 +13,8 @@ from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import UsageError
 from mlic_jax.models import msrn
 from mlic_jax.runtime import devices
-from mlic_jax.runtime.checkpoint import RunCheckpoints, load_weights, restore
+from mlic_jax.runtime.checkpoint import load_weights, restore
+from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.step import TrainState, make_train_step
 

@@ -101,7 +101,7 @@ def summarise(precisions: Sequence, counts: Any) -> dict[str, Any]:
 
 
 def logit_threshold() -> float:
-    from mlic_jax.metrics.classification import PROTOCOLS
+    from mlic_jax.metrics.protocols import PROTOCOLS
 
     probability = PROTOCOLS["mcar"].threshold
     return math.log(probability / (1 - probability))
