@@ -169,8 +169,8 @@ class Predictor:
             size = host_size(self.config)
             images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
-            batch = devices.to_devices({"image": images}, self._mesh)
-            outputs = jax.device_get(self._step(self._variables, batch))
+            on_devices = devices.to_devices({"image": images}, self._mesh)
+            outputs = jax.device_get(self._step(self._variables, on_devices))
         row = 0
         for known, pixels in batch:
             if pixels is None:

@@ -58,8 +58,8 @@ def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
     """Of a split that lost its last batch on the way no score file is made."""
     score, batches = scored, run.pipeline.batches
     _, split = score(2)
-    monkeypatch.setattr(run.pipeline, "batches", lambda *a, **k: list(batches(*a, **k))[:-1])
-    monkeypatch.setattr(run.profiling, "profiled", lambda batches, *_: iter(batches))
+    monkeypatch.setattr(scoring.pipeline, "batches", lambda *a, **k: list(batches(*a, **k))[:-1])
+    monkeypatch.setattr(scoring.profiling, "profiled", lambda batches, *_: iter(batches))
 
     def eval_step(_, batch):
         return {"logits": batch["labels"], "labels": batch["labels"], "index": batch["index"]}
