@@ -8,24 +8,37 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mlic_jax import places
-from mlic_jax.checkpoint import (
+from mlic_jax import config_paths
+from mlic_jax.config import default_config
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.runtime.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
     read_metadata,
     run_checkpoints,
     run_of,
 )
-from mlic_jax.config import default_config
-from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import ARRAY_OPTIONS
-from mlic_jax.resume import FREELY_NAMED, HOW, Changes, changed_options, describe, is_among
+from mlic_jax.scores.scoring import ARRAY_OPTIONS
+
+# Options that change no result: how something is done and where its files lie.
+HOW = (
+    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
+    *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
+    *("data.annotations", "eval.every", "eval.batch_size"),
+)
+
+
+# Groups of options that hold whatever a recipe names.
+FREELY_NAMED = ("optim.multipliers", "data.splits")
+
+
+Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 
 # Options, or groups of them, that decide what is written of a split...
 DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
@@ -126,7 +139,7 @@ def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
             f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
             f"knows no classes: train from it with --config.init_from={path}"
         )
-    config, saved = default_config(), places.located(metadata, run_of(Path(path)))
+    config, saved = default_config(), config_paths.located(metadata, run_of(Path(path)))
     with config.unlocked():
         for group, name in (option.split(".") for option in FREELY_NAMED):
             if name in saved.get(group, {}):  # not beside the default ones
@@ -185,7 +198,9 @@ def with_options(config: ConfigDict, options: Mapping[str, Any], path: Path) -> 
 
 def changes_between(old: ConfigDict, new: ConfigDict) -> Changes:
     """The options in which two configurations differ: {name: (old, new)}."""
-    return changed_options(*(places.absolute(json.loads(one.to_json())) for one in (old, new)))
+    return changed_options(
+        *(config_paths.absolute(json.loads(one.to_json())) for one in (old, new))
+    )
 
 
 def deciding(changes: Changes) -> Changes:
@@ -265,3 +280,38 @@ def _not_counting(recipe: ConfigDict, used: ConfigDict, options: Collection[str]
     told = [f"{name} {old!r}" for name, (old, _) in list(differing.items())[:_MOST_TOLD]]
     more = f" and {len(differing) - len(told)} more" if len(differing) > len(told) else ""
     return f"\nnot taken from the recipe, of which only the data count: {', '.join(told)}{more}"
+
+
+def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> Changes:
+    """The options that differ between two configurations as JSON: {name: (old, new)}.
+
+    What was no option when the first was saved had its default; of groups whose names are free
+    what is no longer there differs too.
+    """
+    defaults, new = _flat(json.loads(default_config().to_json())), dict(_flat(current))
+    old = {name: value for name, value in defaults if not is_among(name, FREELY_NAMED)}
+    old |= dict(_flat(saved))
+    gone = [name for name in old if is_among(name, FREELY_NAMED) and name not in new]
+    return {
+        name: (old.get(name), new.get(name))
+        for name in (*new, *gone)
+        if old.get(name) != new.get(name)
+    }
+
+
+def describe(changes: Changes) -> str:
+    """Changed options in words."""
+    return ", ".join(f"{name} {old!r} (now {new!r})" for name, (old, new) in changes.items())
+
+
+def is_among(name: str, options: Collection[str]) -> bool:
+    """Whether an option is one of these, or of a group that is."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

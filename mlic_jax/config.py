@@ -9,10 +9,9 @@ from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
-from mlic_jax.metrics import PROTOCOLS
+from mlic_jax.metrics.protocols import PROTOCOLS
+from mlic_jax.metrics.ties import TIES
 from mlic_jax.models import BACKBONES, POOLINGS
-from mlic_jax.optim import RATE_SCALINGS
-from mlic_jax.ties import TIES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -137,7 +136,7 @@ def default_config() -> ConfigDict:
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
     config.eval = ConfigDict()
-    config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see metrics.py
+    config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see mlic_jax/metrics
     config.eval.label_policy = ""  # empty: what the protocol says
     # How equal scores rank: stable (in the order of the images) | average (the expectation of AP
     # over all orders) | optimistic | pessimistic; empty: what the protocol says.
@@ -256,7 +255,7 @@ def check_config(config: ConfigDict) -> None:
         "eval.ties": (config.eval.ties, ("", *TIES)),
         "optim.name": (config.optim.name, ("sgd", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "cosine")),
-        "optim.scaling": (config.optim.scaling, tuple(RATE_SCALINGS)),
+        "optim.scaling": (config.optim.scaling, ("none", "linear", "sqrt")),
         "data.train_crop": (config.data.train_crop, TRAIN_CROPS),
         "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
     }

@@ -14,7 +14,6 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mlic_jax import processes
 from mlic_jax.command_line import (
     asked_of_config,
     exit_code,
@@ -24,6 +23,7 @@ from mlic_jax.command_line import (
     show_log,
 )
 from mlic_jax.errors import UsageError
+from mlic_jax.runtime import processes
 
 MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe, FILE or FILE:variant.")
@@ -85,22 +85,31 @@ def main(argv: list[str]) -> None:
 
 def look_at_photos() -> None:
     """The modes that need a checkpoint alone."""
-    from mlic_jax import compilation, predict_files, serve
+    from mlic_jax.predict import files, serve
+    from mlic_jax.runtime import compilation
 
     compilation.keep_programs()
     if MODE.value == "serve":
         serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
-    options = FLIP.value, scales, LOCAL_SIZE.value, LOCAL_BOUND.value, RESUME.value
-    predict_files.predict_files(*required(CHECKPOINT, IMAGES, OUT), *options)
+    files.predict_files(
+        *required(CHECKPOINT, IMAGES, OUT),
+        resume=RESUME.value,
+        flip=FLIP.value,
+        scales=scales,
+        local_size=LOCAL_SIZE.value,
+        local_bound=LOCAL_BOUND.value,
+    )
 
 
 def look_at_a_split() -> None:
     """The modes that need a checkpoint, and a recipe only where it names no data."""
     recipe, options = asked_of_config(CONFIG)
-    from mlic_jax import calibrate, checkpoint_config, compilation, evaluate
+    from mlic_jax import checkpoint_config
     from mlic_jax.config import check_config
+    from mlic_jax.evaluate import calibrate, run
+    from mlic_jax.runtime import compilation
 
     compilation.keep_programs()
     if WORKDIR.value:
@@ -112,15 +121,16 @@ def look_at_a_split() -> None:
     if MODE.value == "calibrate":
         calibrate.calibrate_run(*arguments)
     else:
-        evaluate.evaluate_run(*arguments, PROFILE.value, setup.overrides)
+        run.evaluate_run(*arguments, PROFILE.value, setup.overrides)
 
 
 def work_on_a_set() -> None:
     """The modes that need a recipe."""
     (config,) = required(CONFIG)
-    from mlic_jax import compilation, train
     from mlic_jax.config import check_config
     from mlic_jax.data import sources
+    from mlic_jax.runtime import compilation
+    from mlic_jax.train.loop import train
 
     compilation.keep_programs()
     try:
@@ -133,7 +143,7 @@ def work_on_a_set() -> None:
         return
     workdir = Path(*required(WORKDIR))
     check_workdir(workdir)
-    train.train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
+    train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
 
 
 def check_workdir(workdir: Path) -> None:
@@ -149,7 +159,7 @@ def read_flags(argv: list[str]) -> list[str]:
     """
     rest = parse_flags(argv, config=CONFIG)
     if DETERMINISTIC.value:
-        from mlic_jax import compilation
+        from mlic_jax.runtime import compilation
 
         compilation.make_deterministic()
     return rest

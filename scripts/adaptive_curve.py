@@ -34,15 +34,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from mlic_jax import distributed, evaluate, views
-from mlic_jax.atomic import write_text, written_whole
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.command_line import Parser, asked_of_config, exit_code, parse_flags
 from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.scores import Scores
+from mlic_jax.evaluate import run
+from mlic_jax.files.atomic import write_text, written_whole
+from mlic_jax.runtime import devices
+from mlic_jax.scores import scoring, views
+from mlic_jax.scores.files import Scores
 
 BOUNDS = (0.0, 0.01, 0.05, 0.2, 0.5)
 
@@ -137,7 +139,7 @@ def _run(options: argparse.Namespace, asked: tuple[ConfigDict | None, dict[str, 
         raise UsageError(f"model.name is {config.model.name!r}; only mcar looks twice")
     print(setup.said)
     split = sources.open_splits(config.data)["test"]
-    _, variables, _ = evaluate.load_model(config, setup.path, split)
+    _, variables, _ = scoring.load_model(config, setup.path, split)
     plain = plain_setting(config)
     settings = grid(plain, options.bounds, options.local_sizes, options.top_n)
     points = measure(settings, config, variables, split, options.images, options.rounds)
@@ -213,18 +215,18 @@ def measure(
         UsageError: a setting is none that the model could have.
         Failure: an image cannot be read.
     """
-    mesh = distributed.create_mesh()
+    mesh = devices.create_mesh()
     weights = {name: variables[name] for name in ("params", "batch_stats")}
-    weights = distributed.lay_out(weights, distributed.replicated(mesh))
+    weights = devices.lay_out(weights, devices.replicated(mesh))
     batches = list(device_batches(split, config, images, mesh))
     passes, scores = [], []
     # All models first: a wrong setting is told before minutes of work.
     models = [
-        evaluate.create_eval_model(configured(config, setting), len(split.class_names), variables)
+        scoring.create_eval_model(configured(config, setting), len(split.class_names), variables)
         for setting in settings
     ]
     for setting, model in zip(tqdm(settings, "score", leave=False), models, strict=True):
-        step = evaluate.make_eval_step(model, configured(config, setting), mesh)
+        step = scoring.make_eval_step(model, configured(config, setting), mesh)
         passes.append(lambda step=step: [step(weights, batch) for batch in batches])
         scores.append(gather(passes[-1](), split, config))
     seconds: list[list[float]] = [[] for _ in settings]
@@ -234,7 +236,7 @@ def measure(
     return [
         Point(
             setting=setting,
-            mean_ap=evaluate.compute_metrics(of_setting, config)["mAP"],
+            mean_ap=run.compute_metrics(of_setting, config)["mAP"],
             regions=setting.top_n
             if of_setting.looked_at is None
             else float(of_setting.looked_at.sum(axis=1).mean()),
@@ -249,7 +251,7 @@ def device_batches(
     split: Split, config: ConfigDict, images: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     """The first images in whole batches, on the devices."""
-    rows = evaluate.batch_rows(config, mesh)
+    rows = scoring.batch_rows(config, mesh)
     batches = pipeline.batches(
         split,
         batch_size=rows,
@@ -259,7 +261,7 @@ def device_batches(
     )
     for batch in itertools.islice(batches, -(-images // rows)):
         batch["index"][batch["index"] >= images] = -1
-        yield distributed.to_devices(batch, mesh)
+        yield devices.to_devices(batch, mesh)
 
 
 def gather(outputs: Sequence[dict[str, jax.Array]], split: Split, config: ConfigDict) -> Scores:

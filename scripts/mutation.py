@@ -38,9 +38,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_NOTICED = 0.95

@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlic_jax import card_page
-from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, check_config, default_config
+from mlic_jax.config_paths import beside, is_path, seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, Layout, detect, own_roles, roles_of
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.places import beside, is_path, seen_from
+from mlic_jax.files.atomic import write_text
+from mlic_jax.reports import data_card
 
 LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
 # Options of sources that are told from the files if nobody says them.
@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace) -> None:
 
     described = card.describe(splits, count_unlisted(source, settings)) | {"decided": decided}
     held_out = [split for split in splits.values() if split is not train]
-    page = card_page.render_page(described, roles, train, commands, held_out)
+    page = data_card.render_page(described, roles, train, commands, held_out)
     try:
         co_occurrence.from_split(train, LABEL_POLICY).save(graph_file)
         if vectors:
@@ -288,7 +288,7 @@ def start_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings["epochs"] = options.epochs
     if not options.init_from:
         return settings
-    from mlic_jax.checkpoint import find_checkpoint, read_metadata  # takes seconds
+    from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata  # takes seconds
 
     metadata = read_metadata(find_checkpoint(options.init_from))
     model = metadata["config"]["model"] if "config" in metadata else {"backbone": metadata["arch"]}

@@ -31,14 +31,14 @@ from jax import lax
 from ml_collections import ConfigDict
 from traced_cost import Cost, cost_of
 
-from mlic_jax import train
-from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import transforms
 from mlic_jax.data.class_names import CLASS_LISTS
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import write_text
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.train import start, step
+from mlic_jax.train.optim import create_optimizer, create_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
@@ -121,14 +121,14 @@ def model_of(config: ConfigDict) -> Any:
 
 
 def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
-    """The train step of a recipe and the shapes of its arguments, as `train.py` has them."""
+    """The train step of a recipe and the shapes of its arguments, as `train/loop.py` has them."""
     model, size = model_of(config), config.data.image_size
-    variables = jax.eval_shape(lambda: train.initial_variables(model, config))
+    variables = jax.eval_shape(lambda: start.initial_variables(model, config))
     schedule = create_schedule(config.optim, 1000, config.epochs)
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     shape = jax.ShapeDtypeStruct
-    state = train.TrainState(step=shape((), jnp.int32), opt_state=opt_state, **variables)
+    state = step.TrainState(step=shape((), jnp.int32), opt_state=opt_state, **variables)
     classes = len(CLASS_LISTS[config.data.name.rstrip("0123456789")])
     images = {
         "image": shape((batch, size, size, 3), jnp.uint8),
@@ -137,7 +137,7 @@ def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
         "mask": shape((batch,), bool),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return train.make_train_step(model, optimizer, schedule, config), (state, images, key)
+    return step.make_train_step(model, optimizer, schedule, config), (state, images, key)
 
 
 @functools.cache
@@ -152,7 +152,7 @@ def step_cost(name: str, backbone: str, dtype: str = "float32", remat: str = "no
 def variables_of(name: str, backbone: str) -> dict[str, Any]:
     """The shapes of the variables of a recipe's model."""
     config = recipe(name, backbone, "64")
-    return jax.eval_shape(lambda: train.initial_variables(model_of(config), config))
+    return jax.eval_shape(lambda: start.initial_variables(model_of(config), config))
 
 
 def parameters(name: str, backbone: str) -> dict[str, int]:

@@ -90,8 +90,8 @@ def fresh_run() -> Callable:
     """(variables, metadata) of a run that did no step."""
     from mlic_jax.data import sources
     from mlic_jax.models import create_model
-    from mlic_jax.resume import run_metadata
-    from mlic_jax.train import initial_variables
+    from mlic_jax.train.resume import run_metadata
+    from mlic_jax.train.start import initial_variables
 
     def make(config, workdir=Path()):
         split = sources.open_splits(config.data)["train"]

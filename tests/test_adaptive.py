@@ -7,13 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from mlic_jax import evaluate, global_pass, train
-from mlic_jax.checkpoint import save_weights
 from mlic_jax.data import sources, transforms
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
-from mlic_jax.predict import Predictor
-from mlic_jax.scores import GLOBAL_OUTPUTS, Scores
+from mlic_jax.evaluate.run import evaluate_run
+from mlic_jax.predict.predictor import Predictor
+from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.scores import global_pass, scoring
+from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
+from mlic_jax.train.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,8 @@ def stored(make_config, checkpoint, tmp_path_factory):
 
 def score(config, checkpoint):
     split = sources.open_splits(config.data)["test"]
-    model, variables, _ = evaluate.load_model(config, checkpoint, split)
-    return evaluate.score_model(model, variables, split, config)
+    model, variables, _ = scoring.load_model(config, checkpoint, split)
+    return scoring.score_model(model, variables, split, config)
 
 
 def box_probabilities(scores, top_n):
@@ -77,7 +79,7 @@ def adapted(config, bound):
 def skipped(make_config, checkpoint, bound, tmp_path_factory):
     """An evaluation on eight devices that skips regions: its folder, and the scores."""
     folder = tmp_path_factory.mktemp("skipped")
-    evaluate.evaluate_run(adapted(base(make_config()), bound), folder, checkpoint)
+    evaluate_run(adapted(base(make_config()), bound), folder, checkpoint)
     return folder, Scores.load(folder / "scores_test.npz")
 
 
@@ -240,7 +242,7 @@ def test_a_global_pass_of_something_else(kept, config):
 def test_training_has_no_global_pass_to_read(config, tmp_path):
     config.eval.global_scores = "scores_test.npz"
     with pytest.raises(UsageError, match="leave it empty in training"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -248,7 +250,7 @@ def test_training_has_no_global_pass_to_read(config, tmp_path):
 def test_bounds_are_probabilities(config, bound):
     config.eval.local_bound = bound
     with pytest.raises(UsageError, match=r"eval\.local_bound is .* at least 0 and below 1"):
-        evaluate.create_eval_model(config, 12, {})
+        scoring.create_eval_model(config, 12, {})
 
 
 def test_a_checkpoint_from_before_an_option(config, tmp_path):
@@ -257,7 +259,7 @@ def test_a_checkpoint_from_before_an_option(config, tmp_path):
     saved, current = (
         {"config": {"model": options}, "class_names": ["a"]} for options in (older, model)
     )
-    evaluate.check_same_model(saved, current, tmp_path)
+    scoring.check_same_model(saved, current, tmp_path)
     model["head"] = "per_label"
     with pytest.raises(UsageError, match=r"has model\.head 'dense', the configuration 'per_label'"):
-        evaluate.check_same_model(saved, current, tmp_path)
+        scoring.check_same_model(saved, current, tmp_path)

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic_jax import calibrate, evaluate
-from mlic_jax.checkpoint import read_metadata, save_weights
 from mlic_jax.checkpoint_config import (
     DECIDING,
     LONGEST_NAME,
@@ -21,8 +19,11 @@ from mlic_jax.checkpoint_config import (
 )
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
-from mlic_jax.predict import load_model
-from mlic_jax.scores import Scores
+from mlic_jax.evaluate import calibrate
+from mlic_jax.evaluate.run import evaluate_run
+from mlic_jax.predict.predictor import load_model
+from mlic_jax.runtime.checkpoint import read_metadata, save_weights
+from mlic_jax.scores.files import Scores
 
 
 def trained_otherwise(config):
@@ -219,7 +220,7 @@ def test_all_that_decides_is_an_option():
 
 def test_an_evaluation_with_options_leaves_that_of_the_run(run, capsys):
     own = set_up(None, run)
-    values = evaluate.evaluate_run(own.config, own.workdir, own.path, False, own.overrides)
+    values = evaluate_run(own.config, own.workdir, own.path, False, own.overrides)
     assert (values["checkpoint"], values["overrides"]) == ("step 3", {})
     scores = Scores.load(run / "scores_test.npz")
     assert scores.image_size == 96 and values["threshold"] == 0.8
@@ -228,7 +229,7 @@ def test_an_evaluation_with_options_leaves_that_of_the_run(run, capsys):
     before = files_in(run)
 
     other = set_up(None, run, None, {"eval.top_n": 1, "eval.batch_size": 2})
-    evaluate.evaluate_run(other.config, other.workdir, other.path, False, other.overrides)
+    evaluate_run(other.config, other.workdir, other.path, False, other.overrides)
     after = files_in(run)
     assert {path: after[path] for path in before} == before
     folder = run / "evaluations" / "eval.top_n=1"

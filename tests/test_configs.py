@@ -14,11 +14,12 @@ import pytest
 
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate import compute_metrics
+from mlic_jax.evaluate.run import compute_metrics
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.scores import Scores
-from mlic_jax.train import TrainState, initial_variables, make_train_step
+from mlic_jax.scores.files import Scores
+from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.start import initial_variables
+from mlic_jax.train.step import TrainState, make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))

@@ -36,15 +36,15 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from mlic_jax.atomic import written_whole
-from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import label_inputs
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.label_files import order_of
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import written_whole
 from mlic_jax.models import POOLINGS
+from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.classes import reorder
 from weight_conversion.name_tables import (
     Match,

@@ -16,18 +16,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax.augment import normalise
-from mlic_jax.checkpoint import load_weights
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import label_inputs
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models.inputs import normalise
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
-from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.train import TrainState, make_train_step
+from mlic_jax.runtime.checkpoint import load_weights
+from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.convert import load_checkpoint
 from weight_conversion.name_tables import to_torch, with_dead_tensors
 

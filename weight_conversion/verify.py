@@ -30,15 +30,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import transforms
 from mlic_jax.data.label_files import order_of
 from mlic_jax.data.records import open_split
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.metrics import average_precision, mean_average_precision, sigmoid
-from mlic_jax.report import page_template
+from mlic_jax.files.atomic import write_text
+from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
+from mlic_jax.metrics.precision_recall import sigmoid
+from mlic_jax.reports.page import page_template
 from weight_conversion.sides import (
     TRUNK_PREFIXES,
     Arrays,

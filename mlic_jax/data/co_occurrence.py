@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mlic_jax import npz
 from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import npz
 
 _NAMES_SHOWN = 5
 NOTE = "note: "  # how a finding of `lint` begins that may be true of a sound graph

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax import npz
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import npz
 
 
 def order_of(have: Sequence[str], want: Sequence[str], what: str) -> list[int]:

@@ -14,9 +14,9 @@ from typing import TextIO
 
 import numpy as np
 
-from mlic_jax import npz
 from mlic_jax.data import label_files, safe_pickle
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import npz
 
 # Looked up instead of a class name that is no word of the vectors. GloVe 6B has words for
 # aeroplane, motorbike and sofa, which are then used as they are. The published vectors of VOC

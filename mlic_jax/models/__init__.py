@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
+from mlic_jax.models.backbones.resnet import DEPTHS, ResNet
+from mlic_jax.models.heads.pooled import POOLINGS, Pooled
 from mlic_jax.models.layers import REMATS, ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
-from mlic_jax.models.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.msrn import HEADS, MSRN
-from mlic_jax.models.pooled import POOLINGS, Pooled
+from mlic_jax.models.ops.regions import LOCALIZERS
 from mlic_jax.models.precision import PRECISIONS
-from mlic_jax.models.regions import LOCALIZERS
-from mlic_jax.models.resnet import DEPTHS, ResNet
 
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2")
 MODELS = ("mcar", "msrn", "pooled")

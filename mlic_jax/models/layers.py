@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlic_jax.models.convolution import convolve
+from mlic_jax.models.ops.convolution import convolve
 from mlic_jax.models.precision import at_least_float32
 
 BATCH_NORM_EPSILON = 1e-5

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlic_jax.models.pooled import PointwiseClassifier, global_pool
-from mlic_jax.models.regions import class_regions, crop_and_resize
+from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool
+from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
 # smaller parts skip more, larger ones fill the device better.

@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 
 from mlic_jax.errors import UsageError
-from mlic_jax.models.convolution import convolve
 from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_groups
-from mlic_jax.models.spatial_attention import spatial_attention
+from mlic_jax.models.ops.convolution import convolve
+from mlic_jax.models.ops.spatial_attention import spatial_attention
 
 HEADS = ("dense", "per_label")
 CHANNELS = 512  # of every embedding, and of the maps that it attends to

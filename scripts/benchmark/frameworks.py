@@ -47,7 +47,7 @@ class Jax(Host):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         import jax
 
-        from mlic_jax.compilation import keep_programs
+        from mlic_jax.runtime.compilation import keep_programs
 
         if not accelerated:
             jax.config.update("jax_platforms", "cpu")

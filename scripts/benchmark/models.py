@@ -19,12 +19,12 @@ import numpy as np
 from comparison import Case, Sizes, Task
 from ml_collections import ConfigDict
 
-from mlic_jax.augment import normalise
 from mlic_jax.config import default_config
-from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.train import TrainState, make_train_step
+from mlic_jax.models.inputs import normalise
+from mlic_jax.train.losses import total_loss
+from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 
 # How the names of a reference begin that train at the rate of the backbone.
 _TRUNK_PREFIXES = ("features.", "resnet_101.")

@@ -9,8 +9,8 @@ from typing import Any
 from comparison import Comparison
 from measure import CPU, FRAMEWORK_TITLES, Machine, Measured, Row, Table
 
-from mlic_jax.atomic import write_text, written_whole
 from mlic_jax.errors import UsageError
+from mlic_jax.files.atomic import write_text, written_whole
 
 MEGABYTE = 2**20  # as in the column heads of every tool that shows a process's memory
 

@@ -27,9 +27,9 @@ from comparison import load, names
 from measure import look_around, measure, plan
 from present import Results
 
-from mlic_jax.atomic import write_text
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import write_text
 
 ROUNDS = 7
 SECONDS = 60

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fuzzer import load, names
 
-from mlic_jax.atomic import write_text
 from mlic_jax.errors import UsageError
+from mlic_jax.files.atomic import write_text
 
 BEGIN, END = "<!-- campaign -->\n", "<!-- end -->"
 

@@ -22,7 +22,7 @@ import numpy as np
 from fuzzer import Broken, last_lines
 from PIL import Image
 
-from mlic_jax.checkpoint import find_checkpoint, latest_checkpoint, load_weights
+from mlic_jax.runtime.checkpoint import find_checkpoint, latest_checkpoint, load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = 60  # of the names among its checkpoints, about as many as a whole run makes

@@ -8,7 +8,7 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone
-from mlic_jax.models.mobilenet_v2 import scaled
+from mlic_jax.models.backbones.mobilenet_v2 import scaled
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model, mcar
 from mlic_jax.models.layers import deal_rows
-from mlic_jax.models.regions import class_regions, crop_and_resize
+from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
 NUM_CLASSES = 5
 

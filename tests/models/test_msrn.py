@@ -13,9 +13,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mlic_jax.errors import UsageError
-from mlic_jax.losses import total_loss
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.msrn import Linear, PerLabel, halve
+from mlic_jax.train.losses import total_loss
 
 LABELS, GROUPS, DIMENSIONS = 5, 2, 7
 RNG = np.random.default_rng(0)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from mlic_jax.models import create_backbone
-from mlic_jax.models.regions import crop_and_resize
-from mlic_jax.models.spatial_attention import spatial_attention
+from mlic_jax.models.ops.regions import crop_and_resize
+from mlic_jax.models.ops.spatial_attention import spatial_attention
 
 ACCELERATORS = ("cuda", "tpu")
 OPERATIONS = (

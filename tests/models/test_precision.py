@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import distributed, evaluate, predict, train
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, create_schedule
+from mlic_jax.runtime import devices
+from mlic_jax.scores import scoring
+from mlic_jax.train import start
+from mlic_jax.train.optim import create_optimizer, create_schedule
 from weight_conversion import sides
 
 CLASSES = 3
@@ -38,12 +40,12 @@ def model_of(config):
 
 
 def variables_of(model, config):
-    return jax.eval_shape(lambda: train.initial_variables(model, config))
+    return jax.eval_shape(lambda: start.initial_variables(model, config))
 
 
 def batch_of(config):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    return mesh, distributed.abstract_batch(mesh, 2, config.data.image_size, CLASSES)
+    return mesh, devices.abstract_batch(mesh, 2, config.data.image_size, CLASSES)
 
 
 def training(config):
@@ -53,9 +55,9 @@ def training(config):
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    state = train.TrainState(step=step, **variables, opt_state=opt_state)
+    state = step.TrainState(step=step, **variables, opt_state=opt_state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = train.make_train_step(model, optimizer, schedule, config)
+    train_step = step.make_train_step(model, optimizer, schedule, config)
     return precisions(train_step, state, batch_of(config)[1], key)
 
 
@@ -63,14 +65,14 @@ def evaluation(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
     return precisions(
-        evaluate.make_eval_step(model, config, mesh), variables_of(model, config), batch
+        scoring.make_eval_step(model, config, mesh), variables_of(model, config), batch
     )
 
 
 def prediction(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
-    step = predict.make_predict_step(model, config, mesh)
+    step = scoring.make_eval_step(model, config, mesh, class_maps=True)
     return precisions(step, variables_of(model, config), batch["image"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic_jax.checkpoint import save_weights
+from mlic_jax.runtime.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 

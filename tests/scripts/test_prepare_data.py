@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import evaluate, resume, train
-from mlic_jax.checkpoint import read_metadata, save_weights
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
-from mlic_jax.optim import create_optimizer, rate_scale
-from mlic_jax.scores import Scores
+from mlic_jax.runtime.checkpoint import read_metadata, save_weights
+from mlic_jax.scores.files import Scores
+from mlic_jax.scores.scoring import create_eval_model
+from mlic_jax.train import loop, resume, start
+from mlic_jax.train.optim import create_optimizer, rate_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
@@ -451,9 +452,9 @@ def test_the_recipe_fits_its_models(run, table, names, kind):
     config = read_module(Path("own/ours/ours.py")).get_config()
     config.model.name = kind
     split = sources.open_splits(config.data)["train"]
-    constants = train.label_constants(config, split)
+    constants = start.label_constants(config, split)
     model = create_model(config.model, len(names), **label_inputs.arguments_of(constants))
-    evaluate.create_eval_model(config, len(names), constants)
+    create_eval_model(config, len(names), constants)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     create_optimizer(config.optim, variables["params"], lambda step: 0.1)
 
@@ -502,7 +503,7 @@ def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_ru
     recipe.model.name = "pooled"  # which compiles sooner
     recipe.epochs = recipe.eval.every = 20
     recipe.batch_size, recipe.log_every = 8, 1
-    train.train(recipe, Path("run"))
+    loop.train(recipe, Path("run"))
     lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 40

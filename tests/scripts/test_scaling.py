@@ -15,7 +15,7 @@ from PIL import Image
 
 from mlic_jax.config import default_config
 from mlic_jax.models import spread
-from mlic_jax.models.convolution import plain
+from mlic_jax.models.ops.convolution import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = 4 * 64 * 64  # of one array below

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlic_jax.checkpoint import load_weights
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.runtime.checkpoint import load_weights
 from weight_conversion.convert import load_checkpoint, main
 
 

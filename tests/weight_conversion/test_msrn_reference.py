@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mlic_jax.config import default_config
-from mlic_jax.losses import total_loss
 from mlic_jax.models import create_model
+from mlic_jax.train.losses import total_loss
 from weight_conversion.name_tables import detect, to_flax, to_torch
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]

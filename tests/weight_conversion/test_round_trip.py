@@ -11,13 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.config import default_config
 from mlic_jax.data.class_names import CLASS_LISTS
 from mlic_jax.data.co_occurrence import CoOccurrence
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.convert import load_checkpoint, main, save_torch_checkpoint
 
 TWO = ("auk", "bee")

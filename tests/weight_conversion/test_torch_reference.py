@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.regions import exact_interval, normalise_profile, profiles
-from mlic_jax.optim import create_optimizer, create_schedule
-from mlic_jax.train import TrainState, make_train_step
+from mlic_jax.models.ops.regions import exact_interval, normalise_profile, profiles
+from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.name_tables import ARCHS, detect, to_flax, to_torch
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]

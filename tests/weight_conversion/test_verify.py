@@ -9,7 +9,6 @@ import pytest
 from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
-from mlic_jax.checkpoint import save_weights
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import transforms
 from mlic_jax.data.records import open_split, prepare
@@ -17,7 +16,8 @@ from mlic_jax.data.scenes import CLASS_NAMES, Scenes
 from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
-from mlic_jax.models.regions import normalise_profile, profiles
+from mlic_jax.models.ops.regions import normalise_profile, profiles
+from mlic_jax.runtime.checkpoint import save_weights
 from weight_conversion import sides, verify
 
 pytestmark = pytest.mark.torch

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic_jax import json_text, npz
 from mlic_jax.data import transforms
 from mlic_jax.data.records.schema import Record
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text, npz
 
 PREPARED = "prepared.json"  # written last
 _OF_TFDS = "tensorflow_datasets."

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax import json_text, npz
-from mlic_jax.atomic import write_text, written_whole
 from mlic_jax.data.image_files import is_image, read_image_file
 from mlic_jax.data.records.reading import damaged
 from mlic_jax.data.records.schema import Example, Source
 from mlic_jax.data.transforms import Look
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text, npz
+from mlic_jax.files.atomic import write_text, written_whole
 
 ANNOTATIONS = "annotations.json"
 # Of each example; see `npz.check`. Looks: height, width, orientation, extent (NaN: none), whole.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mlic_jax.atomic import write_text
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import read_image_file
 from mlic_jax.data.records import shards
@@ -21,6 +20,7 @@ from mlic_jax.data.records.shards import Earlier, Kept
 from mlic_jax.data.records.stamps import Photo, digest_of, stamps_file
 from mlic_jax.data.transforms import Look
 from mlic_jax.errors import Failure
+from mlic_jax.files.atomic import write_text
 
 _BEYOND = 1  # pixels by which a box may exceed its image: annotations are rounded
 

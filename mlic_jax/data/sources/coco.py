@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax import json_text
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.coco_file import CocoFile
@@ -26,6 +25,7 @@ from mlic_jax.data.sources.photos import Photos
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 
 # Where files of annotations in COCO's format usually lie, a file a split.
 _PATTERNS = (

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mlic_jax import json_text
 from mlic_jax.data.sources.labels import LARGEST_COORDINATE, check_path, forward, size_of
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 
 
 class CocoFile:

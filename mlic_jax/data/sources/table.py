@@ -8,7 +8,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mlic_jax import json_text
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.cells import is_names
 from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
@@ -19,6 +18,7 @@ from mlic_jax.data.sources.sheets import other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 
 
 class Table(RowSet):

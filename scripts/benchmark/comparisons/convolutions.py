@@ -36,7 +36,7 @@ def ours(part: str, depthwise: bool) -> Callable:
     def make(given: dict[str, Any], _: Sizes) -> Callable[[], dict[str, Any]]:
         import jax
 
-        from mlic_jax.models.convolution import convolve
+        from mlic_jax.models.ops.convolution import convolve
 
         @jax.jit
         def compute(maps, kernel, gradient):

@@ -21,8 +21,8 @@ from comparison import Case, Comparison, Sizes, Task
 from frameworks import available_cores
 from models import Subject
 
-from mlic_jax.augment import normalise
 from mlic_jax.models import create_backbone
+from mlic_jax.models.inputs import normalise
 
 Run = Callable[[], dict[str, Any]]
 

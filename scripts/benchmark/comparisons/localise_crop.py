@@ -32,7 +32,7 @@ def ours(given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from mlic_jax.models.regions import class_regions, crop_and_resize
+    from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
     size = sizes["image_size"]
 

@@ -24,7 +24,7 @@ def inputs(sizes: Sizes) -> dict[str, np.ndarray]:
 
 
 def ours(given: dict[str, np.ndarray], _: Sizes) -> Callable[[], dict[str, Any]]:
-    from mlic_jax.metrics import evaluate_scores
+    from mlic_jax.metrics.classification import evaluate_scores
 
     def run() -> dict[str, float]:
         result = evaluate_scores(given["scores"], given["labels"], "mcar")
@@ -101,7 +101,7 @@ def summarise(precisions: Sequence, counts: Any) -> dict[str, Any]:
 
 
 def logit_threshold() -> float:
-    from mlic_jax.metrics import PROTOCOLS
+    from mlic_jax.metrics.protocols import PROTOCOLS
 
     probability = PROTOCOLS["mcar"].threshold
     return math.log(probability / (1 - probability))

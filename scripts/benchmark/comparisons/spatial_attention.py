@@ -23,7 +23,7 @@ def inputs(sizes: Sizes) -> dict[str, np.ndarray]:
 
 def streaming(features: Any, embeddings: Any) -> Any:
     """Ours."""
-    from mlic_jax.models.spatial_attention import spatial_attention
+    from mlic_jax.models.ops.spatial_attention import spatial_attention
 
     return spatial_attention(features, embeddings)
 

@@ -11,7 +11,12 @@ from fuzzer import Broken, Fuzzer, answer, bounded
 from mutations import damaged
 from tiny_run import TinyRuns
 
-from mlic_jax.checkpoint import find_checkpoint, latest_checkpoint, load_weights, read_metadata
+from mlic_jax.runtime.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_weights,
+    read_metadata,
+)
 
 EVALUATED = ("best", "scores_test.npz", "metrics_test.json")  # results of the best checkpoint
 RESUMED = 0.02  # the share of cases in which a run is really resumed

@@ -18,10 +18,10 @@ from fuzzer import Broken, Fuzzer, answer, bounded
 from mutations import altered, damaged, to_json
 from safetensors.numpy import save_file
 
-from mlic_jax.checkpoint import load_weights, save_weights
 from mlic_jax.data import co_occurrence, word_vectors
 from mlic_jax.data.co_occurrence import CoOccurrence
 from mlic_jax.data.word_vectors import WordVectors
+from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.reading import open_tensors
 
 NAMES = ("ant", "bee", "cat")

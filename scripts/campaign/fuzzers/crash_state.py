@@ -25,14 +25,14 @@ from tiny_run import (
     metric_lines,
 )
 
-from mlic_jax.checkpoint import (
-    RunCheckpoints,
+from mlic_jax.runtime.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
     load_weights,
     read_metadata,
     run_checkpoints,
 )
+from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 
 MOST_COPIES = 60  # of a run
 RESUMED = 0.01  # the share of states from which a run is really resumed

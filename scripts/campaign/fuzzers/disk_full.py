@@ -12,7 +12,7 @@ import numpy as np
 from fuzzer import Broken, Fuzzer, answer
 from tiny_run import TinyRuns, check_nothing_half_written, photos
 
-from mlic_jax.checkpoint import find_checkpoint, latest_checkpoint, load_weights
+from mlic_jax.runtime.checkpoint import find_checkpoint, latest_checkpoint, load_weights
 
 DISK = 64 << 20  # bytes
 LAST_FILES = 200  # about as many as a run makes

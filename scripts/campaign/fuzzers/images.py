@@ -16,11 +16,11 @@ from fuzzer import Broken, Fuzzer, answer, bounded
 from mutations import damaged
 from PIL import Image
 
-from mlic_jax.checkpoint import save_weights
 from mlic_jax.config import default_config
 from mlic_jax.data.transforms import decode
 from mlic_jax.models import create_model
-from mlic_jax.predict_files import predict_files
+from mlic_jax.predict.files import predict_files
+from mlic_jax.runtime.checkpoint import save_weights
 
 PHOTOS = 50  # of a case, which are predicted together
 CLASSES = ("ant", "bee", "cat")

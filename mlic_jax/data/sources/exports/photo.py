@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlic_jax import json_text
+from mlic_jax.files import json_text
 
 _HEAD = 2**18  # bytes that tell a format; labelme has the whole photo after them
 

@@ -1,0 +1,97 @@
+"""ResNet (He et al. 2016) in the v1.5 form: a bottleneck's stride sits on its 3x3 convolution."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlic_jax.models.layers import ConvBatchNorm, run_in_order
+from mlic_jax.models.ops.convolution import max_pool
+
+# Depth -> (blocks of every stage, whether they are bottlenecks).
+DEPTHS = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck, beside a shortcut."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+    layer: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        outputs = self.features * 4 if self.bottleneck else self.features
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != outputs:
+            project = self.layer(outputs, 1, self.stride, name="downsample")
+            shortcut = project(x, train, mask)
+        if self.bottleneck:
+            shapes = ((self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1))
+        else:
+            shapes = ((self.features, 3, self.stride), (outputs, 3, 1))
+        for i, (features, size, stride) in enumerate(shapes, start=1):
+            activation = nn.relu if i < len(shapes) else None
+            layer = self.layer(features, size, stride, activation=activation, name=f"conv{i}")
+            x = layer(x, train, mask)
+        total = x + shortcut
+        # A ReLU. Of `nn.relu` XLA's CPU backend would compute every sum anew inside those of all
+        # blocks that follow in the stage, at a cost that grows with the square of their number.
+        return jnp.where(total <= 0, 0, total)
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101/152 without its classifier.
+
+    Attributes:
+        depth: one of `DEPTHS`.
+        width: multiplies every channel count; 1 is the published network.
+        layer: makes a convolution with its batch normalisation, as `ConvBatchNorm` does.
+        remat: one of `REMATS`.
+    """
+
+    depth: int
+    width: float = 1.0
+    layer: Callable[..., nn.Module] = ConvBatchNorm
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Maps images `[B, H, W, 3]` to the maps after each stage, at strides 4, 8, 16 and 32.
+
+        Args:
+            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
+                of the rows, see `ConvBatchNorm`.
+        """
+        blocks, bottleneck = DEPTHS[self.depth]
+        channels = round(64 * self.width)
+        x = self.layer(channels, 7, 2, activation=nn.relu, name="stem")(x, train, mask)
+        x = max_pool(x)
+        stages = []
+        for stage, count in enumerate(blocks, start=1):
+            chain = [
+                partial(
+                    ResidualBlock,
+                    features=channels * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and block == 0 else 1,
+                    bottleneck=bottleneck,
+                    layer=self.layer,
+                    name=f"layer{stage}_{block}",
+                )
+                for block in range(count)
+            ]
+            x = run_in_order(self, chain, self.remat, x, train, mask)
+            stages.append(x)
+        return tuple(stages)

@@ -1,0 +1,407 @@
+"""Photos in, files out: a table, lines of JSON, annotated photos and a page to look at.
+
+The page loads photos and activation maps from files beside it, when they come into view: one of a
+thousand photos opens at once.
+
+Whatever is wrong with a photo concerns its row alone, and whatever ends the process none that was
+written: outputs grow in `.partial`, with a journal from which `resume` goes on.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mlic_jax.data.image_files import image_suffixes, printable
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import (
+    PARTIAL,
+    finish_replacing,
+    locked,
+    replace_together,
+    write_bytes,
+)
+from mlic_jax.predict.journal import JOURNAL, LINES, TABLE, Entry, Journal, begun, has_rows
+from mlic_jax.predict.predictor import (
+    THREADS,
+    LookOptions,
+    Predictor,
+    even_batch_size,
+    in_order,
+    load_model,
+    reason,
+)
+from mlic_jax.reports.predictions import (
+    ANNOTATED,
+    GALLERY,
+    as_json,
+    encode_pictures,
+    page_picture,
+    picture_files,
+    render_page,
+)
+from mlic_jax.scores.predictions import Prediction
+from mlic_jax.scores.views import view_sizes
+
+PAGE = "index.html"
+OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
+
+
+def predict_files(
+    checkpoint: str | Path,
+    images: str,
+    out: str | Path,
+    resume: bool = False,
+    **look: Unpack[LookOptions],
+) -> None:
+    """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
+
+    Writes `predictions.csv`, a row a photo; `predictions.jsonl`, with the regions; `annotated/`,
+    the photos with what was found in them; and the page `index.html` with its files in `gallery/`.
+    They grow in `out/.partial`, a photo at a time, and take the place of earlier predictions in
+    `out` once all is done. How it looks: `LookOptions`.
+
+    With `resume`, a run that was cut short goes on, and one that was completed takes what is new:
+    photos that have a row are not predicted again unless their size or modification time changed.
+    With the same photos the outputs are, byte for byte, those of a run that was not cut short (on
+    the same machine): photos go through the model in the same batches, for which the batch that
+    was cut through is looked at once more. Photos that were added or removed shift the batches,
+    and scores may then differ in the last digit.
+
+    Raises:
+        UsageError: no images, a wrong option, `out` holds something else, or what is to be resumed
+            was begun with another checkpoint or other options.
+        Failure: some photos could not be read or drawn, which the outputs list beside all the
+            others; or `out` cannot be written, and what was done stays for `resume`.
+    """
+    out = Path(out)
+    try:
+        finish_replacing(out, OUTPUTS)
+        _check_output(out)
+        root, files = find_images(images, out)
+        config, variables, metadata = load_model(checkpoint, **look)
+        run = describe_run(config, variables, metadata)
+        if resume:
+            _check_same_run(out, run)
+        limit = config.eval.batch_size * jax.local_device_count()
+        batch_size = even_batch_size(len(files), limit)
+        predictor = Predictor(config, variables, metadata, batch_size)
+        failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
+    except OSError as error:
+        kept = ""
+        with contextlib.suppress(OSError):  # perhaps it cannot even be read
+            if has_rows(out / PARTIAL):
+                kept = "; what was done is kept, and --resume goes on with it"
+        why = error.strerror or error
+        raise Failure(f"{printable(out)}: cannot be written ({why}){kept}") from error
+    table, annotated, page = (printable(out / name) for name in (TABLE, ANNOTATED, PAGE))
+    print(f"table, photos and page: {table}, {annotated}, {page}")
+    if failed:
+        shown = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
+        raise Failure(
+            f"{len(failed)} of {len(files)} images could not be read or drawn: {shown}; {table} "
+            "says why, and holds all others"
+        )
+
+
+def _check_output(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {printable(out)} is a file; it must be a folder")
+    entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if entries - {PARTIAL} and LINES not in entries:
+        raise UsageError(
+            f"--out {printable(out)} holds something else than predictions; choose another"
+        )
+
+
+def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
+    """The folder that all images lie in, and the images, sorted.
+
+    In folders and patterns only what has a name that ends as Pillow's formats do counts, nothing
+    hidden, and nothing in `out`. How many other files there are is printed. Links to nothing, pipes
+    and folders that cannot be opened are among the images: their rows say what is wrong.
+
+    Raises:
+        UsageError: there is no such folder or file, or no image in it.
+    """
+    path = Path(where)
+    if path.is_file():
+        return path.parent, [path]
+    if path.is_dir():
+        found, closed = _walk(path)
+    elif not os.path.lexists(path) and not glob.has_magic(where):
+        raise UsageError(f"--images {printable(where)}: there is no such file or folder")
+    else:
+        found, closed = [Path(file) for file in glob.glob(where, recursive=True)], []
+    real_out = Path(os.path.realpath(out))
+    files = [
+        file
+        for file in sorted(set(found))
+        if not os.path.isdir(file) and real_out not in Path(os.path.realpath(file)).parents
+    ]
+    suffixes = image_suffixes()
+    images = [file for file in files if file.suffix.lower() in suffixes]
+    others = sorted({file.suffix.lower() or file.name for file in files} - suffixes)
+    seen = ", ".join(map(printable, others[:5]))
+    if not images:
+        raise UsageError(
+            f"--images {printable(where)}: no image of a format that Pillow reads"
+            + (f"; there are {seen}" if seen else "")
+            + (f"; {printable(closed[0])} cannot be opened" if closed else "")
+        )
+    if others:
+        print(f"{len(files) - len(images)} files that are no images are passed over: {seen}")
+    root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in images]))
+    return root, sorted([*images, *closed])
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder and those in it, nothing hidden; and folders that cannot be opened."""
+    files: list[Path] = []
+    closed: list[Path] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda e: closed.append(Path(e.filename))
+    ):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return files, closed
+
+
+# --- a run, and going on with one
+
+
+def describe_run(
+    config: ConfigDict, variables: dict[str, Any], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for a run to go on: the checkpoint and the options."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    said = json.dumps(metadata, sort_keys=True).encode()
+    return {
+        "weights": digest.hexdigest(),
+        "metadata": hashlib.blake2b(said, digest_size=16).hexdigest(),
+        "flip": config.eval.flip,
+        "scales": list(config.eval.scales),
+        "local_size": config.eval.local_size,
+        "local_bound": config.eval.local_bound,
+    }
+
+
+def _check_same_run(out: Path, run: dict[str, Any]) -> None:
+    before = begun(out / PARTIAL) or begun(out) or run
+    words = {
+        "weights": "another checkpoint",
+        "metadata": "another configuration or operating point of the checkpoint",
+    }
+    differ = [
+        words.get(name) or f"{name}={before.get(name)} (now {value})"
+        for name, value in run.items()
+        if before.get(name) != value
+    ]
+    if differ:
+        raise UsageError(
+            f"--resume: {printable(out)} was begun with {', '.join(differ)}; give the same, or "
+            "start over without --resume"
+        )
+
+
+def write_predictions(
+    predictor: Predictor,
+    root: Path,
+    files: Sequence[Path],
+    out: Path,
+    checkpoint: str,
+    run: dict[str, Any],
+    resume: bool = False,
+) -> list[str]:
+    """Predicts files of the folder `root` and writes all outputs; gives the files that failed."""
+    sources = {printable(file.relative_to(root)): file for file in files}
+    thresholds = dict(zip(predictor.class_names, predictor.thresholds.tolist(), strict=True))
+    with (
+        _unfinished(out, resume) as folder,
+        Journal(folder, run, predictor.class_names) as journal,
+    ):
+        valid = {entry["row"]["file"] for entry in journal if _is_valid(entry, folder, sources)}
+        journal.arrange(name for name in sources if name in valid)
+        if resume:
+            print(f"{len(journal)} of {len(sources)} photos were done before")
+        _predict_missing(predictor, folder, journal, sources)
+        journal.arrange(sources)
+        pictures = [page_picture(entry, thresholds) for entry in journal]
+        page = render_page(pictures, describe_predictor(predictor, checkpoint))
+        write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
+        _sweep(folder, journal)
+    return [picture["file"] for picture in pictures if picture["error"]]
+
+
+def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
+    """What the page says of the model and of how it looked, a line each."""
+    model, views = predictor.config.model, predictor.config.eval
+    sizes = view_sizes(predictor.config)
+    about = {
+        "checkpoint": checkpoint,
+        "model": f"{model.name} on {model.backbone}",
+        "image size": ", ".join(f"{size} px" for size in sizes),
+        "classes": str(len(predictor.class_names)),
+        "labels from": predictor.rule,
+    }
+    if predictor.temperature != 1:
+        about["temperature"] = f"{predictor.temperature:.3f}"
+    if views.flip:
+        about["mirrored too"] = "yes"
+    if views.local_size:
+        about["crops"] = f"{views.local_size} px"
+    if views.local_bound:
+        about["regions"] = f"of probability {views.local_bound:g} and more"
+    return about
+
+
+@contextlib.contextmanager
+def _unfinished(out: Path, resume: bool) -> Iterator[Path]:
+    """Gives the folder to write outputs in, which at the end replace those in `out`.
+
+    If the block raises, `out` holds what it held before, and the folder stays if it has any rows.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / PARTIAL
+    with locked(out):
+        try:
+            _open_partial(out, resume)
+            yield partial
+        except BaseException:
+            if not has_rows(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                if not any(out.iterdir()):
+                    out.rmdir()
+            raise
+        replace_together(out, OUTPUTS)
+
+
+def _open_partial(out: Path, resume: bool) -> None:
+    """Leaves in `out/.partial` what is to be gone on with, if anything is."""
+    partial = out / PARTIAL
+    unfinished = resume and begun(partial) is not None
+    if has_rows(partial) and not resume:
+        print(f"{printable(partial)}: what an unfinished run did is dropped, for want of --resume")
+    if partial.exists() and not unfinished:
+        shutil.rmtree(partial)
+    for name in (ANNOTATED, GALLERY):
+        (partial / name).mkdir(parents=True, exist_ok=True)
+    if resume and not unfinished and has_rows(out):
+        for name in (ANNOTATED, GALLERY):
+            shutil.copytree(out / name, partial / name, copy_function=_link, dirs_exist_ok=True)
+        write_bytes(partial / JOURNAL, (out / JOURNAL).read_bytes())
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(source, target)
+
+
+def identity(file: Path) -> list[int] | None:
+    """Size and modification time, by which a changed file is known; None if it cannot be opened."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns] if os.access(file, os.R_OK) else None
+
+
+def _is_valid(entry: Entry, folder: Path, sources: Mapping[str, Path]) -> bool:
+    """Whether a row is of a file that is as it was, and has all its pictures."""
+    row = entry["row"]
+    return (
+        row["file"] in sources
+        and entry["identity"] == identity(sources[row["file"]])
+        and all((folder / path).is_file() for path in picture_files(row))
+    )
+
+
+def _predict_missing(
+    predictor: Predictor, folder: Path, journal: Journal, sources: Mapping[str, Path]
+) -> None:
+    """Adds the rows of all photos that have none."""
+    names, size = list(sources), predictor.batch_size
+    batches = [names[start : start + size] for start in range(0, len(names), size)]
+    # Whole batches, so that a photo's neighbours are the same as in a run that is not cut short.
+    missing = [
+        name for batch in batches if any(name not in journal for name in batch) for name in batch
+    ]
+    identities: dict[str, list[int] | None] = {}
+
+    def opened() -> Iterator[Path]:
+        for name in missing:
+            identities[name] = identity(sources[name])
+            yield sources[name]
+
+    def predicted() -> Iterator[Prediction]:
+        for name, prediction in zip(missing, predictor.stream(opened()), strict=True):
+            if name not in journal:
+                yield dataclasses.replace(prediction, file=name)
+
+    def drawn(prediction: Prediction) -> Entry:
+        name = prediction.file
+        return draw_pictures(predictor, folder, prediction, sources[name]) | {
+            "identity": identities[name]
+        }
+
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(names), initial=len(journal), desc="predict", unit="image") as bar,
+    ):
+        for entry in in_order(pool, drawn, predicted(), 2 * THREADS):
+            journal.add(entry)
+            bar.update()
+
+
+def _sweep(folder: Path, journal: Journal) -> None:
+    """Removes pictures of photos that are gone or changed, and what a kill left half-written."""
+    wanted = {path for entry in journal for path in picture_files(entry["row"])}
+    for kind in (ANNOTATED, GALLERY):
+        for parent, folders, names in os.walk(folder / kind, topdown=False):
+            for path in (Path(parent, name) for name in names):
+                if path.relative_to(folder).as_posix() not in wanted:
+                    path.unlink()
+            for path in (Path(parent, name) for name in folders):
+                if not any(path.iterdir()):
+                    path.rmdir()
+
+
+# --- pictures
+
+
+def draw_pictures(predictor: Predictor, folder: Path, prediction: Prediction, file: Path) -> Entry:
+    """Writes the pictures of a photo, if it can be drawn; gives its row and its peaks.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    pictures: list[bytes] = []
+    if not prediction.error:
+        try:
+            pictures = encode_pictures(predictor.read(file), prediction)
+        except Exception as error:  # Pillow raises nearly anything, which concerns this photo alone
+            failure = f"cannot be drawn: {reason(error)}"
+            prediction = dataclasses.replace(prediction, error=failure)
+    row = as_json(prediction)
+    for path, content in zip(picture_files(row), pictures, strict=True):
+        write_bytes(folder / path, content)
+    peaks = [round(float(region.class_map.max()), 6) for region in prediction.regions]
+    return {"row": row, "peaks": peaks}

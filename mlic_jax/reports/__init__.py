@@ -1,0 +1,1 @@
+"""Pictures for people: pages, charts and texts. Nothing here computes a score."""

@@ -1,0 +1,232 @@
+"""Pictures for people: one HTML page with the metrics, the curves and a gallery of regions.
+
+The page is a single file that loads nothing: styles are inline, charts are SVG, photographs are
+data URIs. `evaluation_page.html.jinja` holds the words and the looks, this module the numbers.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.files.atomic import write_text
+from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
+from mlic_jax.metrics.precision_recall import predicted_labels, sigmoid
+from mlic_jax.metrics.ties import said_of_ties
+from mlic_jax.reports.charts import (
+    _STYLE,
+    draw_average_precision,
+    draw_loss,
+    draw_precision_recall,
+    draw_validation,
+)
+from mlic_jax.reports.label_graph import LabelGraph, describe
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, data_uri, is_drawn, page_template
+from mlic_jax.scores.files import Scores
+
+GALLERY_SIZE = 24
+
+
+_PAGE = Path(__file__).with_name("evaluation_page.html.jinja")
+_FILTERS = {
+    "percent": lambda v: "n/a" if v is None or np.isnan(v) else f"{v:.1f}",
+    "signed": lambda v: f"{v:+.1f}",
+    "probability": lambda v: f"{v:.2f}",
+    "thousands": lambda v: f"{v:,}",
+}
+
+
+def write_report(
+    workdir: Path,
+    scores: Scores,
+    metrics: Mapping[str, Any],
+    image_at: Callable[[int], np.ndarray],
+    *,
+    title: str,
+    summary: Mapping[str, object] | None = None,
+    train_log: Path | None = None,
+    objects_at: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+    label_graph: LabelGraph | None = None,
+) -> Path:
+    """Writes `workdir/report/index.html`; an earlier page stays until the new one is complete.
+
+    Args:
+        workdir: the run's folder.
+        scores: of a split of N images.
+        metrics: what `mlic_jax.metrics.evaluate_scores` made of `scores.logits`.
+        image_at: image i of the split as the model sees it before normalisation, uint8 [S, S, 3]
+            with S = `scores.image_size`; called for the images of the gallery alone.
+        title: the heading, such as the name of the configuration.
+        summary: what else to know about the run, a line each, such as the backbone.
+        train_log: `metrics.jsonl` of the training run; curves are left out where there is none.
+        objects_at: the true boxes of image i, [K, 4] (y1, x1, y2, x2) in pixels of `image_at(i)`,
+            upper bounds exclusive, and their classes [K].
+        label_graph: of a model that has one, of the classes of `scores`.
+
+    Returns:
+        The path of the page.
+    """
+    ap_labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
+    ap = {
+        name: average_precision(logits, ap_labels, metrics["ap_kind"], metrics["ties"])
+        for name, logits in scores.streams.items()
+    }
+    log = read_train_log(train_log)
+    predicted = predicted_labels(scores.logits, metrics["threshold"])
+    with matplotlib.rc_context(_STYLE):
+        class_charts = draw_average_precision(scores.class_names, ap["final"], ap.get("global"))
+        curves = [draw_precision_recall(scores, ap_labels, ap["final"], metrics)]
+        if "loss" in log:
+            curves.append(draw_loss(*log["loss"]))
+        if "val/mAP" in log:
+            curves.append(draw_validation(log, metrics["chance"]))
+    page = page_template(_PAGE, _FILTERS).render(
+        title=title,
+        summary=summary or {},
+        scores=scores,
+        metrics=metrics,
+        tied=said_of_ties(metrics),
+        stream_map={stream: mean_average_precision(values) for stream, values in ap.items()},
+        class_rows=_class_rows(scores.class_names, ap, metrics["positives"]),
+        class_charts=class_charts,
+        label_graph=label_graph and describe(label_graph, scores.class_names),
+        group_colours=REGION_COLOURS,
+        f1_columns=("CP", "CR", "CF1", "CF1_macro", "OP", "OR", "OF1"),
+        curves=curves,
+        has_log=bool(log),
+        gallery=[
+            (heading, [_picture(scores, predicted, int(i), image_at, objects_at) for i in chosen])
+            for heading, chosen in choose_images(scores)
+        ],
+        has_objects=objects_at is not None,
+        least_global=LEAST_GLOBAL,
+        region_colours=[_region_colour(k) for k in range(_count_regions(scores))],
+    )
+    path = Path(workdir) / "report" / "index.html"
+    write_text(path, page)
+    return path
+
+
+def read_train_log(path: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The curves of a `metrics.jsonl`: name -> (steps, values), float64, in the order of the file.
+
+    Lenient, for a run may have been killed while it wrote: what is not a JSON object with a step,
+    and what is not a finite number, is passed over. A missing file has no curves.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if path is None or not Path(path).is_file():
+        return {}
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict) or not _is_number(entry.get("step")):
+            continue
+        for name, value in entry.items():
+            if _is_number(value):
+                curves.setdefault(name, []).append((entry["step"], value))
+    return {name: tuple(np.array(points, np.float64).T) for name, points in curves.items()}
+
+
+def choose_images(scores: Scores) -> list[tuple[str, np.ndarray]]:
+    """Which images the gallery shows: (heading, indices) of up to `GALLERY_SIZE`, no image twice.
+
+    A third those with the lowest loss, a third those with the highest, both among the images with
+    a present label (an empty image is easy and shows nothing), and the rest a fixed random sample.
+    The loss is the binary cross-entropy of the final logits, the mean over the known labels.
+    """
+    known = scores.labels != 0
+    loss = np.logaddexp(0, -scores.labels * scores.logits.astype(np.float64))
+    loss = (loss * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    ranked = np.flatnonzero((scores.labels > 0).any(axis=1))
+    ranked = ranked[np.argsort(loss[ranked], kind="stable")]
+    share = min(GALLERY_SIZE, len(ranked)) // 3
+    best, worst = ranked[:share], ranked[::-1][:share]
+    others = np.setdiff1d(np.arange(len(loss)), np.concatenate([best, worst]))
+    sample = np.random.default_rng(0).permutation(others)[: GALLERY_SIZE - 2 * share]
+    groups = (("Lowest loss", best), ("Highest loss", worst), ("At random", np.sort(sample)))
+    return [(heading, chosen) for heading, chosen in groups if len(chosen)]
+
+
+# --- tables and gallery
+
+
+def _class_rows(
+    names: Sequence[str], ap: Mapping[str, np.ndarray], positives: Sequence[int]
+) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "positives": count} | {stream: ap[stream][c] for stream in ap}
+        for c, (name, count) in enumerate(zip(names, positives, strict=True))
+    ]
+
+
+def _picture(
+    scores: Scores,
+    predicted: np.ndarray,
+    i: int,
+    image_at: Callable[[int], np.ndarray],
+    objects_at: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
+) -> dict[str, Any]:
+    """What the page shows of image i."""
+    names = scores.class_names
+    final = sigmoid(scores.logits[i])
+    ranked = np.argsort(-final, kind="stable")
+    boxes, classes = ((), ()) if objects_at is None else objects_at(i)
+    return {
+        "id": scores.image_ids[i],
+        "src": data_uri(Image.fromarray(image_at(i))),
+        "regions": [
+            _region(scores, i, k)
+            for k in range(_count_regions(scores))
+            if (scores.looked_at is None or scores.looked_at[i, k])
+            and is_drawn(sigmoid(scores.global_logits[i, scores.box_classes[i, k]]))
+        ],
+        "objects": [
+            {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
+        ],
+        "verdicts": [
+            (verdict, [(names[c], final[c]) for c in ranked[where[ranked]]])
+            for verdict, where in (
+                ("hit", predicted[i] & (scores.labels[i] > 0)),
+                ("missed", ~predicted[i] & (scores.labels[i] > 0)),
+                ("wrong", predicted[i] & (scores.labels[i] < 0)),
+                ("unknown", predicted[i] & (scores.labels[i] == 0)),
+            )
+        ],
+    }
+
+
+def _count_regions(scores: Scores) -> int:
+    return 0 if scores.boxes is None else scores.boxes.shape[1]
+
+
+def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
+    c = scores.box_classes[i, k]
+    return {
+        "number": k + 1,
+        "colour": _region_colour(k),
+        "name": scores.class_names[c],
+        "global": sigmoid(scores.global_logits[i, c]),
+        "final": sigmoid(scores.logits[i, c]),
+        **_rectangle(scores.boxes[i, k]),
+    }
+
+
+def _rectangle(box: np.ndarray) -> dict[str, int]:
+    y1, x1, y2, x2 = (int(value) for value in box)
+    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+
+
+def _region_colour(k: int) -> str:
+    return REGION_COLOURS[k % len(REGION_COLOURS)]
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

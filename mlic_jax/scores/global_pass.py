@@ -1,0 +1,119 @@
+"""MCAR's first look at a split, read from the score file of an earlier evaluation.
+
+What the global stream says of an image depends on the weights and on a few options, and on none of
+the local stream's: with `config.eval.global_scores` only the second look is computed again. A score
+file says what it was made with, and one that was made with anything else is refused.
+"""
+
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mlic_jax.data.records import Split
+from mlic_jax.errors import UsageError
+from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
+
+# The options that decide the global outputs, beside the weights and the images.
+OPTIONS = (
+    "model.pooling",
+    "model.threshold",
+    "model.localizer",
+    "model.dtype",
+    "model.precision",
+    "data.image_size",
+    "augment.mean",
+    "augment.std",
+    "eval.flip",
+    "eval.scales",
+)
+
+
+def origin_of(variables: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """What decides the global outputs of an image: a digest of the weights, and the `OPTIONS`.
+
+    Args:
+        variables: of the model, of which `params` and `batch_stats` count.
+        config: of the evaluation.
+
+    Returns:
+        What JSON can hold, and gives back the same.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    for path, array in jax.tree_util.tree_leaves_with_path(weights):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.data)
+    origin = {"weights": digest.hexdigest()}
+    origin |= {o: functools.reduce(operator.getitem, o.split("."), config) for o in OPTIONS}
+    return json.loads(json.dumps(origin))
+
+
+def read(
+    config: ConfigDict, split: Split, origin: Mapping[str, Any], top_n: int
+) -> dict[str, np.ndarray]:
+    """The global outputs of every image of a split, from the file `config.eval.global_scores`.
+
+    Args:
+        config: of the evaluation.
+        split: of N images.
+        origin: what `origin_of` says now.
+        top_n: the regions wanted of an image, T.
+
+    Returns:
+        `global_logits` float32 `[N, C]`, `boxes` int32 `[N, T, 4]`, `box_classes` int32 `[N, T]`.
+
+    Raises:
+        UsageError: there is no such file, or it is of something else, which is named.
+        Failure: it is not a score file.
+    """
+    path = config.eval.global_scores
+    if config.model.name != "mcar":
+        raise UsageError(
+            f"eval.global_scores is {path}, but a {config.model.name} model looks only once: leave "
+            "it empty"
+        )
+    if config.eval.flip or config.eval.scales:
+        raise UsageError(
+            f"eval.global_scores is {path}, but with eval.flip or eval.scales an image has several "
+            "views, and a score file has only their mean: leave it empty"
+        )
+    scores = Scores.load(path)
+    if scores.origin is None:
+        raise UsageError(
+            f"{path} does not say what weights made it (it is of an earlier version, or not of "
+            "MCAR): evaluate again with eval.global_scores empty"
+        )
+    if any(getattr(scores, name) is None for name in GLOBAL_OUTPUTS):
+        raise UsageError(
+            f"{path} lacks the regions of a global pass: leave eval.global_scores empty"
+        )
+    there = {"set": scores.set_name, "split": scores.split} | scores.origin
+    wanted = {"set": split.name, "split": split.split} | origin
+    wrong = [
+        f"other {name}"
+        if name == "weights"
+        else f"{name} {there.get(name)!r}, not {wanted.get(name)!r}"
+        for name in sorted(there.keys() | wanted.keys())
+        if there.get(name) != wanted.get(name)
+    ]
+    if list(scores.class_names) != list(split.class_names):
+        wrong.append("other classes")
+    if list(scores.image_ids) != [split.image_id(i) for i in range(len(split))]:
+        wrong.append("other images")
+    if scores.boxes.shape[1] < top_n:
+        wrong.append(f"{scores.boxes.shape[1]} regions of an image, not {top_n}")
+    if wrong:
+        raise UsageError(
+            f"the global pass in {path} does not fit, it has {'; '.join(wrong)}: evaluate again "
+            "with eval.global_scores empty"
+        )
+    seen = {name: getattr(scores, name) for name in GLOBAL_OUTPUTS}
+    return seen | {name: seen[name][:, :top_n] for name in ("boxes", "box_classes")}

@@ -1,0 +1,75 @@
+"""Test-time augmentation: one image seen in several views, whose logits are averaged.
+
+A view is the image at a size, as it is or mirrored. The first, the plain view, is what evaluation
+sees without augmentation; everything but the logits comes from it alone. Images are decoded and
+resized once, to the largest of the sizes, and the device makes the smaller ones: where a size above
+`data.image_size` is asked for, the plain view has been resized twice, and its pixels are a few grey
+levels from those of one resize.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from ml_collections import ConfigDict
+
+from mlic_jax.models.inputs import normalise
+
+Outputs = dict[str, jax.Array]
+
+
+def view_sizes(config: ConfigDict) -> tuple[int, ...]:
+    """The sizes of all views in pixels, `data.image_size` first, none twice."""
+    return tuple(dict.fromkeys((config.data.image_size, *config.eval.scales)))
+
+
+def host_size(config: ConfigDict) -> int:
+    """The size in pixels that images are to have when they reach the device."""
+    return max(view_sizes(config))
+
+
+def score_views(
+    apply: Callable[[jax.Array], Outputs], images: jax.Array, config: ConfigDict
+) -> Outputs:
+    """What a model says of images, its logits averaged over the views of `config.eval`.
+
+    Args:
+        apply: float32 images `[B, S, S, 3]`, normalised, to what the model says of them.
+        images: uint8 `[B, L, L, 3]`, L = `host_size(config)`.
+        config: of which `eval.flip`, `eval.scales`, `data.image_size` and `augment` are used.
+
+    Returns:
+        The outputs of the plain view; of those whose name ends in `logits`, the mean of all views.
+    """
+
+    def outputs_of(view: jax.Array) -> Outputs:
+        return apply(normalise(view, config.augment))
+
+    outputs = []
+    for size in view_sizes(config):
+        view = resize(images, size)
+        if config.eval.flip:
+            # As a loop on the device: the model is compiled once for the two, and as fast.
+            both = lax.map(outputs_of, jnp.stack([view, view[:, :, ::-1]]))
+            outputs += [{name: both[name][k] for name in both} for k in (0, 1)]
+        else:
+            outputs.append(outputs_of(view))
+    means = {
+        name: jnp.mean(jnp.stack([output[name] for output in outputs]), axis=0)
+        for name in outputs[0]
+        if name.endswith("logits")
+    }
+    return outputs[0] | means
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Resizes uint8 `[B, L, L, 3]` to `[B, size, size, 3]`: bilinear, antialiased, as Pillow does.
+
+    Its pixels are within two grey levels of Pillow's, which rounds between rows and columns.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    shape = (images.shape[0], size, size, images.shape[3])
+    resized = jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True)
+    return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)

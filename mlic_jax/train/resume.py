@@ -1,0 +1,97 @@
+"""Going on with a run: what its checkpoint says of itself, and what may differ now."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mlic_jax import config_paths
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.data.records import Split
+from mlic_jax.errors import UsageError
+from mlic_jax.runtime.checkpoint import run_of
+from mlic_jax.scores import scoring
+
+# Options, or groups of them, that change nothing of what has been. (Another set of the same name is
+# told by the stream.)
+FREE = (*HOW, "eval.min_positives", "calibration")
+
+
+def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
+    """What a checkpoint of the run in `workdir` says of itself beside its arrays."""
+    return {
+        "config": config_paths.absolute(json.loads(config.to_json())),
+        "folder": os.path.abspath(workdir),  # from which those paths are seen, should all move
+        "class_names": list(split.class_names),
+        "preprocessing": {
+            "image_size": config.data.image_size,
+            "mean": list(config.augment.mean),
+            "std": list(config.augment.std),
+            "range": split.value_range,  # of images of more than 8 bits; None: there were none
+        },
+        # Of the stream of batches, whose position is the step.
+        "stream": {
+            "set": split.name,
+            "split": split.split,
+            "examples": len(split),
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+        },
+        "changes": [],  # of options, made in resuming: {"step": ..., "options": {name: [old, new]}}
+    }
+
+
+def check_resumable(
+    saved: dict[str, Any],
+    current: dict[str, Any],
+    path: Path,
+    last_step: int,
+    allow_changes: bool = False,
+) -> dict[str, Any]:
+    """Compares the metadata of a run's checkpoint in `path` with those of the run now wanted.
+
+    Args:
+        last_step: of the run now wanted.
+        allow_changes: take options too that change what has been.
+
+    Returns:
+        The options that differ: {name: (old, new)}.
+
+    Raises:
+        UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
+            the run is further than it is now to go.
+    """
+    scoring.check_same_model(saved, current, path)
+    for name, value in current["stream"].items():
+        if saved["stream"][name] != value:
+            raise UsageError(
+                f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
+                f"{value!r}: resuming would not be exact; use the same or another --workdir"
+            )
+    changes = changed_options(config_paths.located(saved, run_of(path)), current["config"])
+    grave = {name: values for name, values in changes.items() if not _is_free(name, current)}
+    if grave and not allow_changes:
+        raise UsageError(
+            f"the run in {path} had {describe(grave)}: what is trained so far would not be of this "
+            "configuration; use the same, another --workdir, or --allow_changes"
+        )
+    if saved.get("step", 0) > last_step:
+        raise UsageError(
+            f"the run in {path} is at step {saved['step']}, and with epochs "
+            f"{current['config']['epochs']} it ends at {last_step}: give it more, or another "
+            "--workdir"
+        )
+    if grave and saved.get("step") == last_step:
+        raise UsageError(
+            f"the run in {path} is complete: nothing is left to be trained with {describe(grave)}; "
+            "--mode=evaluate takes options of evaluation"
+        )
+    return changes
+
+
+def _is_free(name: str, current: dict[str, Any]) -> bool:
+    if name == "epochs":  # the rates of steps already done do not depend on how many will follow
+        return current["config"]["optim"]["schedule"] == "step"
+    return is_among(name, FREE)

@@ -1,0 +1,82 @@
+"""What a run starts from: fresh variables, weights given, and what is known of the labels."""
+
+import logging
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from mlic_jax.data import co_occurrence, label_inputs
+from mlic_jax.data.records import Split
+from mlic_jax.errors import UsageError
+from mlic_jax.runtime.checkpoint import load_weights, merge_weights
+
+logger = logging.getLogger(__name__)
+
+# The modules that end in the logits, one of which every model has.
+CLASSIFIERS = {"convclass", "fc2", "per_label"}
+
+
+def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
+    """What MSRN knows of its labels, the collection `label_inputs`; nothing of other models.
+
+    Raises:
+        UsageError: the word vectors are not given, or a file is missing or of other classes.
+    """
+    if config.model.name != "msrn":
+        return {}
+    if not config.data.word_vectors:
+        raise UsageError(
+            "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
+            f"with python scripts/build_word_vectors.py --prepared {split.directory}, or say "
+            "--config.data.word_vectors=one_hot"
+        )
+    graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
+    known = label_inputs.read(graph, config.data.word_vectors, split.class_names)
+    return {"label_inputs": known}
+
+
+def initial_variables(model: nn.Module, config: ConfigDict) -> dict[str, Any]:
+    """Variables drawn from `config.seed`."""
+    size = config.data.image_size
+    # XLA's own generator: to compile threefry for every kernel takes several times longer.
+    key = jax.random.key(config.seed, impl="rbg")
+    return dict(jax.jit(model.init)(key, jnp.zeros((1, size, size, 3))))
+
+
+def start_weights(
+    variables: dict[str, Any], config: ConfigDict, class_names: list[str]
+) -> dict[str, Any]:
+    """Puts into fresh variables what a new run is to start from.
+
+    From `config.init_from` it takes the whole model where that has the same classes, else the
+    backbone and what else does not depend on the classes; then `config.init_prior` decides the bias
+    of a classifier that is fresh.
+    """
+    modules = set()
+    if config.init_from:
+        loaded, info = load_weights(config.init_from)
+        whole = info.get("class_names") == class_names
+        modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
+        source = f"{config.init_from} ({info.get('arch', config.model.name)})"
+        variables = merge_weights(variables, loaded, modules, source)
+        logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
+    (classifier,) = CLASSIFIERS & variables["params"].keys()
+    if config.init_prior and classifier not in modules:
+        layer = variables["params"][classifier]
+        layer["bias"] = jnp.full_like(
+            layer["bias"], math.log(config.init_prior / (1 - config.init_prior))
+        )
+    logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
+    return variables
+
+
+def shared_modules(variables: dict[str, Any], loaded: dict[str, Any]) -> set[str]:
+    """The backbone, and the other modules that a model of other classes has in the same shapes."""
+    ours, theirs = (jax.tree.map(jnp.shape, v["params"]) for v in (variables, loaded))
+    same = {name for name in ours if name in theirs and ours[name] == theirs[name]}
+    return {"features"} | same - CLASSIFIERS - {"fc1"}  # its inputs are those of each label

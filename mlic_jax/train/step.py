@@ -1,0 +1,187 @@
+"""One training step: the state, its gradient, and the batch in parts."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.errors import UsageError
+from mlic_jax.models.layers import deal_rows
+from mlic_jax.models.precision import in_precision
+from mlic_jax.runtime import devices
+from mlic_jax.train.augment import augment
+from mlic_jax.train.losses import smooth_targets, total_loss
+from mlic_jax.train.optim import group_multipliers
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes; a plain pytree."""
+
+    step: jax.Array  # int32 [], optimiser steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    shardings: TrainState | None = None,
+) -> Callable:
+    """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
+
+    The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
+    from (key, k). Metrics are float32 scalars: the loss, its parts, the norm of the gradient and
+    the rate.
+
+    Args:
+        mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
+            None: all are on one device.
+        shardings: how the state lies on the mesh, see `devices.lying`.
+    """
+
+    gradient_of = make_gradient(model, config, mesh, shardings)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+        known = (labels != 0) & batch["mask"][:, None]
+        rows = {
+            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
+            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
+            "known": known,
+            "groups": groups_in_parts(
+                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
+            ),
+        }
+        batch_stats, (metrics, gradient) = gradient_of(
+            state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["learning_rate"] = schedule(state.step)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_gradient(
+    model: nn.Module, config: ConfigDict, mesh: Mesh | None, shardings: TrainState | None
+) -> Callable:
+    """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
+
+    `known` is how many labels are, of all rows. Arguments are those of `make_train_step`.
+    """
+
+    def share_of_loss(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+        """What some rows add to the loss, and (what they add to metrics, new batch_stats).
+
+        Every row weighs as much as it has of the labels that are known in the whole batch, so that
+        the sums over its parts are of all rows together.
+        """
+        # So that no gradient is computed for what is frozen.
+        multipliers = group_multipliers(config.optim, params)
+        frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
+        outputs, updates = model.apply(
+            {"params": params | frozen, "batch_stats": batch_stats},
+            rows["images"],
+            train=not config.freeze_statistics,
+            mask=rows["groups"],
+            mutable=["batch_stats"],
+        )
+        loss, parts = total_loss(outputs, rows["targets"], rows["known"])
+        share = jnp.sum(rows["known"], dtype=loss.dtype) / jnp.maximum(known, 1).astype(loss.dtype)
+        metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
+        return metrics["loss"], (metrics, updates["batch_stats"])
+
+    def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
+        with in_precision(config.model, training=True):
+            return accumulate(gradient_of, config.accumulation, batch_stats, rows)
+
+    if mesh is None:
+        return in_parts
+    params_specs = devices.specs_of(shardings.params)
+
+    def on_all_devices(*arguments: Any):
+        batch_stats, (metrics, gradient) = in_parts(*arguments)
+        # Exchanged once for all parts.
+        gradient = devices.sum_over_devices(gradient, params_specs)
+        return batch_stats, (lax.psum(metrics, devices.ROWS), gradient)
+
+    everywhere, by_rows = devices.EVERYWHERE, devices.BY_ROWS
+    return devices.on_own_rows(
+        on_all_devices,
+        mesh,
+        in_specs=(params_specs, everywhere, by_rows, everywhere),
+        out_specs=(everywhere, (everywhere, params_specs)),
+    )
+
+
+def accumulate(
+    gradient_of: Callable, count: int, batch_stats: Any, rows: dict[str, jax.Array]
+) -> tuple[Any, tuple[Any, Any]]:
+    """Sums over parts of the rows, one after the other: less memory, more steps.
+
+    Batch normalisation sees a part at a time, and its running statistics move once for each that
+    is not padding alone.
+
+    Args:
+        gradient_of: (batch_stats, part) -> (gradient, (metrics, new batch_stats)).
+        count: of the parts, which divides the number of rows. A part is every count-th row, so
+            that each device has an equal share of every part.
+
+    Returns:
+        The last batch_stats, and the sums of (metrics, gradient).
+    """
+
+    def of_part(batch_stats: Any, part: dict[str, jax.Array]):
+        gradient, (metrics, batch_stats) = gradient_of(batch_stats, part)
+        return batch_stats, (metrics, gradient)
+
+    def add(carry, part):
+        batch_stats, terms = of_part(carry[0], part)
+        return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
+
+    if count == 1:
+        return of_part(batch_stats, rows)
+    parts = jax.tree.map(lambda x: jnp.stack([x[k::count] for k in range(count)]), rows)
+    _, shapes = jax.eval_shape(of_part, batch_stats, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
+    return batch_stats, sums
+
+
+def groups_in_parts(mask: jax.Array, parts: int, groups: int) -> jax.Array:
+    """`deal_rows` for every part that `accumulate` makes of a batch, int32 `[B]`."""
+    by_part = jax.vmap(partial(deal_rows, groups=groups))(mask.reshape(-1, parts).T)
+    return by_part.T.reshape(-1)
+
+
+def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UsageError where a batch does not divide into parts and groups, and among devices."""
+    size, parts, groups = config.batch_size, config.accumulation, config.model.bn_groups
+    devices.check_batch_size("batch_size", size, mesh, parts)
+    if groups > 0 and size // parts % groups:
+        raise UsageError(
+            f"model.bn_groups is {groups}, which does not divide the {size // parts} images that "
+            "go through the model together"
+        )

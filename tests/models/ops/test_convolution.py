@@ -1,0 +1,213 @@
+"""Every CPU formulation computes what the plain convolution does: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mlic_jax.models.ops import convolution
+from mlic_jax.models.ops.winograd import winograd, winograd_gradients
+
+pytestmark = pytest.mark.numerical
+EPSILON = np.finfo(np.float32).eps
+DENSE = convolution.dense, convolution.dense_gradients
+POINTWISE = convolution.pointwise_dot, convolution.pointwise_gradients
+DEPTHWISE = convolution.depthwise_slices, convolution.depthwise_gradients
+WINOGRAD = winograd, winograd_gradients
+
+
+def values_and_gradients(function, x, kernel, g):
+    value, pullback = jax.vjp(function, x, kernel)
+    return (value, *pullback(g))
+
+
+def both(formulation, x, kernel, g, *options):
+    """The value and the gradients of a formulation, a pair of functions."""
+    forward, gradients = formulation
+    return forward(x, kernel, *options), *gradients(x, kernel, g, *options)
+
+
+def assert_same(formulation, x_shape, kernel_shape, *options, depthwise=False):
+    """As the plain convolution, by the gradients that JAX derives of it."""
+
+    def plain(x, kernel):
+        return convolution.plain(x, kernel, *options, depthwise=depthwise)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], kernel_shape)
+    g = jax.random.normal(keys[2], jax.eval_shape(plain, x, kernel).shape)
+    expected = values_and_gradients(plain, x, kernel, g)
+    compute = jax.jit(lambda *arrays: both(formulation, *arrays, *options))
+    for got, want in zip(compute(x, kernel, g), expected, strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [7, 8, 35])
+def test_depthwise_slices(stride, side):
+    assert_same(DEPTHWISE, (2, side, side + 1, 6), (3, 3, 1, 6), stride, depthwise=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_depthwise_kernel_gradient_of_bfloat16_is_summed_in_float32(stride):
+    """In bfloat16 itself sums of so many products would stop growing."""
+    rng = np.random.default_rng(0)
+    x, g = (
+        jnp.asarray(rng.uniform(0, 1, (4, side, side, 3)), jnp.bfloat16)
+        for side in (36, 36 // stride)
+    )
+    kernel = jnp.zeros((3, 3, 1, 3), jnp.bfloat16)
+    _, got = convolution.depthwise_gradients(x, kernel, g, stride)
+    wide = [array.astype(jnp.float32) for array in (x, kernel, g)]
+    _, expected = jax.vjp(lambda kernel: convolution.plain(wide[0], kernel, stride, True), wide[1])
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), expected(wide[2])[0], rtol=2**-8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [7, 8])
+def test_pointwise_dot(stride, side):
+    assert_same(POINTWISE, (2, side, side + 1, 6), (1, 1, 6, 5), stride)
+
+
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [7, 8])
+def test_dense(size, stride, side):
+    assert_same(DENSE, (2, side, side + 1, 6), (size, size, 6, 5), stride)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6), (1, 7, 7), (3, 1, 4), (2, 2, 5)])
+def test_winograd(shape):
+    assert_same(WINOGRAD, (*shape, 6), (3, 3, 6, 5))
+
+
+def test_the_error_of_winograd_is_that_of_float32():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shapes = ((2, 14, 14, 256), (3, 3, 256, 256), (2, 14, 14, 256))
+        x, kernel, g = (rng.standard_normal(shape) for shape in shapes)
+        exact = values_and_gradients(convolution.plain, x, kernel, g)
+        rounded = (array.astype(np.float32) for array in (x, kernel, g))
+        for got, want in zip(both(WINOGRAD, *rounded), exact, strict=True):
+            assert got.dtype == jnp.float32
+            got, want = np.asarray(got), np.asarray(want)
+            # Of sums of 256 products, whose roundings have both signs, a root of 256 epsilons;
+            # the transforms before and after enlarge it by no more than 4.
+            assert np.max(np.abs(got - want)) < 4 * 16 * EPSILON * np.max(np.abs(want))
+
+
+@pytest.mark.parametrize("formulation", [WINOGRAD, DENSE], ids=["winograd", "dense"])
+def test_every_device_convolves_its_own_images(formulation):
+    """Only the gradient of the kernel is exchanged."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    images, everywhere = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (("data",), ())
+    )
+    compute = jax.jit(
+        lambda *arrays: both(formulation, *arrays),
+        in_shardings=(images, everywhere, images),
+        out_shardings=(images, images, everywhere),
+    )
+    shapes = ((8, 7, 9, 8), (3, 3, 8, 8), (8, 7, 9, 8))
+    program = compute.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    text = program.compile().as_text()
+    exchanges = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
+    assert [text.count(exchange) for exchange in exchanges] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dense_of_few_inputs(stride):
+    assert_same(DENSE, (2, 7, 8, 3), (3, 3, 3, 5), stride)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_plain(stride, depthwise):
+    kernel_shape = (3, 3, 1, 6) if depthwise else (3, 3, 6, 5)
+
+    def forward(x, kernel, stride):
+        return convolution.plain(x, kernel, stride, depthwise)
+
+    def gradients(x, kernel, g, stride):
+        return convolution.plain_gradients(x, kernel, g, stride, depthwise)
+
+    assert_same((forward, gradients), (2, 7, 8, 6), kernel_shape, stride, depthwise=depthwise)
+
+
+@pytest.mark.parametrize(
+    ("depthwise", "kernel_shape", "stride", "dtype", "expected"),
+    [
+        (True, (3, 3, 1, 256), 1, "float32", DEPTHWISE),
+        (False, (1, 1, 256, 4), 2, "float32", POINTWISE),
+        (False, (3, 3, 128, 128), 1, "float32", WINOGRAD),
+        (False, (3, 3, 128, 128), 1, "bfloat16", DENSE),  # too few bits for it
+        (False, (3, 3, 128, 128), 2, "float32", DENSE),
+        (False, (5, 5, 128, 128), 1, "float32", DENSE),
+        (False, (3, 3, 256, 127), 1, "float32", DENSE),
+        (False, (3, 3, 127, 256), 1, "float32", DENSE),
+        (False, (7, 7, 3, 4), 2, "float32", DENSE),
+    ],
+)
+def test_the_formulation_of_a_cpu(depthwise, kernel_shape, stride, dtype, expected):
+    x = jnp.zeros((1, 4, 4, kernel_shape[2] if not depthwise else kernel_shape[3]), dtype)
+    chosen = convolution.cpu_formulation(x, jnp.zeros(kernel_shape, dtype), stride, depthwise)
+    assert tuple(getattr(function, "func", function) for function in chosen) == expected
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_shape", [(3, 3, 1, 6), (3, 3, 6, 5), (1, 1, 6, 5)])
+def test_convolve(kernel_shape, stride):
+    """In a loop, recomputed, over devices and in float64: it is that of this platform."""
+    depthwise = kernel_shape[2] == 1
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    rows, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, kernel = (jnp.asarray(rng.normal(size=s)) for s in ((2, 7, 8, 6), kernel_shape))
+
+        def loss(x, kernel):
+            y = convolution.convolve(x, kernel, stride, depthwise=depthwise)
+            return jnp.sum(jnp.sin(y))
+
+        def plain(x, kernel):
+            return jnp.sum(jnp.sin(convolution.plain(x, kernel, stride, depthwise)))
+
+        def one_by_one(x, kernel):
+            return jnp.sum(lax.map(lambda x: loss(x[None], kernel), x))
+
+        def shared(x, kernel):
+            gradients = jax.grad(loss, (0, 1))(x, kernel)
+            return gradients[0], lax.psum(gradients[1], "data")
+
+        ways = [jax.grad(f, (0, 1)) for f in (loss, jax.checkpoint(loss), one_by_one)]
+        specs = {"in_specs": (rows, everywhere), "out_specs": (rows, everywhere)}
+        ways.append(jax.shard_map(shared, mesh=mesh, check_vma=False, **specs))
+        expected = jax.grad(plain, (0, 1))(x, kernel)
+        for way in ways:
+            for got, want in zip(jax.jit(way)(x, kernel), expected, strict=True):
+                np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 9, 3), (1, 1, 2, 1)])
+@pytest.mark.parametrize(
+    "formulation", [convolution.max_pool, convolution.halve_both_axes], ids=["own", "cpu"]
+)
+def test_max_pool(shape, formulation):
+    ranks = jax.random.permutation(jax.random.key(0), np.prod(shape)).reshape(shape)
+    x = ranks.astype(jnp.float32) - 1000  # below zero, which padding must never be
+    value, pullback = jax.vjp(formulation, x)
+    expected, expected_pullback = jax.vjp(convolution.window_maximum, x)
+    np.testing.assert_array_equal(value, expected)
+    # Whole numbers: their sums are exact in any order.
+    g = jax.random.randint(jax.random.key(1), value.shape, -9, 9).astype(jnp.float32)
+    np.testing.assert_array_equal(pullback(g)[0], expected_pullback(g)[0])
+
+
+def test_max_pool_after_relu_sends_no_gradient_into_ties():
+    x = -jnp.ones((1, 4, 4, 1))
+    gradient = jax.grad(lambda x: jnp.sum(convolution.max_pool(lax.max(x, 0.0))))(x)
+    np.testing.assert_array_equal(gradient, 0)

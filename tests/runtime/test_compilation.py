@@ -1,0 +1,141 @@
+"""Programs are compiled once, before they are needed, and kept for later runs."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mlic_jax.runtime import compilation
+from mlic_jax.runtime.compilation import compile_ahead, keep_programs, make_deterministic
+from mlic_jax.train.loop import train
+
+OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """JAX as a user starts it, who has said nothing of its cache; as before afterwards."""
+    before = {option: getattr(jax.config, option) for option in OPTIONS}
+    for option in OPTIONS:
+        monkeypatch.delenv(option.upper(), raising=False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    yield
+    for option, value in before.items():
+        jax.config.update(option, value)
+
+
+def test_programs_are_kept_in_a_folder_of_the_user(no_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    keep_programs()
+    folder = tmp_path / "home" / ".cache" / "mlic_jax" / "compiled"
+    assert folder.is_dir()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    keep_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xdg" / "mlic_jax" / "compiled")
+
+
+def test_what_the_environment_says_of_the_cache_wins(no_cache, tmp_path, monkeypatch):
+    # As JAX_COMPILATION_CACHE_DIR does while JAX is imported.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "chosen"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    keep_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "chosen")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 1
+    assert not (tmp_path / "xdg").exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_a_line_and_nothing_else(
+    no_cache, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    (line,) = caplog.messages
+    assert line.startswith("Compiled programs are not kept for later runs: ")
+    assert str(tmp_path / "file") in line
+
+
+def test_of_kept_programs_those_go_that_were_not_used_for_longest(no_cache, tmp_path, monkeypatch):
+    folder = tmp_path / "mlic_jax" / "compiled"
+    folder.mkdir(parents=True)
+    for name, read, written in (("a", 1, 3), ("b", 2, 2), ("c", 4, 1), ("d", 1, 1), ("e", 5, 5)):
+        (folder / name).write_bytes(bytes(100))
+        os.utime(folder / name, (read, written))
+    (folder / "of_xla").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compilation, "MOST_KEPT", 300)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    keep_programs()
+    assert len(list(folder.iterdir())) == 6, "what the environment says wins"
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE")
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_programs()
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "e", "of_xla"]
+
+
+def test_compiling_ahead_says_where_the_program_came_from(caplog):
+    def scaled_by_seven(x):
+        return 7 * x
+
+    for entry in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("jit_scaled_by_seven-*"):
+        entry.unlink()
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    with caplog.at_level(logging.INFO, "mlic_jax"):
+        compile_ahead("it", jax.jit(scaled_by_seven), shape)
+        jax.clear_caches()  # as in another process
+        compiled = compile_ahead("it", jax.jit(scaled_by_seven), shape)
+    first, second = (line for line in caplog.messages if line.startswith("Compiled it in "))
+    assert first.endswith(" s")
+    assert second.endswith(" s (an earlier run had compiled it)")
+    assert compiled(jnp.ones(3)).tolist() == [7, 7, 7]
+    with pytest.raises(TypeError, match="compiled"):
+        compiled(jnp.ones(4))
+
+
+def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
+    """Training and validation, whose last batches are partly padding."""
+    config.epochs = 3
+    validations = []  # done before each compilation
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            text = (tmp_path / "metrics.jsonl").read_text() if validations else ""
+            lines = map(json.loads, text.splitlines())
+            validations.append(sum("val/mAP" in line for line in lines))
+
+    (tmp_path / "metrics.jsonl").touch()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        train(config, tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert validations.count(0) >= 2, "the steps themselves"
+    assert validations.count(1) == validations.count(2) == 0
+
+
+def test_what_the_environment_says_to_xla_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_gpu_deterministic_ops=false")
+    make_deterministic()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[:2] == ["--xla_a=1", "--xla_gpu_deterministic_ops=false"]
+    assert flags[2:] == ["--xla_gpu_deterministic_ops=true"]  # the last one counts
+    monkeypatch.delenv("XLA_FLAGS")
+    make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"

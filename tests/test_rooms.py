@@ -1,0 +1,65 @@
+"""The house: what a room may import. Data flow one way, so no arrow leads up."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the front door down; a room knows those of the lines below its own, and itself.
+STOREYS = (
+    ("main", "calibrate", "voc_server"),
+    ("train",),
+    ("evaluate", "predict"),
+    ("reports", "checkpoint_config"),
+    ("config", "config_paths"),
+    ("metrics", "scores"),
+    ("data", "runtime"),
+    ("models",),
+    ("files", "command_line"),
+    ("errors",),
+)
+STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
+
+# What is for some rooms alone.
+ONLY_IN = {
+    "torch": (),
+    "weight_conversion": (),
+    "orbax": ("runtime",),
+    "jax": ("models", "train", "scores", "evaluate", "predict", "runtime"),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Each module of the package, with its room."""
+    package = ROOT / "mlic_jax"
+    paths = sorted(set(package.rglob("*.py")) - {package / "__init__.py"})
+    return [(path.relative_to(package).parts[0].removesuffix(".py"), path) for path in paths]
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda x: getattr(x, "name", x))
+def test_no_arrow_leads_up(room, path):
+    for name in imports(path):
+        top, *rest = name.split(".")
+        for library, rooms in ONLY_IN.items():
+            assert top != library or room in rooms, f"{path} imports {name}"
+        if top == "mlic_jax" and rest[0] != room:
+            assert STOREY_OF[rest[0]] > STOREY_OF[room], f"{path} imports {name}"
+
+
+def test_every_room_says_what_it_is_for():
+    assert {room for room, _ in modules()} == STOREY_OF.keys()
+    for _, path in modules():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
