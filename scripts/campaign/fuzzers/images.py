@@ -109,8 +109,8 @@ def _decode(content: bytes) -> str | None:
     """Why a photo cannot be decoded as prediction does; None where it can."""
     size = (0, 0)
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            size = opened.size
+        with Image.open(io.BytesIO(content)) as photo:
+            size = photo.size
     except Exception:  # whatever Pillow makes of it
         pass
     pixels = min(size[0] * size[1], Image.MAX_IMAGE_PIXELS)
