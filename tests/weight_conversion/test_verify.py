@@ -113,7 +113,7 @@ def test_an_mcar_checkpoint_agrees(torch, checkpoint, prepared_set, tmp_path, ca
     arguments = ("--checkpoint", checkpoint, "--data", prepared_set, "--batch-size", 4)
     code, printed, errors = run(capsys, *arguments, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "command.json").read_text())
+    result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert result["passed"] and all(check["passed"] for check in result["checks"])
     stages = ["stage1", "stage2", "stage3", "stage4"]
     assert list(result["errors"]) == [*stages, "global_logits", "local_logits", "logits"]
@@ -136,7 +136,7 @@ def test_an_mcar_checkpoint_agrees(torch, checkpoint, prepared_set, tmp_path, ca
     assert {row["name"] for row in ap["classes"]} == present
     assert "pass  error of the scores" in printed and "100.00% of 20 identical" in printed
 
-    page = (tmp_path / "out" / "command.html").read_text()
+    page = (tmp_path / "out" / "verify.html").read_text()
     assert "within every bound" in page and "blue disc" in page and "stage4" in page
     for loads in ("http", "src=", "<link", "@import", "<script"):
         assert loads not in page
@@ -159,11 +159,11 @@ def test_a_wrong_weight_is_found(
     assert code == 1
     assert errors.splitlines()[-1].startswith("error: JAX and PyTorch disagree: error of the sc")
     assert "FAIL  error of the scores" in printed
-    result = json.loads((tmp_path / "out" / "command.json").read_text())
+    result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert not result["passed"]
     assert result["errors"]["stage2"]["relative"] < ROUNDED
     assert result["errors"]["stage3"]["relative"] > 10 * ROUNDED
-    assert "The two differ" in (tmp_path / "out" / "command.html").read_text()
+    assert "The two differ" in (tmp_path / "out" / "verify.html").read_text()
 
     arguments = ("--data", photo_folder, "--image-size", 32, "--out", tmp_path / "trunk")
     code, _, errors = run(capsys, "--checkpoint", trunk_file, *arguments)
@@ -176,7 +176,7 @@ def test_a_trunk_on_a_folder_of_photos(torch, trunk_file, photo_folder, tmp_path
     arguments = ("--checkpoint", trunk_file, "--data", photo_folder, "--image-size", 32)
     code, printed, errors = run(capsys, *arguments, "--batch-size", 2, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "command.json").read_text())
+    result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert list(result["errors"]) == ["stage1", "stage2", "stage3", "stage4"]
     assert all(0 < error["relative"] < ROUNDED for error in result["errors"].values())
     assert [check["name"] for check in result["checks"]] == ["relative error of the stages"]
@@ -217,7 +217,7 @@ def test_an_msrn_checkpoint_agrees(torch, msrn_checkpoint, photo_folder, tmp_pat
     arguments = ("--checkpoint", msrn_checkpoint, "--data", photo_folder)
     code, printed, errors = run(capsys, *arguments, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "command.json").read_text())
+    result = json.loads((tmp_path / "out" / "verify.json").read_text())
     stages = ["stage1", "stage2", "stage3", "stage4"]
     assert list(result["errors"]) == [*stages, "group_assignment", "group_loss", "logits"]
     assert all(error["relative"] < ROUNDED for error in result["errors"].values())
@@ -234,7 +234,7 @@ def test_training_agrees_and_a_wrong_momentum_does_not(
     arguments += ("--images", 6, "--train-steps", 3, "--out", tmp_path / "out")
     code, printed, errors = run(capsys, *arguments)
     assert code == 0, printed + errors
-    training = json.loads((tmp_path / "out" / "command.json").read_text())["training"]
+    training = json.loads((tmp_path / "out" / "verify.json").read_text())["training"]
     losses = [step["jax"] for step in training["steps"]]
     assert len(set(losses)) == 3
     assert training["boxes"]["count"] == 3 * 4 * 2
@@ -274,7 +274,7 @@ def test_mobilenet_agrees_on_the_photos(torch, source_tensors, shared, tmp_path,
     arguments = ("--checkpoint", tmp_path / "mobilenet.safetensors", "--data", shared / "images")
     code, printed, errors = run(capsys, *arguments, "--image-size", 128, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "command.json").read_text())
+    result = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert list(result["errors"]) == [f"stage{k}" for k in range(1, 6)]
     assert result["photos"]["count"] == len(list((shared / "images").rglob("*.jpg")))
 
