@@ -27,6 +27,14 @@ WRITTEN = re.compile(r"^<!-- (?!end).*?^<!-- end -->$", re.DOTALL | re.MULTILINE
 SHORTEST_SENTENCE = 50  # characters; shorter ones may stand in two tables of contents
 
 
+@pytest.fixture(scope="module")
+def metadata():
+    """Of the package, as in setup.cfg."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
 def prose(page: Path) -> str:
     """A page without code."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -89,9 +97,12 @@ def test_the_commands_that_ci_reads(title):
     assert len(re.findall(r"^.*-m pytest .*$", found, re.MULTILINE)) == 1
 
 
-def test_licence_and_papers():
-    metadata = configparser.ConfigParser()
-    metadata.read(ROOT / "setup.cfg")
+def test_the_readme_names_every_extra(metadata):
+    extras = set(metadata["options.extras_require"])
+    assert extras <= set(re.findall(r"`(\w+)`", PAGES[0].read_text()))
+
+
+def test_licence_and_papers(metadata):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert metadata["metadata"]["license"] == citation["license"] == "Apache-2.0"
     assert "Apache License\n" in (ROOT / metadata["metadata"]["license_files"]).read_text()
