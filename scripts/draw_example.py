@@ -1,8 +1,10 @@
 """Draws the picture of the README: a scene, the regions that MCAR chose in it, and its labels.
 
-    python scripts/draw_example.py --checkpoint runs/scenes --output docs/example.jpg
+    python scripts/draw_example.py --checkpoint runs/scenes --scenes 13 14 --output docs/example.jpg
 
-The scenes are of the generator, of the test split, which a run does not train on.
+The scenes are of the test split, which a run does not train on. Thresholds are those of the
+checkpoint: first `python -m mlic_jax.main --mode calibrate --workdir runs/scenes
+--config.calibration.rule=per_class`.
 """
 
 import io
@@ -20,8 +22,8 @@ from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import scenes
 from mlic_jax.files.atomic import written_whole
 from mlic_jax.predict import Predictor
-from mlic_jax.reports.page import REGION_COLOURS
-from mlic_jax.scores.predictions import Prediction
+from mlic_jax.reports.page import REGION_COLOURS, is_drawn
+from mlic_jax.scores.predictions import Prediction, Region
 
 LABELS_SHOWN = 6
 TITLES = ("photo", "regions, looked at again", "labels")
@@ -58,8 +60,13 @@ def draw(checkpoint: str, numbers: Sequence[int], output: Path) -> None:
         figure.savefig(partial, format="jpg", dpi=100, pil_kwargs={"quality": 88})
 
 
+def _coloured(seen: Prediction) -> list[tuple[Region, str]]:
+    regions = [region for region in seen.regions if is_drawn(region.global_probability)]
+    return list(zip(regions, REGION_COLOURS, strict=False))
+
+
 def _draw_regions(axes: Axes, seen: Prediction) -> None:
-    for region, colour in zip(seen.regions, REGION_COLOURS, strict=False):
+    for region, colour in _coloured(seen):
         y1, x1, y2, x2 = region.box
         corner, sides = (x1 - 0.5, y1 - 0.5), (x2 - x1, y2 - y1)
         axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=3))
@@ -68,8 +75,7 @@ def _draw_regions(axes: Axes, seen: Prediction) -> None:
 def _draw_labels(axes: Axes, seen: Prediction, thresholds: dict[str, float]) -> None:
     """The likeliest labels; those of a region in its colour, a tick at each threshold."""
     names = sorted(seen.scores, key=seen.scores.get, reverse=True)[:LABELS_SHOWN]
-    of_regions = [region.class_name for region in seen.regions]
-    colours = dict(zip(of_regions, REGION_COLOURS, strict=False))
+    colours = {region.class_name: colour for region, colour in _coloured(seen)}
     places = np.arange(len(names))
     axes.barh(
         places, [seen.scores[n] for n in names], color=[colours.get(n, "#bbbbbb") for n in names]
