@@ -28,8 +28,8 @@ from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.step import TrainState, make_train_step
+from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
-from weight_conversion.name_tables import to_torch, with_dead_tensors
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [B, S, S, 3], labels int8 [B, C]
