@@ -35,8 +35,8 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
             `labels_per_image` (entry n: the images with n present labels), `positives`,
             `negatives` and `unknown` [C], `without_positives` (names), `unreadable` (the images
             left out), `misfits` (ids of the images with boxes that do not fit them);
-          `co_occurrence`: of the first split `counts` [C][C], with `positives` on the diagonal, and
-            `pairs` (see `strongest_pairs`);
+          `co_occurrence`: of the first split `counts` (C lists of C), with `positives` on the
+            diagonal, and `pairs` (see `strongest_pairs`);
           `sizes`: [width, height, images] of each size there is, the most frequent first;
           `formats`: format -> images; `turned`: images that an EXIF tag turns; `upright`: whether
             they are turned; `range`: what is black and what white of images of more than 8 bits,

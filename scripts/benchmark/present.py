@@ -1,4 +1,4 @@
-"""A measurement for people and programs: Markdown, JSON, a chart, and a place in the README."""
+"""A measurement for people and programs: Markdown, JSON, a chart, and a place in a page."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -275,7 +275,7 @@ def _draw_bars(
     ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
-def update_readme(path: Path, name: str, text: str, chart: Path | None) -> None:
+def update_page(path: Path, name: str, text: str, chart: Path | None) -> None:
     """Puts `text` between the lines `<!-- benchmark: NAME -->` and `<!-- end -->` of a file.
 
     Below it goes the chart, where there is one.
@@ -283,17 +283,17 @@ def update_readme(path: Path, name: str, text: str, chart: Path | None) -> None:
     Raises:
         UsageError: there is no such file, or not exactly one such place in it.
     """
-    before, after = split_readme(path, name)
+    before, after = split_page(path, name)
     text = text.strip()
     if chart:
         text += f"\n\n![{name}]({Path(os.path.relpath(chart, path.parent)).as_posix()})"
     write_text(path, f"{before}{text}\n{after}")
 
 
-def split_readme(path: Path, name: str) -> tuple[str, str]:
+def split_page(path: Path, name: str) -> tuple[str, str]:
     """A file up to where the table of a comparison stands, and from its end on.
 
-    Raises UsageError as `update_readme`.
+    Raises UsageError as `update_page`.
     """
     begin, end = f"<!-- benchmark: {name} -->\n", "<!-- end -->"
     try:

@@ -1,6 +1,6 @@
 """Measures ways to compute the same thing side by side: time, and memory at its peak.
 
-    python scripts/benchmark/run.py all --rounds 3 --out DIR --readme README.md
+    python scripts/benchmark/run.py all --rounds 3 --out DIR --page docs/benchmarks.md
     python scripts/benchmark/run.py spatial_attention --out DIR
     python scripts/benchmark/run.py mcar --only ResNet-50 step --size images=4
     python scripts/benchmark/run.py FILE.py      (a comparison of your own, see comparison.py)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="write NAME.json, all that was measured, and a chart",
     )
     parser.add_argument(
-        "--readme",
+        "--page",
         type=Path,
         metavar="FILE",
         help="put every table between <!-- benchmark: NAME --> and <!-- end --> there",
@@ -76,9 +76,9 @@ def _run(options: argparse.Namespace) -> None:
     comparisons = {
         path: load(path).resized(options.small, sizes).only(options.only) for path in paths
     }
-    if options.readme:
+    if options.page:
         for path in paths:  # before minutes of measuring, not after
-            present.split_readme(options.readme, Path(path).stem)
+            present.split_page(options.page, Path(path).stem)
 
     machine = look_around(name for each in comparisons.values() for name in each.frameworks)
     missing = dict.fromkeys(
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> None:
         results = Results(name, comparison, machine, options.rounds, tuple(tables), tuple(failures))
         everything.append(results)
         if tables:  # what stands in the files stays there where nothing was measured
-            _publish(results, options.out, options.readme)
+            _publish(results, options.out, options.page)
         for failure in failures:
             _note(f"not measured: {failure}")
     _say_targets(everything)
@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
         raise Failure("; ".join(failures))
 
 
-def _publish(results: Results, out: Path | None, readme: Path | None) -> None:
+def _publish(results: Results, out: Path | None, page: Path | None) -> None:
     text, chart = present.to_markdown(results), None
     print(text, flush=True)
     if out:
@@ -116,8 +116,8 @@ def _publish(results: Results, out: Path | None, readme: Path | None) -> None:
         write_text(out / f"{results.name}.json", content + "\n")
         picture = out / f"{results.name}.svg"
         chart = picture if present.write_chart(picture, results) else None
-    if readme:
-        present.update_readme(readme, results.name, text, chart)
+    if page:
+        present.update_page(page, results.name, text, chart)
 
 
 def _say_targets(everything: Sequence[Results]) -> None:

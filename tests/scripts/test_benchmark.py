@@ -80,7 +80,7 @@ def run(*arguments, script=SCRIPT):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """`all`, of two comparisons: what was printed, the folder of files, and the README."""
+    """`all`, of two comparisons: what was printed, the folder of files, and the page."""
     folder = tmp_path_factory.mktemp("benchmark")
     shutil.copytree(FOLDER, folder / "tool", ignore=shutil.ignore_patterns("comparisons", "__*"))
     comparisons = folder / "tool" / "comparisons"
@@ -88,14 +88,14 @@ def everything(tmp_path_factory):
     wrong = ", ".join(f"against({name!r}, {other})" for name, (other, _) in WRONG.items())
     (comparisons / "squares.py").write_text(OWN.replace("TASKS", SQUARES))
     (comparisons / "wrong.py").write_text(OWN.replace("TASKS", wrong))
-    readme = folder / "README.md"
-    readme.write_text(
+    page = folder / "page.md"
+    page.write_text(
         "before\n<!-- benchmark: squares -->\nold\n<!-- end -->\nafter <!-- end -->\n"
         "<!-- benchmark: wrong -->\nold\n<!-- end -->\n"
     )
-    files = ("--out", folder / "docs", "--readme", readme)
+    files = ("--out", folder / "docs", "--page", page)
     done = run("all", "--rounds", 5, *files, script=folder / "tool" / "run.py")
-    return done, folder / "docs", readme.read_text()
+    return done, folder / "docs", page.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +169,10 @@ def test_a_limit_need_not_compute_the_same(measured):
     assert limit["time_ratio"] > 0
 
 
-def test_the_readme_gets_what_was_printed(everything, measured):
-    done, folder, readme = everything
+def test_the_page_gets_what_was_printed(everything, measured):
+    done, folder, page = everything
     chart = "\n![squares](docs/squares.svg)\n<!-- end -->\nafter <!-- end -->\n"
-    assert readme.startswith(f"before\n<!-- benchmark: squares -->\n{done.stdout.strip()}\n{chart}")
+    assert page.startswith(f"before\n<!-- benchmark: squares -->\n{done.stdout.strip()}\n{chart}")
     # The table that people read says what the JSON says.
     lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
     cells = dict(zip(lines[0], next(line for line in lines if "1000 squares" in line), strict=True))
@@ -201,11 +201,11 @@ def test_what_fails_is_said_and_refused(everything, message):
 
 
 def test_what_fails_stops_nothing_else(everything, measured):
-    done, folder, readme = everything
+    done, folder, page = everything
     assert measured["failures"][0].startswith(ENDS)
     assert f"Not measured: {ENDS}" in done.stdout
     # Nothing was measured of the other comparison: what stood there stays.
-    assert readme.endswith("<!-- benchmark: wrong -->\nold\n<!-- end -->\n")
+    assert page.endswith("<!-- benchmark: wrong -->\nold\n<!-- end -->\n")
     assert sorted(path.name for path in folder.iterdir()) == ["squares.json", "squares.svg"]
     progress = re.findall(r"^\[(\d)/8, \d+:\d\d\] Squares: ", done.stderr, re.M)
     assert progress == list("12345678")
@@ -246,19 +246,19 @@ def test_wrong_requests(arguments, message):
 
 
 @pytest.mark.parametrize("text", ["none\n", "<!-- benchmark: metrics -->\n"])
-def test_a_readme_without_the_place(tmp_path, text):
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    done = run("metrics", "--readme", readme)
+def test_a_page_without_the_place(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    done = run("metrics", "--page", page)
     assert done.returncode == 2 and not done.stdout  # before anything is measured
     assert "must have one line <!-- benchmark: metrics -->" in done.stderr
-    assert readme.read_text() == text
+    assert page.read_text() == text
 
 
-def test_the_readme_has_a_place_for_every_comparison():
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_has_a_place_for_every_comparison():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
     for name in COMPARISONS:
-        assert readme.count(f"<!-- benchmark: {name} -->\n") == 1
+        assert page.count(f"<!-- benchmark: {name} -->\n") == 1
 
 
 @pytest.fixture(scope="module")
