@@ -153,7 +153,7 @@ def with_wrong_weight(checkpoint: sides.Checkpoint) -> sides.TorchSide:
 def test_a_wrong_weight_is_found(
     torch, checkpoint, prepared_set, trunk_file, photo_folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(command, "TorchSide", with_wrong_weight)
+    monkeypatch.setattr(differences, "TorchSide", with_wrong_weight)
     arguments = ("--data", prepared_set, "--images", 4, "--out", tmp_path / "out")
     code, printed, errors = run(capsys, "--checkpoint", checkpoint, *arguments)
     assert code == 1
