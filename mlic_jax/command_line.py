@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.names import did_you_mean
 
 LONGEST_LINE = 2000  # characters of an error
 _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options without one
@@ -32,8 +33,23 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
-        """Raises UsageError."""
-        raise UsageError(f"{message}; see --help")
+        """Raises UsageError, which names what is nearest to a wrong option or choice."""
+        near = ""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = did_you_mean(found[1], re.findall(r"[\w.-]+", found[2]))
+        elif found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            near = did_you_mean(found[1], self._option_string_actions)
+        raise UsageError(f"{message}{near or ';'} see --help")
+
+
+class NearEnumParser(flags.EnumParser):
+    """absl's, whose complaint names the nearest value."""
+
+    def parse(self, argument: str) -> str:
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"{error}{did_you_mean(argument, self.enum_values)}") from None
 
 
 def exit_code(run: Callable[[], None]) -> int:
@@ -119,13 +135,9 @@ def parse_flags(
     except BrokenPipeError:  # nobody reads the help
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause = error.args[0] if error.args else error
-        text = str(cause)
-        if isinstance(cause, KeyError) and (names := re.findall(r"\w+", text)):
-            text = f"the configuration has no option {names[0]!r}; mlic_jax/config.py lists all"
-        # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
-        message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
-        raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+        if isinstance(error.__context__, UsageError):  # of a recipe, which absl wraps
+            raise error.__context__ from None
+        raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from None
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -161,23 +173,14 @@ def _has_options_alone(argv: Sequence[str], name: str) -> bool:
 def asked_of_config(
     config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
 ) -> tuple[ConfigDict | None, dict[str, Any]]:
-    """The recipe as its file has it, None where none is given; and the options set beside it.
-
-    Raises:
-        UsageError: there is no such file.
-    """
+    """The recipe as its file has it, None where none is given; and the options set beside it."""
     if config.value is None:
         return None, {}
     flag = values[config.name]
     options = config_flags.get_override_values(flag)
     if not config.present:
         return None, options
-    recipe = flag.parser.parse(config_flags.get_config_filename(flag))
-    try:
-        recipe.lock()
-    except OSError as error:  # ml_collections says of a missing recipe only now
-        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
-    return recipe, options
+    return flag.parser.parse(config_flags.get_config_filename(flag)), options
 
 
 def required(*wanted: flags.FlagHolder) -> list:

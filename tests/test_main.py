@@ -32,8 +32,11 @@ def test_help():
     assert answer.returncode == 0
     assert "--workdir" in answer.stdout
     assert "--images" in answer.stdout
-    assert "--[no]profile" in answer.stdout
+    assert "--profile" in answer.stdout
     assert "train" in answer.stdout
+    assert len(answer.stdout.splitlines()) < 60
+    of_serve = run("--mode=serve", "--help").stdout
+    assert "--port" in of_serve and "--images" not in of_serve
 
 
 @pytest.mark.parametrize(
@@ -44,13 +47,20 @@ def test_help():
         (("--config", "configs/nothing.py", "--workdir", "w"), "configs/nothing.py"),
         (("--workdir", "w", "--config.epochs=3"), "--config is missing"),
         (("--mode=evaluate",), "--workdir is missing, and --checkpoint too"),
-        (("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"), "has no option 'flop'"),
+        (
+            ("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"),
+            "no option 'eval.flop'",
+        ),
         ((*PREDICT, "--config.eval.flip=True"), "--config is for --mode=train|evaluate"),
         ((*SCENES, "--workdir", "w", "--config.epoch=3"), "has no option 'epoch'"),
-        ((*SCENES, "--workdir", "w", "--config.model.foo=3"), "has no option 'foo'"),
+        ((*SCENES, "--workdir", "w", "--config.model.foo=3"), "has no option 'model.foo'"),
         ((*SCENES, "--workdir", "w", "--config.epochs=many"), "many"),
         ((*SCENES, "--workdir", "w", "--nonsense=1"), "nonsense"),
         ((*SCENES, "--workdir", "w", "--mode", "fly"), "fly"),
+        ((*SCENES, "--workdir", "w", "--mode", "evalaute"), "did you mean 'evaluate'?"),
+        ((*SCENES, "--wrkdir", "w"), "Did you mean: workdir"),
+        (("--config=mcar_coco:resnet51", "--workdir=w"), "did you mean 'resnet50'?"),
+        ((*PREDICT, "x"), "unexpected argument 'x'; options are"),
         ((*SCENES, "--workdir", "w", "extra"), "extra"),
         (("--config", "configs/mcar_voc2007.py:resnet9,448", "--workdir", "w"), "resnet9"),
         ((*SCENES, "--workdir", "w", "--config.data.image_size=100"), "multiple of 32"),
@@ -65,6 +75,7 @@ def test_help():
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
         (PREDICT, "no image of a format that Pillow reads"),
+        ((*PREDICT[:4], ".", "--out=w"), "in quotes, as in --images 'photos/*.jpg'"),
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),
         ((*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"), "--flip is for --mode=predict"),

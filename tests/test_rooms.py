@@ -14,11 +14,13 @@ STOREYS = (
     ("train",),
     ("evaluate", "predict"),
     ("reports", "checkpoint_config"),
+    ("recipes",),
     ("config",),
     ("metrics", "scores"),
     ("data", "runtime"),
     ("models",),
     ("files", "command_line"),
+    ("names",),
     ("errors",),
 )
 STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
