@@ -24,6 +24,11 @@ _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options witho
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if sys.argv[0].startswith("mlic ") and "prog" in kwargs:  # how it was called
+            self.prog = sys.argv[0]
+
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
