@@ -20,7 +20,7 @@ from mlic_jax.names import did_you_mean, require_one_of
 # Command -> the module whose `main` runs it, and what it does. Of those that are a mode too, see
 # `is_mode` for what tells the two apart.
 MODULES = {
-    "prepare": ("mlic_jax.prepare.own_data", "make photos of your own ready to train on"),
+    "prepare": ("mlic_jax.prepare.own_data", "--images FOLDER: make photos of your own ready to train on"),
     "evaluate": ("mlic_jax.evaluate.run", "SCORES.npz: metrics of a score file alone"),
     "calibrate": ("mlic_jax.evaluate.calibrate", "SCORES.npz: thresholds from a score file alone"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
@@ -77,12 +77,10 @@ def answer(command: str, words: Sequence[str]) -> str:
 
 def help_text() -> str:
     """What `mlic --help` says."""
-    meanings = [
-        *main.MODES.items(),
-        *((command, meaning) for command, (_, meaning) in MODULES.items()),
-        *LISTS.items(),
-    ]
-    lines = [f"  {command:12} {meaning}" for command, meaning in meanings]
+    said = {command: [meaning] for command, meaning in (main.MODES | LISTS).items()}
+    for command, (_, meaning) in MODULES.items():
+        said.setdefault(command, []).append(meaning)
+    lines = [f"  {command:12} {meaning}" for command in said for meaning in said[command]]
     usage = "usage: mlic COMMAND --OPTION=VALUE ...; mlic COMMAND --help says more"
     return "\n".join((usage, "", *lines))
 

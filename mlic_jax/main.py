@@ -35,7 +35,7 @@ MODES = {
     "calibrate": "learn the thresholds that prediction uses",
     "predict": "the labels of photos",
     "serve": "a page to drop photos on",
-    "prepare": "prepare the set of a recipe, and no more",
+    "prepare": "--config RECIPE: prepare its set, and no more",
 }
 CONFIG = recipes.define_flag("config", "The recipe, a name or file, as in mcar_coco:resnet50,448.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, as in runs/scenes.")

@@ -1,8 +1,10 @@
 """Makes own data ready to train on: a prepared set, a data card, a recipe, and the commands.
 
-    python scripts/prepare_data.py --images FOLDER --name mydata
-    python scripts/prepare_data.py --images photos --annotations labels.csv --name mydata \
+    mlic prepare --images FOLDER --name mydata
+    mlic prepare --images photos --annotations labels.csv --name mydata \
         --init-from weights/mobilenet_v2
+
+The same is `python scripts/prepare_data.py` in a checkout.
 
 Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, JSON of
 Label Studio, labelme, VIA, CreateML and MMPretrain, folders or lists by class, NUS-WIDE, Apparel.
@@ -19,7 +21,6 @@ import json
 import math
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -433,7 +434,3 @@ def print_summary(
     print(f"\ndata card: {output / 'data_card.html'}; recipe: {output / described['name']}.py\n")
     for what, command in commands.items():
         print(f"# {what}\n{command}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
