@@ -7,6 +7,7 @@ its own, imported when it is asked for.
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 import textwrap
@@ -20,7 +21,10 @@ from mlic_jax.names import did_you_mean, require_one_of
 # Command -> the module whose `main` runs it, and what it does. Of those that are a mode too, see
 # `is_mode` for what tells the two apart.
 MODULES = {
-    "prepare": ("mlic_jax.prepare.own_data", "--images FOLDER: make photos of your own ready to train on"),
+    "prepare": (
+        "mlic_jax.prepare.own_data",
+        "--images DIR: make your own photos ready to train on",
+    ),
     "evaluate": ("mlic_jax.evaluate.run", "SCORES.npz: metrics of a score file alone"),
     "calibrate": ("mlic_jax.evaluate.calibrate", "SCORES.npz: thresholds from a score file alone"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
@@ -43,7 +47,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
             sys.argv.insert(1, f"--mode={command}")
             main.run()  # ends the process
         return importlib.import_module(MODULES[command][0]).main()
-    return exit_code(lambda: print(answer(command, words)))
+    return exit_code(lambda: show(answer(command, words)))
+
+
+def show(text: str) -> None:
+    """Prints a text, of which a reader may take the first lines alone, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_mode(command: str, words: Sequence[str]) -> bool:
