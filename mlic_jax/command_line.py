@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def exit_code(run: Callable[[], None]) -> int:
         0 where it succeeds, 2 for a wrong request, 1 for a failure, 130 for Ctrl-C. What nobody
         expected is a failure too, with its traceback for whoever is to mend it.
     """
+    hush_pillow()
     try:
         run()
     except SystemExit as end:  # of absl and argparse, which have said what there is to say
@@ -91,6 +93,11 @@ def _one_line(text: str) -> str:
     if len(text) > LONGEST_LINE:
         text = f"{text[:LONGEST_LINE]} ... ({len(text) - LONGEST_LINE} characters more)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def hush_pillow() -> None:
+    """Has Pillow not warn of odd files that it reads all the same, with lines of its source."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def hush_strays() -> None:
