@@ -27,6 +27,8 @@ MODULES = {
     ),
     "evaluate": ("mlic_jax.evaluate.run", "SCORES.npz: metrics of a score file alone"),
     "calibrate": ("mlic_jax.evaluate.calibrate", "SCORES.npz: thresholds from a score file alone"),
+    "build-word-vectors": ("mlic_jax.prepare.word_vectors", "for MSRN: what it knows of labels"),
+    "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
     "convert": ("weight_conversion.convert", "checkpoints from PyTorch, and back"),
     "verify": ("weight_conversion.verify", "compare a checkpoint with PyTorch"),
@@ -92,7 +94,7 @@ def help_text() -> str:
     said = {command: [meaning] for command, meaning in (main.MODES | LISTS).items()}
     for command, (_, meaning) in MODULES.items():
         said.setdefault(command, []).append(meaning)
-    lines = [f"  {command:12} {meaning}" for command in said for meaning in said[command]]
+    lines = [f"  {command:18} {meaning}" for command in said for meaning in said[command]]
     usage = "usage: mlic COMMAND --OPTION=VALUE ...; mlic COMMAND --help says more"
     return "\n".join((usage, "", *lines))
 

@@ -113,7 +113,7 @@ def default_config() -> ConfigDict:
     config.data.split_seed = 0  # of that division
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
-    # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
+    # msrn: a file of `mlic build-word-vectors`, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
     config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
     config.data.scenes_seed = 0  # scenes: what they are generated from

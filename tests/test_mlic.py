@@ -50,6 +50,10 @@ def test_lists(capsys):
         ),
         (["completion"], "the shell is ''; known are bash, zsh, fish"),
         (["convert", "a.pth", "--output=x", "--clases=coco"], "did you mean '--classes'?"),
+        (
+            ["build-word-vectors", "--classes=cooc", "--package", "--output=x"],
+            "did you mean 'coco'?",
+        ),
         (["voc-server", "wriet"], "did you mean 'write'?"),
     ],
 )

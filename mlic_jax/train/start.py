@@ -35,7 +35,7 @@ def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
     if not config.data.word_vectors:
         raise UsageError(
             "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
-            f"with python scripts/build_word_vectors.py --prepared {split.directory}, or say "
+            f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
     graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
