@@ -104,8 +104,8 @@ def test_every_door_leads_somewhere(words, code, said):
     assert (answer.stdout + answer.stderr).startswith(said)
 
 
-def test_who_reads_the_first_lines_alone_sees_no_error():
-    program = f"{sys.executable} -m mlic_jax options | head -1"
+def test_a_reader_that_ends_early_sees_no_error():
+    program = f"{sys.executable} -m mlic_jax options | true"
     answer = subprocess.run(
         ["bash", "-c", program],
         cwd=ROOT,
@@ -113,7 +113,7 @@ def test_who_reads_the_first_lines_alone_sees_no_error():
         capture_output=True,
         text=True,
     )
-    assert (answer.stdout, answer.stderr) == ("--config.seed=0\n", "")
+    assert (answer.stdout, answer.stderr) == ("", "")
 
 
 def test_lists_come_without_jax():
