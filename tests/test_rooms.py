@@ -17,7 +17,7 @@ STOREYS = (
     ("evaluate", "predict", "prepare"),
     ("reports", "checkpoint_config"),
     ("recipes",),
-    ("config",),
+    ("config", "config_paths"),
     ("metrics", "scores"),
     ("data", "runtime"),
     ("models",),

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import transforms
 from mlic_jax.data.label_files import order_of
 from mlic_jax.data.records import open_split
+from mlic_jax.data.transforms import Range
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
@@ -86,7 +88,7 @@ class Photos:
 
     name: str
     ids: Sequence[str]
-    encoded: Callable[[int], bytes]
+    decoded: Callable[[int], Image.Image]
     labels: np.ndarray | None = None  # int8 [N, C] in {+1, 0, -1}
     class_names: tuple[str, ...] = ()
 
@@ -103,13 +105,24 @@ class Photos:
 
     def _pixels(self, i: int, size: int) -> np.ndarray:
         try:
-            return transforms.resize(transforms.decode(self.encoded(i)), size)
+            return transforms.resize(self.decoded(i), size)
         except (Failure, OSError) as error:
             raise Failure(f"{self.name}, {self.ids[i]}: {error}") from error
 
 
-def open_photos(data: Path, split: str | None, limit: int | None) -> Photos:
+def open_photos(
+    data: Path,
+    split: str | None,
+    limit: int | None,
+    upright: bool = False,
+    value_range: Range | None = None,
+) -> Photos:
     """The first `limit` images of a prepared set's split (by default `test`) or of a folder.
+
+    A set says itself how its images are to be seen.
+
+    Args:
+        upright, value_range: how those of a folder are, see `transforms.decode`.
 
     Raises:
         UsageError: there is no such folder, set or split, or it holds no photo.
@@ -121,14 +134,18 @@ def open_photos(data: Path, split: str | None, limit: int | None) -> Photos:
         ids = [records.image_id(i) for i in range(len(records))][:limit]
         labels = records.labels()[:limit]
         name = f"{records.name} {records.split}"
-        return Photos(name, ids, lambda i: records[i].image, labels, records.class_names)
+        return Photos(name, ids, lambda i: records.decode(records[i]), labels, records.class_names)
     if split is not None:
         raise UsageError(f"--split is for a prepared set, and {data} holds none")
     files = sorted(file for file in data.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES)
     if not files:
         raise UsageError(f"{data} holds neither a prepared set nor photos")
     ids = [str(file.relative_to(data)) for file in files][:limit]
-    return Photos(data.resolve().name, ids, lambda i: files[i].read_bytes())
+    return Photos(
+        data.resolve().name,
+        ids,
+        lambda i: transforms.decode(files[i].read_bytes(), upright, value_range),
+    )
 
 
 def in_order_of(class_names: Sequence[str], photos: Photos) -> np.ndarray | None:
@@ -546,7 +563,8 @@ def _verify(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UsageError("verifying needs PyTorch: pip install -e '.[torch]'")
     checkpoint = read_checkpoint(options.checkpoint, options.image_size)
-    photos = open_photos(options.data, options.split, options.images)
+    seen = checkpoint.upright, checkpoint.value_range
+    photos = open_photos(options.data, options.split, options.images, *seen)
     result = verify(checkpoint, photos, options.batch_size, options.train_steps)
     print(summary(result))
     try:

@@ -63,7 +63,7 @@ class Predictor:
         temperature: see above.
         rule: in words, what the thresholds are.
         value_range: what is black and what white of photos of more than 8 bits, as in training;
-            None: it knew none, see `transforms.decode`.
+            None: there were none in training; it is told from each photo then, which is printed.
         batch_size: photos that are looked at together. A batch of fewer is filled up, and so are
             those that the devices do not divide: one compilation serves all.
     """
@@ -83,6 +83,7 @@ class Predictor:
         self.class_names = tuple(metadata["class_names"])
         value_range = metadata.get("preprocessing", {}).get("range")
         self.value_range = tuple(value_range) if value_range else None
+        self._ranges_told: set[transforms.Range] = set()
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
         used, self._rows = spread(batch_size, jax.local_device_count())
@@ -146,9 +147,20 @@ class Predictor:
                 )
             return Image.fromarray(source)
         if isinstance(source, Image.Image):
-            return transforms.to_rgb(source, upright=True, value_range=self.value_range)
+            return self._to_rgb(source, getattr(source, "filename", ""))
         encoded = read_image_file(Path(source))
-        return transforms.decode(encoded, upright=True, value_range=self.value_range)
+        return transforms.opened(encoded, lambda image: self._to_rgb(image, source))
+
+    def _to_rgb(self, image: Image.Image, name: str | Path) -> Image.Image:
+        value_range = self.value_range or transforms.range_of(image)
+        if value_range not in (None, self.value_range, *self._ranges_told):
+            self._ranges_told.add(value_range)
+            black, white = value_range
+            print(
+                f"{printable(name) or 'a photo'} has more than 8 bits, and the model was trained "
+                f"on none such: black is {black:g} and white {white:g}, as its pixels look"
+            )
+        return transforms.to_rgb(image, upright=True, value_range=value_range)
 
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""

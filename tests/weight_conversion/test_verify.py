@@ -6,12 +6,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from mlic_jax.data.records import prepare
+from mlic_jax.data import transforms
+from mlic_jax.data.records import open_split, prepare
 from mlic_jax.data.scenes import CLASS_NAMES, Scenes
+from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.ops.regions import normalise_profile, profiles
@@ -331,6 +333,28 @@ def test_an_error_without_scale_is_an_error():
     assert verify.Difference().add("x", ones, zeros).as_dict()["relative"] > 1e30
     with pytest.raises(Failure, match="stage9 is not finite"):
         verify.Difference().add("stage9", np.array([1, np.inf]), ones)
+
+
+def test_photos_are_decoded_as_in_training(tmp_path, make_config, fresh_run):
+    folder = tmp_path / "own" / "test" / "class"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    wide = np.arange(600, dtype=np.uint8).reshape(10, 20, 3)
+    Image.fromarray(wide).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.array([[0, 1000, 4095]], np.uint16)).save(folder / "deep.png")
+    own = prepare(FolderSet("own", tmp_path / "own", ("test",)), tmp_path / "set", upright=True)
+    split = open_split(own, "test")
+    seen = [transforms.resize(split.decode(split[i]), 32) for i in range(2)]
+    np.testing.assert_array_equal(verify.open_photos(own, None, None).pixels([0, 1], 32), seen)
+
+    variables, metadata = fresh_run(make_config())
+    metadata["config"]["data"]["upright"] = True
+    metadata["preprocessing"]["range"] = [0, 4095]
+    save_weights(tmp_path / "checkpoint", variables, metadata)
+    read = sides.read_checkpoint(tmp_path / "checkpoint")
+    photos = verify.open_photos(folder, None, None, read.upright, read.value_range)
+    np.testing.assert_array_equal(photos.pixels([0, 1], 32), seen)
 
 
 def test_labels_follow_the_order_of_the_checkpoint():
