@@ -1,8 +1,8 @@
-"""The door of `python -m mlic_jax.calibrate`; the room is `evaluate/calibrate.py`."""
+"""The door of `python -m mlic_jax.calibrate`, which is `mlic calibrate`."""
 
 import sys
 
-from mlic_jax.evaluate.calibrate import main
+from mlic_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(["calibrate", *sys.argv[1:]]))

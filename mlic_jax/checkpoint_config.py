@@ -88,7 +88,7 @@ def set_up(
     Args:
         checkpoint: a run (its best), one of its checkpoints or a converted model; by default the
             run in `workdir`.
-        workdir: where to write; by default the run that the checkpoint is of.
+        workdir: where to write; by default the run that the checkpoint is of. Not both are None.
         recipe: which data to take, if the checkpoint names none or another set.
         options: that are to differ from the checkpoint's, by dotted name.
 
@@ -97,8 +97,6 @@ def set_up(
             named, or an option is unknown or one that the arrays depend on.
         Failure: its metadata are damaged.
     """
-    if not (checkpoint or workdir):
-        raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
     path = find_checkpoint(checkpoint or workdir)
     if not (workdir or run_of(path)):
         raise UsageError(f"--workdir is missing: {path} is of no run whose folder could be used")

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.names import did_you_mean
 
 LONGEST_LINE = 2000  # characters of an error
 _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options without one
@@ -22,6 +24,11 @@ _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options witho
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if sys.argv[0].startswith("mlic ") and "prog" in kwargs:  # how it was called
+            self.prog = sys.argv[0]
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -32,8 +39,23 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
-        """Raises UsageError."""
-        raise UsageError(f"{message}; see --help")
+        """Raises UsageError, which names what is nearest to a wrong option or choice."""
+        near = ""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = did_you_mean(found[1], re.findall(r"[\w.-]+", found[2]))
+        elif found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            near = did_you_mean(found[1], self._option_string_actions)
+        raise UsageError(f"{message}{near or ';'} see --help")
+
+
+class NearEnumParser(flags.EnumParser):
+    """absl's, whose complaint names the nearest value."""
+
+    def parse(self, argument: str) -> str:
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"{error}{did_you_mean(argument, self.enum_values)}") from None
 
 
 def exit_code(run: Callable[[], None]) -> int:
@@ -43,6 +65,7 @@ def exit_code(run: Callable[[], None]) -> int:
         0 where it succeeds, 2 for a wrong request, 1 for a failure, 130 for Ctrl-C. What nobody
         expected is a failure too, with its traceback for whoever is to mend it.
     """
+    hush_pillow()
     try:
         run()
     except SystemExit as end:  # of absl and argparse, which have said what there is to say
@@ -70,6 +93,11 @@ def _one_line(text: str) -> str:
     if len(text) > LONGEST_LINE:
         text = f"{text[:LONGEST_LINE]} ... ({len(text) - LONGEST_LINE} characters more)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def hush_pillow() -> None:
+    """Has Pillow not warn of odd files that it reads all the same, with lines of its source."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def hush_strays() -> None:
@@ -119,13 +147,9 @@ def parse_flags(
     except BrokenPipeError:  # nobody reads the help
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause = error.args[0] if error.args else error
-        text = str(cause)
-        if isinstance(cause, KeyError) and (names := re.findall(r"\w+", text)):
-            text = f"the configuration has no option {names[0]!r}; mlic_jax/config.py lists all"
-        # absl quotes the whole traceback of what went wrong in a recipe; its last line says it.
-        message = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
-        raise UsageError(message.removeprefix(f"{UsageError.__module__}.UsageError: ")) from None
+        if isinstance(error.__context__, UsageError):  # of a recipe, which absl wraps
+            raise error.__context__ from None
+        raise UsageError(" ".join(str(error.args[0] if error.args else error).split())) from None
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -161,23 +185,14 @@ def _has_options_alone(argv: Sequence[str], name: str) -> bool:
 def asked_of_config(
     config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
 ) -> tuple[ConfigDict | None, dict[str, Any]]:
-    """The recipe as its file has it, None where none is given; and the options set beside it.
-
-    Raises:
-        UsageError: there is no such file.
-    """
+    """The recipe as its file has it, None where none is given; and the options set beside it."""
     if config.value is None:
         return None, {}
     flag = values[config.name]
     options = config_flags.get_override_values(flag)
     if not config.present:
         return None, options
-    recipe = flag.parser.parse(config_flags.get_config_filename(flag))
-    try:
-        recipe.lock()
-    except OSError as error:  # ml_collections says of a missing recipe only now
-        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
-    return recipe, options
+    return flag.parser.parse(config_flags.get_config_filename(flag)), options
 
 
 def required(*wanted: flags.FlagHolder) -> list:

@@ -11,17 +11,49 @@ from mlic_jax.data.pipeline import TRAIN_CROPS
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
-from mlic_jax.models import BACKBONES, POOLINGS
+from mlic_jax.names import (
+    BACKBONES,
+    DTYPES,
+    HEADS,
+    LOCALIZERS,
+    MODELS,
+    POOLINGS,
+    PRECISIONS,
+    REMATS,
+    did_you_mean,
+    require_one_of,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Of options that may be one of a few names: which.
+CHOICES = {
+    "model.name": MODELS,
+    "model.backbone": BACKBONES,
+    "model.dtype": DTYPES,
+    "model.precision": PRECISIONS,
+    "model.remat": REMATS,
+    "model.pooling": POOLINGS,
+    "model.localizer": LOCALIZERS,
+    "model.head": HEADS,
+    "data.train_crop": TRAIN_CROPS,
+    "data.on_corrupt": ("fail", "skip"),
+    "loss.label_policy": POLICIES,
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("step", "cosine"),
+    "optim.scaling": ("none", "linear", "sqrt"),
+    "eval.protocol": tuple(PROTOCOLS),
+    "eval.label_policy": ("", *POLICIES),
+    "eval.ties": ("", *TIES),
+}
 
 
 def default_config() -> ConfigDict:
     """MCAR as it was released, for a set that a recipe names."""
     config = ConfigDict()
-    config.seed = 0
-    config.epochs = 60
+    config.seed = 0  # of what is random: fresh weights, order, augmentation
+    config.epochs = 60  # of training, a pass over all images each
     config.batch_size = 16  # in total, over all devices
     config.accumulation = 1  # parts that a batch goes through the model in, one after the other
     config.log_every = 10  # steps between lines of metrics.jsonl
@@ -36,7 +68,7 @@ def default_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "mcar"  # mcar | msrn | pooled (the baseline)
-    config.model.backbone = "resnet101"
+    config.model.backbone = "resnet101"  # resnet10/18/34/50/101/152 | mobilenet_v2
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
     config.model.dtype = "float32"
@@ -82,15 +114,16 @@ def default_config() -> ConfigDict:
     # The shares of the images to train on that are divided from them; 0: the set has that split.
     config.data.val_share = 0.0
     config.data.test_share = 0.0
-    config.data.split_seed = 0
+    config.data.split_seed = 0  # of that division
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
     config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
-    # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
+    # msrn: a file of `mlic build-word-vectors`, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
     config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
-    config.data.scenes_seed = 0
+    config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
+    # Which split of the set is trained on, validated on and evaluated in the end.
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
     # Turn images, and boxes with them, as their EXIF orientation says; prediction always does.
@@ -99,16 +132,16 @@ def default_config() -> ConfigDict:
     # told from those of the set.
     config.data.range = ()
     config.data.workers = 0  # processes that decode; 0: threads of this one
-    config.data.threads = 4
+    config.data.threads = 4  # that decode, in this process or in each of them
     config.data.image_size = 448  # a multiple of 32
     config.data.train_crop = "squash"  # squash (MCAR) | multi_scale (MSRN) | random_resized_crop
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
 
     config.augment = ConfigDict()
-    config.augment.flip = True
+    config.augment.flip = True  # mirror every other image
     config.augment.jitter = 0.3  # 0 to 1, of brightness, contrast and saturation
-    config.augment.mean = IMAGENET_MEAN
-    config.augment.std = IMAGENET_STD
+    config.augment.mean = IMAGENET_MEAN  # of red, green and blue, which images are freed of...
+    config.augment.std = IMAGENET_STD  # ...and divided by
 
     config.loss = ConfigDict()
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
@@ -116,11 +149,11 @@ def default_config() -> ConfigDict:
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd (as released) | adamw
-    config.optim.learning_rate = 0.01
+    config.optim.learning_rate = 0.01  # of every group times its multiplier
     # How the rate follows batch_size / reference_batch: none (as released) | linear (Goyal et al.
     # 2017) | sqrt.
     config.optim.scaling = "none"
-    config.optim.reference_batch = 16
+    config.optim.reference_batch = 16  # the batch_size that the rate is meant for
     # sgd: the rate is for so many classes and goes with their number, for the loss is their mean;
     # 0: it is for any number (as released).
     config.optim.reference_classes = 0
@@ -132,7 +165,7 @@ def default_config() -> ConfigDict:
     config.optim.warmup_epochs = 0.0  # linear, from the rate divided by its steps
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
-    config.optim.weight_decay = 1e-4
+    config.optim.weight_decay = 1e-4  # sgd: added to the gradient; adamw: decoupled from it
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
 
     config.eval = ConfigDict()
@@ -182,6 +215,7 @@ def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
             raise UsageError(
                 f"variant {part!r} of the configuration is neither a backbone "
                 f"({', '.join(BACKBONES)}), nor a pooling ({', '.join(POOLINGS)}), nor a size"
+                f"{did_you_mean(part, (*BACKBONES, *POOLINGS))}"
             )
     return config
 
@@ -248,20 +282,8 @@ def check_config(config: ConfigDict) -> None:
     check_ranges(config)
     if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
         raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
-    choices = {
-        "loss.label_policy": (config.loss.label_policy, POLICIES),
-        "eval.protocol": (config.eval.protocol, tuple(PROTOCOLS)),
-        "eval.label_policy": (config.eval.label_policy, ("", *POLICIES)),
-        "eval.ties": (config.eval.ties, ("", *TIES)),
-        "optim.name": (config.optim.name, ("sgd", "adamw")),
-        "optim.schedule": (config.optim.schedule, ("step", "cosine")),
-        "optim.scaling": (config.optim.scaling, ("none", "linear", "sqrt")),
-        "data.train_crop": (config.data.train_crop, TRAIN_CROPS),
-        "data.on_corrupt": (config.data.on_corrupt, ("fail", "skip")),
-    }
-    for option, (value, known) in choices.items():
-        if value not in known:
-            raise UsageError(f"{option} is {value!r}; known are {', '.join(map(repr, known))}")
+    for option, known in CHOICES.items():
+        require_one_of(option, config[option], known)
     if not config.data.source or not config.data.name:
         raise UsageError("data.source and data.name are empty; take a recipe of configs/")
 

@@ -1,20 +1,23 @@
-"""The front door: `python -m mlic_jax.main --config configs/mcar_scenes.py --workdir runs/scenes`.
+"""What works with models: `python -m mlic_jax.main --mode MODE ...`, or `mlic MODE ...`.
 
 Flags and dispatch alone. Any option of the configuration can be set on the command line, as in
-`--config.batch_size=32`; `mlic_jax/config.py` lists them all. A checkpoint needs no recipe:
+`--config.batch_size=32`; `mlic options` lists them all. A checkpoint needs no recipe:
 `python -m mlic_jax.main --mode evaluate --workdir runs/scenes`.
 """
 
 import contextlib
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
+from mlic_jax import recipes
 from mlic_jax.command_line import (
+    NearEnumParser,
     asked_of_config,
     exit_code,
     hush_strays,
@@ -22,13 +25,21 @@ from mlic_jax.command_line import (
     required,
     show_log,
 )
+from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime import processes
 
-MODES = ("train", "evaluate", "prepare", "calibrate", "predict", "serve")
-CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe, FILE or FILE:variant.")
+MODES = {
+    "train": "train a model, or go on with a run that was interrupted",
+    "evaluate": "the metrics and the report of a run or a converted model",
+    "calibrate": "learn the thresholds that prediction uses",
+    "predict": "the labels of photos",
+    "serve": "a page to drop photos on",
+    "prepare": "--config RECIPE: prepare its set, and no more",
+}
+CONFIG = recipes.define_flag("config", "The recipe, a name or file, as in mcar_coco:resnet50,448.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, as in runs/scenes.")
-MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; train also resumes.")
+MODE = flags.DEFINE(NearEnumParser(MODES), "mode", "train", f"What to do: {', '.join(MODES)}.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, or a converted model.")
 IMAGES = flags.DEFINE_string("images", None, "predict: a folder, a file, or a pattern in quotes.")
 OUT = flags.DEFINE_string("out", None, "predict: the folder to write.")
@@ -48,7 +59,10 @@ DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "On a GPU: the same numbers to the bit every time, more slowly."
 )
 PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
-flags.adopt_module_key_flags(processes)
+OF_PROCESSES = (
+    *(processes.DISTRIBUTED, processes.COORDINATOR, processes.NUM_PROCESSES, processes.PROCESS_ID),
+    *(processes.JOIN_SECONDS, processes.LOST_SECONDS),
+)
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
@@ -66,7 +80,10 @@ FLAGS_OF_MODES = {
 def main(argv: list[str]) -> None:
     """Runs the mode; raises UsageError or Failure."""
     if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; options are --name=value")
+        hint = "options are --name=value"
+        if IMAGES.present and Path(argv[1]).exists():
+            hint = "a pattern stands in quotes, as in --images 'photos/*.jpg'"
+        raise UsageError(f"unexpected argument {argv[1]!r}; {hint}")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
     for modes, known in FLAGS_OF_MODES.items():
@@ -85,6 +102,9 @@ def main(argv: list[str]) -> None:
 
 def look_at_photos() -> None:
     """The modes that need a checkpoint alone."""
+    check_exists(*required(CHECKPOINT))
+    if MODE.value == "predict":
+        required(IMAGES, OUT)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
@@ -106,14 +126,14 @@ def look_at_photos() -> None:
 def look_at_a_split() -> None:
     """The modes that need a checkpoint, and a recipe only where it names no data."""
     recipe, options = asked_of_config(CONFIG)
+    if WORKDIR.value:
+        check_workdir(Path(WORKDIR.value))
+    check_exists(run_or_checkpoint())
     from mlic_jax import checkpoint_config
-    from mlic_jax.config import check_config
     from mlic_jax.evaluate import calibrate, run
     from mlic_jax.runtime import compilation
 
     compilation.keep_programs()
-    if WORKDIR.value:
-        check_workdir(Path(WORKDIR.value))
     setup = checkpoint_config.set_up(CHECKPOINT.value, WORKDIR.value, recipe, options)
     check_config(setup.config)
     print(setup.said)
@@ -127,22 +147,21 @@ def look_at_a_split() -> None:
 def work_on_a_set() -> None:
     """The modes that need a recipe."""
     (config,) = required(CONFIG)
-    from mlic_jax.config import check_config
-    from mlic_jax.data import sources
-    from mlic_jax.runtime import compilation
-    from mlic_jax.train.loop import train
-
-    compilation.keep_programs()
-    try:
-        check_config(config)
-    except OSError as error:  # ml_collections says of a missing recipe only now
-        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
+    check_config(config)
     if MODE.value == "prepare":
+        from mlic_jax.data import sources
+
         for role, split in sources.open_splits(config.data).items():
             print(f"{role}: {split.name} {split.split}, {len(split)} images in {split.directory}")
         return
     workdir = Path(*required(WORKDIR))
     check_workdir(workdir)
+    if config.init_from:
+        check_exists(config.init_from)
+    from mlic_jax.runtime import compilation
+    from mlic_jax.train.loop import train
+
+    compilation.keep_programs()
     train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
 
 
@@ -152,11 +171,46 @@ def check_workdir(workdir: Path) -> None:
         raise UsageError(f"--workdir {workdir}: {file} is a file; it must be a folder")
 
 
+def run_or_checkpoint() -> str:
+    """What --checkpoint or --workdir names; raises UsageError where both are missing."""
+    if not (CHECKPOINT.value or WORKDIR.value):
+        raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
+    return CHECKPOINT.value or WORKDIR.value
+
+
+def check_exists(checkpoint: str) -> None:
+    """Raises UsageError where there is nothing at all, in a second rather than ten."""
+    if not os.path.lexists(checkpoint):
+        raise UsageError(f"no checkpoint at {checkpoint}: there is no such folder")
+
+
+def help_text(argv: Sequence[str]) -> str:
+    """What `--help` says: of the mode that a command line names, or of all."""
+    named = re.search(rf"--?mode[= ]({'|'.join(MODES)})\b", " ".join(argv))
+    modes = (named[1],) if named else tuple(MODES)
+    program = argv[0] if argv[0].startswith("mlic ") else "python -m mlic_jax.main --mode MODE"
+    lines = [f"usage: {program} --OPTION=VALUE ...", ""]
+    lines += [f"  {mode:16} {MODES[mode]}" for mode in modes]
+    groups = (*FLAGS_OF_MODES.items(), (("train", "evaluate"), OF_PROCESSES))
+    for of_modes, known in groups:
+        if shared := [mode for mode in of_modes if mode in modes]:
+            lines += ["", *([] if named else [f"{', '.join(shared)}:"])]
+            for flag in known:
+                said = flags.FLAGS[flag.name].help.removeprefix(f"{', '.join(of_modes)}: ")
+                lines.append(f"  --{flag.name:16} {said}")
+    if "predict" not in modes[:1] and "serve" not in modes[:1]:
+        lines += ["", "and every option of `mlic options`, as in --config.batch_size=32"]
+    return "\n".join(lines)
+
+
 def read_flags(argv: list[str]) -> list[str]:
     """`parse_flags`; the modes that need no recipe take its options all the same.
 
     And says at once what has to be said before JAX starts its devices.
     """
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv):
+        print(help_text(argv))
+        raise SystemExit(0)
     rest = parse_flags(argv, config=CONFIG)
     if DETERMINISTIC.value:
         from mlic_jax.runtime import compilation

@@ -1,8 +1,8 @@
-"""The door of `python -m mlic_jax.voc_server`; the room is `evaluate/voc_server.py`."""
+"""The door of `python -m mlic_jax.voc_server`, which is `mlic voc-server`."""
 
 import sys
 
-from mlic_jax.evaluate.voc_server import main
+from mlic_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(["voc-server", *sys.argv[1:]]))

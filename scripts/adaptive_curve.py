@@ -31,9 +31,10 @@ import matplotlib
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mlic_jax import recipes
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.command_line import Parser, asked_of_config, exit_code, parse_flags
 from mlic_jax.config import check_config
@@ -120,7 +121,7 @@ def read_options(
     """The recipe FILE or FILE:variant, and the options set as `--config.field=value`."""
     values = flags.FlagValues()
     argv = ["", *([f"--config={recipe}"] if recipe else []), *arguments]
-    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flag = recipes.define_flag("config", "the recipe", values, argv)
     if extra := parse_flags(argv, values, flag)[1:]:
         raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
     return asked_of_config(flag, values)

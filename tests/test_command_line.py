@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
+from mlic_jax import recipes
 from mlic_jax.command_line import Parser, asked_of_config, exit_code, hush_strays, parse_flags
 from mlic_jax.errors import Failure, UsageError
 
@@ -159,15 +159,13 @@ def asked(tmp_path):
     def ask(*words):
         argv = ["", *(word.replace("RECIPE", str(tmp_path / "recipe.py")) for word in words)]
         values = flags.FlagValues()
-        config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        config = recipes.define_flag("config", "", values, argv)
         assert parse_flags(argv, values, config) == [""]
         return asked_of_config(config, values)
 
     return ask
 
 
-# How ml_collections loads a recipe.
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_options_with_and_without_a_recipe(asked):
     assert asked() == (None, {})
     options = ("--config.eval.flip", "--config.eval.scales=(64, 96)", "--config.data.name", "other")
@@ -186,16 +184,20 @@ def test_options_with_and_without_a_recipe(asked):
         assert recipe.model.backbone == "resnet18"
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.eval.flop=1"], "the configuration has no option 'flop'"),
+        (
+            ["--config.eval.flop=1"],
+            "no option 'eval.flop', see `mlic options`; did you mean",
+        ),
+        (["--config=RECIPE", "--config.epoch=1"], "no option 'epoch', see `mlic options`; did you"),
         (["--config.eval.top_n=many"], "many"),
         (["--config.eval=1"], "--config.eval"),
         (["--config=nowhere.py"], "nowhere.py"),
         (["--config=nowhere.py", "--config.eval.top_n=1"], "nowhere.py"),
         (["--config=RECIPE:resnet9"], "variant 'resnet9'"),
+        (["--config=mcar_scene"], "did you mean 'mcar_scenes'?"),
     ],
 )
 def test_what_no_configuration_can_have(asked, words, message):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
+from mlic_jax.names import did_you_mean
 
 VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -75,7 +76,7 @@ def read_class_names(where: str | os.PathLike) -> tuple[str, ...]:
     except (FileNotFoundError, IsADirectoryError):
         raise UsageError(
             f"{where} is no text file of class names, no prepared set and none of "
-            f"{', '.join(CLASS_LISTS)}"
+            f"{', '.join(CLASS_LISTS)}{did_you_mean(str(where), CLASS_LISTS)}"
         ) from None
     except (OSError, ValueError) as error:
         raise Failure(f"the class names in {path} cannot be read: {error}") from error

@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeVar, get_args
 
-from mlic_jax.errors import UsageError
+from mlic_jax.names import require_one_of
 
 LabelPolicy = Literal["as_positive", "as_negative", "ignore"]
 POLICIES = get_args(LabelPolicy)
@@ -18,7 +18,6 @@ def resolve_unknown(labels: Array, policy: LabelPolicy) -> Array:
     Raises:
         UsageError: the policy is unknown.
     """
-    if policy not in POLICIES:
-        raise UsageError(f"label policy is {policy!r}; known are {', '.join(POLICIES)}")
+    require_one_of("label policy", policy, POLICIES)
     value = {"as_positive": 1, "as_negative": -1, "ignore": 0}[policy]
     return labels + (labels == 0).astype(labels.dtype) * value

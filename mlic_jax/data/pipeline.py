@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from mlic_jax.command_line import hush_pillow
 from mlic_jax.data import transforms
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
@@ -127,6 +128,11 @@ class _Batches:
     steps: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker, whose process knows nothing of what the command said of warnings."""
+        self.__dict__.update(state)
+        hush_pillow()
 
     def __len__(self) -> int:
         return self.steps - self.first_step

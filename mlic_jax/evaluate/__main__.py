@@ -1,7 +1,8 @@
-"""`python -m mlic_jax.evaluate`: the metrics of a score file, see `run.main`."""
+"""The door of `python -m mlic_jax.evaluate`, which is `mlic evaluate`."""
 
 import sys
 
-from mlic_jax.evaluate.run import main
+from mlic_jax.__main__ import run
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(run(["evaluate", *sys.argv[1:]]))

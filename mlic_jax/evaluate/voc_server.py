@@ -25,6 +25,7 @@ from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data.class_names import VOC as CLASS_NAMES
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text, written_whole
+from mlic_jax.names import require_one_of
 from mlic_jax.scores.files import Scores
 
 # Of the classification task: trained on the challenge's own images alone, or on others as well.
@@ -51,8 +52,7 @@ def server_files(scores: Scores, competition: str, year: str) -> dict[str, str]:
             competition.
         Failure: a score is not finite, or an image id is none of VOC's or occurs twice.
     """
-    if competition not in COMPETITIONS:
-        raise UsageError(f"competition is {competition!r}; known are {', '.join(COMPETITIONS)}")
+    require_one_of("competition", competition, COMPETITIONS)
     if not re.fullmatch(_YEAR, year):
         raise UsageError(f"year is {year!r}; it must be one like 2012")
     if scores.split != "test":

@@ -16,6 +16,7 @@ from mlic_jax.metrics.ties import (
     expected_precision,
     sorted_in_blocks,
 )
+from mlic_jax.names import require_one_of
 
 
 def average_precision(
@@ -54,8 +55,7 @@ def average_precision(
 def check_ap(kind: ApKind, ties: Ties) -> None:
     """Raises UsageError for an unknown kind, or `average` of another than `raw`."""
     for what, value, known in (("kind of AP", kind, get_args(ApKind)), ("ties", ties, TIES)):
-        if value not in known:
-            raise UsageError(f"{what} is {value!r}; known are {', '.join(known)}")
+        require_one_of(what, value, known)
     if ties == "average" and kind != "raw":
         raise UsageError(f"ties average is for AP raw, not {kind}; pessimistic is for all kinds")
 

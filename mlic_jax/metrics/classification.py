@@ -35,6 +35,7 @@ from mlic_jax.metrics.ranking import ranking_metrics
 from mlic_jax.metrics.ties import (
     Ties,
 )
+from mlic_jax.names import require_one_of
 
 
 def evaluate_scores(
@@ -79,8 +80,7 @@ def evaluate_scores(
         UsageError: unknown protocol or label policy, shapes that do not fit together.
         Failure: scores or labels outside their range, or nothing to evaluate.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol!r}; known: {', '.join(sorted(PROTOCOLS))}")
+    require_one_of("protocol", protocol, PROTOCOLS)
     choices = PROTOCOLS[protocol]
     unknown_in_ap = label_policy or choices.unknown_in_ap
     unknown_in_f1 = label_policy or choices.unknown_in_f1

@@ -20,6 +20,7 @@ from mlic_jax.metrics.precision_recall import (
     precision_recall_f1,
     sigmoid,
 )
+from mlic_jax.names import require_one_of
 
 # What a threshold is to achieve. The last two need a target.
 RULES = {
@@ -166,8 +167,7 @@ def rule_text(rule: str, target: float | None) -> str:
     Raises:
         UsageError: as `learn_operating_point`.
     """
-    if rule not in RULES:
-        raise UsageError(f"unknown rule {rule!r}; known are {', '.join(RULES)}")
+    require_one_of("rule", rule, RULES)
     if rule in ("one", "per_class"):
         if target is not None:
             raise UsageError(f"the rule {rule!r} has no target; precision and recall have")

@@ -9,17 +9,21 @@ from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
-from mlic_jax.models.backbones.resnet import DEPTHS, ResNet
+from mlic_jax.models.backbones.resnet import ResNet
 from mlic_jax.models.heads.pooled import POOLINGS, Pooled
-from mlic_jax.models.layers import REMATS, ConvBatchNorm
+from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
-from mlic_jax.models.msrn import HEADS, MSRN
-from mlic_jax.models.ops.regions import LOCALIZERS
-from mlic_jax.models.precision import PRECISIONS
-
-BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2")
-MODELS = ("mcar", "msrn", "pooled")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from mlic_jax.models.msrn import MSRN
+from mlic_jax.names import (
+    BACKBONES,
+    DTYPES,
+    HEADS,
+    LOCALIZERS,
+    MODELS,
+    PRECISIONS,
+    REMATS,
+    require_one_of,
+)
 
 
 def create_backbone(
@@ -34,20 +38,20 @@ def create_backbone(
     Args:
         name: one of `BACKBONES`.
         width: multiplies the channel counts; 1 is the published network.
-        dtype: a key of `DTYPES`, of convolutions and maps. Statistics are float32 in any case.
+        dtype: one of `DTYPES`, of convolutions and maps. Statistics are float32 in any case.
         bn_groups: parts of a batch that are normalised each by itself, see `ConvBatchNorm`.
         remat: one of `REMATS`, what the backward pass computes again.
 
     Raises:
         UsageError: an option is unknown or not positive.
     """
-    _require_one_of("model.backbone", name, BACKBONES)
-    _require_one_of("model.dtype", dtype, tuple(DTYPES))
-    _require_one_of("model.remat", remat, REMATS)
+    require_one_of("model.backbone", name, BACKBONES)
+    require_one_of("model.dtype", dtype, DTYPES)
+    require_one_of("model.remat", remat, REMATS)
     for option, value in (("width", width), ("bn_groups", bn_groups)):
         if value <= 0:
             raise UsageError(f"model.{option} is {value}; it must be positive")
-    layer = partial(ConvBatchNorm, dtype=DTYPES[dtype], bn_groups=bn_groups)
+    layer = partial(ConvBatchNorm, dtype=getattr(jnp, dtype), bn_groups=bn_groups)
     if name == "mobilenet_v2":
         return MobileNetV2(width, layer, remat)
     return ResNet(int(name.removeprefix("resnet")), width, layer, remat)
@@ -72,14 +76,14 @@ def create_model(
         UsageError: an option is unknown or does not fit the number of classes, or the label inputs
             of MSRN are missing or do not fit it.
     """
-    _require_one_of("model.name", config.name, MODELS)
-    _require_one_of("model.precision", config.get("precision", "auto"), PRECISIONS)
+    require_one_of("model.name", config.name, MODELS)
+    require_one_of("model.precision", config.get("precision", "auto"), PRECISIONS)
     # Checkpoints hold the options of their time.
     options = ("width", "dtype", "bn_groups", "remat")
     features = create_backbone(config.backbone, **{o: config[o] for o in options if o in config})
     if config.name == "msrn":
         return _create_msrn(config, features, num_classes, word_vectors, attention_mask)
-    _require_one_of("model.pooling", config.pooling, tuple(POOLINGS))
+    require_one_of("model.pooling", config.pooling, POOLINGS)
     if config.name == "pooled":
         return Pooled(features, num_classes, config.pooling)
     return _create_mcar(config, features, num_classes)
@@ -98,7 +102,7 @@ def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
 
 
 def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> MCAR:
-    _require_one_of("model.localizer", config.localizer, tuple(LOCALIZERS))
+    require_one_of("model.localizer", config.localizer, LOCALIZERS)
     if not 1 <= config.top_n <= num_classes:
         raise UsageError(
             f"model.top_n is {config.top_n}; it must be 1 to {num_classes}, the number of classes"
@@ -133,7 +137,7 @@ def _create_msrn(
     word_vectors: np.ndarray | None,
     attention_mask: np.ndarray | None,
 ) -> MSRN:
-    _require_one_of("model.head", config.head, HEADS)
+    require_one_of("model.head", config.head, HEADS)
     num_groups = int(config.pool_ratio * num_classes)
     if not 1 <= num_groups <= num_classes:
         raise UsageError(
@@ -164,8 +168,3 @@ def _create_msrn(
         num_groups=num_groups,
         head=config.head,
     )
-
-
-def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{option} is {value!r}; known are {', '.join(known)}")

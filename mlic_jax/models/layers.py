@@ -18,10 +18,6 @@ from mlic_jax.models.precision import at_least_float32
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # the share of the new statistics, as PyTorch counts it
 
-# What the backward pass computes again instead of keeping it: nothing, or what lies inside every
-# stage or every block.
-REMATS = ("none", "stage", "block")
-
 # Normal with variance 2 / fan_out, the usual start of these networks (He et al. 2015).
 kernel_initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -174,7 +170,7 @@ def run_in_order(
     train: bool,
     mask: jax.Array | None,
 ) -> jax.Array:
-    """Runs the blocks of one stage, and recomputes inside it what `remat`, of `REMATS`, says.
+    """Runs the blocks of one stage, and recomputes inside it what `remat`, of `names.REMATS`, says.
 
     Args:
         backbone: whose submodules the blocks are.

@@ -14,7 +14,6 @@ from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_gr
 from mlic_jax.models.ops.convolution import convolve
 from mlic_jax.models.ops.spatial_attention import spatial_attention
 
-HEADS = ("dense", "per_label")
 CHANNELS = 512  # of every embedding, and of the maps that it attends to
 HIDDEN = 2048  # of the dense head
 

@@ -12,13 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-# Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
-# platform can) in a training step; the others for both.
-PRECISIONS = ("auto", "default", "high", "highest")
-
 
 def in_precision(config: ConfigDict, training: bool) -> AbstractContextManager:
-    """Inside, what is traced has the precision of `config.precision`, of `PRECISIONS`.
+    """Inside, what is traced has the precision of `config.precision`, of `names.PRECISIONS`.
 
     To be taken inside the function that is traced, around the model's application, and where there
     is one around `jax.grad`: the gradients are traced after what they are of.

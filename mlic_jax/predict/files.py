@@ -145,6 +145,8 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
         raise UsageError(f"--images {printable(where)}: there is no such file or folder")
     else:
         found, closed = [Path(file) for file in glob.glob(where, recursive=True)], []
+        if not found:
+            raise UsageError(f"--images {printable(where)}: no file matches this pattern")
     real_out = Path(os.path.realpath(out))
     files = [
         file

@@ -24,7 +24,12 @@ from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_eval_step
 from mlic_jax.train import resume
 from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
-from mlic_jax.train.start import initial_variables, label_constants, start_weights
+from mlic_jax.train.start import (
+    initial_variables,
+    label_constants,
+    start_weights,
+    write_overview,
+)
 from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
 from mlic_jax.train.step_log import StepLog
 
@@ -110,6 +115,8 @@ def train(
         if processes.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(workdir))
+            if not resumed:
+                write_overview(workdir / "parameters.txt", variables["params"], config)
         checkpoints = stack.enter_context(RunCheckpoints(workdir, config.keep_checkpoints))
         if resumed:
             state = restore(resumed, state, constants)

@@ -1,6 +1,5 @@
 """SGD as PyTorch means it (or AdamW), with named groups of parameters and rates in epochs."""
 
-import logging
 import math
 from collections.abc import Callable
 
@@ -10,9 +9,6 @@ import optax
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
-
-logger = logging.getLogger(__name__)
-
 
 # How the rate follows the size of the batch, from that of `optim.reference_batch`: not, in
 # proportion (Goyal et al. 2017), or with its root (Krizhevsky 2014).
@@ -117,9 +113,6 @@ def create_optimizer(
         UsageError: the groups do not cover the model's top-level modules exactly.
     """
     multipliers = group_multipliers(config, params)
-    for name in sorted(params):
-        size = sum(leaf.size for leaf in jax.tree.leaves(params[name]))
-        logger.info("Group %s: %d parameters, rate x %g", name, size, multipliers[name])
 
     def rule(multiplier: float) -> optax.GradientTransformation:
         if not multiplier:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,9 @@ from ml_collections import ConfigDict
 from mlic_jax.data import co_occurrence, label_inputs
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
+from mlic_jax.files.atomic import write_text
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
+from mlic_jax.train.optim import group_multipliers
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
     if not config.data.word_vectors:
         raise UsageError(
             "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
-            f"with python scripts/build_word_vectors.py --prepared {split.directory}, or say "
+            f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
     graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
@@ -71,8 +74,20 @@ def start_weights(
         layer["bias"] = jnp.full_like(
             layer["bias"], math.log(config.init_prior / (1 - config.init_prior))
         )
-    logger.info("%s", parameter_overview.get_parameter_overview(variables["params"]))
     return variables
+
+
+def write_overview(path: Path, params: dict, config: ConfigDict) -> None:
+    """Writes every array of a model and the rate of every group; how many in all is logged."""
+    multipliers = group_multipliers(config.optim, params)
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
+    groups = [
+        f"Group {name}: {sizes[name]} parameters, rate x {multipliers[name]:g}\n"
+        for name in sorted(params)
+    ]
+    write_text(path, f"{parameter_overview.get_parameter_overview(params)}\n{''.join(groups)}")
+    model = f"{config.model.name} on {config.model.backbone}"
+    logger.info("%s: %s parameters, see %s", model, f"{sum(sizes.values()):,}", path)
 
 
 def shared_modules(variables: dict[str, Any], loaded: dict[str, Any]) -> set[str]:

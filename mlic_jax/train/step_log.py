@@ -1,4 +1,4 @@
-"""Follows a run's steps on the host: progress, curves, and the guard against NaN."""
+"""Follows a run's steps on the host: a line an epoch, curves, and the guard against NaN."""
 
 import collections
 import math
@@ -22,7 +22,7 @@ STEPS_IN_FLIGHT = 2
 
 
 class StepLog:
-    """Follows the steps on the host without making the device wait: progress, curves, NaN guard."""
+    """Follows the steps on the host without making the device wait: lines, curves, NaN guard."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class StepLog:
         self._epoch_steps = epoch_steps
         self._split = split
         self._every = config.log_every
+        self._epochs, self._validate_every = config.epochs, config.eval.every
         self._batch_size = config.batch_size
         self._writer = None
         if processes.is_first():
@@ -57,9 +58,11 @@ class StepLog:
             initial=first_step,
             desc="train",
             unit="step",
-            disable=not processes.is_first(),
+            disable=None if processes.is_first() else True,  # None: unless a person looks on
         )
-        self._images, self._since = 0, time.monotonic()
+        self._first_step, self._start = first_step, time.monotonic()
+        self._images, self._since = 0, self._start
+        self._of_epoch = _Epoch(self._start)
         window = window or {"steps": 0, "sums": {}}
         self._steps, self._sums = window["steps"], collections.Counter(window["sums"])
 
@@ -90,14 +93,23 @@ class StepLog:
         if not all(map(math.isfinite, values.values())):
             raise Failure(self._not_finite(step, index, values))
         position = (step - 1) % self._epoch_steps * self._batch_size  # in the epoch
-        self._images += min(self._batch_size, len(self._split) - position)
+        images = min(self._batch_size, len(self._split) - position)
+        self._images += images
         self._steps += 1
         self._sums.update(values)
+        self._of_epoch.add(images, values["loss"])
         self._bar.update()
+        self._log_window(step, values["learning_rate"])
+        epoch, rest = divmod(step, self._epoch_steps)
+        if not rest and epoch % self._validate_every and epoch < self._epochs:
+            self._say_epoch(step, "")  # else the validation says it
+
+    def _log_window(self, step: int, learning_rate: float) -> None:
+        """Writes the means over the last `log_every` steps, where these end."""
         if step % self._every and step != self._bar.total:  # what is left at the end counts too
             return
         means = {name: total / self._steps for name, total in self._sums.items()}
-        means["learning_rate"] = values["learning_rate"]
+        means["learning_rate"] = learning_rate
         self._steps, self._sums = 0, collections.Counter()
         now = time.monotonic()
         rate = self._images / (now - self._since)
@@ -126,15 +138,55 @@ class StepLog:
         names = ("mAP", "global_mAP", "OF1", "CF1", "OF1_3", "CF1_3")
         self._write(step, {f"val/{name}": values[name] for name in names if name in values})
         self.drain()
-        epoch = step / self._epoch_steps
-        line = f"epoch {epoch:g}: val mAP {values['mAP']:.2f}, OF1 {values['OF1']:.1f}"
+        said = f", val mAP {values['mAP']:.2f}, OF1 {values['OF1']:.1f}"
         if "global_mAP" in values:
-            line += f", global stream alone mAP {values['global_mAP']:.2f}"
-        self._bar.write(line)
+            said += f", global stream alone mAP {values['global_mAP']:.2f}"
+        self._say_epoch(step, said)
         self._images, self._since = 0, time.monotonic()  # its time is not that of the steps
+
+    def _say_epoch(self, step: int, validation: str) -> None:
+        """Says in a line how an epoch went, and how long the rest will take if all goes on so."""
+        now = time.monotonic()
+        line = f"epoch {step // self._epoch_steps} of {self._epochs}"
+        line += self._of_epoch.summary() + validation
+        if self._first_step < step < self._bar.total:
+            a_step = (now - self._start) / (step - self._first_step)
+            line += f"; {duration(a_step * (self._bar.total - step))} left"
+        self._bar.write(line)
+        self._of_epoch = _Epoch(now)
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
         self._bar.close()
         if self._writer:
             self._writer.close()
+
+
+class _Epoch:
+    """What the line of an epoch says of its training steps."""
+
+    def __init__(self, start: float):
+        self._steps, self._images, self._loss = 0, 0, 0.0
+        self._start = self._end = start
+
+    def add(self, images: int, loss: float) -> None:
+        self._steps += 1
+        self._images += images
+        self._loss += loss
+        self._end = time.monotonic()
+
+    def summary(self) -> str:
+        """The mean loss and the rate; nothing where this process trained on none of it."""
+        if not self._steps:
+            return ""
+        rate = self._images / max(self._end - self._start, 1e-9)
+        return f": loss {self._loss / self._steps:.4f}, {rate:.1f} images/s"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, as `2 h 5 min` or `40 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

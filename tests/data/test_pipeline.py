@@ -1,13 +1,17 @@
 """Batches: complete, padded, in a reproducible order however they are made."""
 
+import io
 import itertools
 import multiprocessing
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mlic_jax.command_line import exit_code, hush_pillow
 from mlic_jax.data import pipeline, records, transforms
 from mlic_jax.data.records import writing
 from mlic_jax.errors import Failure, UsageError
@@ -204,6 +208,29 @@ def test_a_corrupt_image_stops_the_run_and_is_named(rotten_split, workers):
     with pytest.raises(Failure, match=r"^set rotten, split train, image photo6: cannot decode"):
         _run(rotten_split, workers=workers, shuffle=False)
     assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def odd_split(toy_source, toy_example, tmp_path):
+    """A split of a photo whose EXIF data is cut short, of which Pillow warns."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera of a long name"
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "JPEG", exif=exif.tobytes()[:-6])
+    source = toy_source("odd", train=1)
+    source.contents["train"] = [toy_example(0, image=file.getvalue())]
+    with warnings.catch_warnings():
+        hush_pillow()
+        return records.open_split(records.prepare(source, tmp_path, upright=True), "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_command_shows_no_warning_of_an_odd_photo(odd_split, workers, capfd):
+    def run():
+        assert len(_run(odd_split, workers=workers, shuffle=False)) == 1
+
+    assert exit_code(run) == 0  # here a warning would be an error
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_killed_worker_is_a_failure(toy_split):

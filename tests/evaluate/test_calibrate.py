@@ -243,7 +243,7 @@ def test_a_target_out_of_reach_is_named():
 @pytest.mark.parametrize(
     ("rule", "target", "message"),
     [
-        ("best", None, "unknown rule 'best'; known are one, per_class, precision, recall"),
+        ("best", None, "rule is 'best'; known are one, per_class, precision, recall"),
         ("one", 0.5, "has no target"),
         ("precision", None, "needs a target"),
         ("recall", 0.0, "the target is 0;"),

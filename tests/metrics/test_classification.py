@@ -533,7 +533,7 @@ def test_precision_recall_curve_of_known_labels():
 
 def test_unknown_names_are_refused():
     case = random_case()
-    with pytest.raises(UsageError, match="unknown protocol 'acm'; known: asl, mcar, mlgcn"):
+    with pytest.raises(UsageError, match="protocol is 'acm'; known are mcar, msrn, mlgcn"):
         evaluate_scores(*case, "acm")
     with pytest.raises(UsageError, match="kind of AP is 'area'; known are raw, envelope, voc11"):
         average_precision.average_precision(*case, "area")

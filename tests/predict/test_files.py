@@ -356,7 +356,9 @@ def test_which_files_are_images(photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="there is no such file or folder"):
         found(tmp_path / "nowhere")
-    for where in (tmp_path / "empty", photos / "*.txt", tmp_path / "nowhere*"):
+    with pytest.raises(UsageError, match="no file matches this pattern"):
+        found(tmp_path / "nowhere*")
+    for where in (tmp_path / "empty", photos / "*.txt"):
         with pytest.raises(UsageError, match="no image of a format that Pillow reads"):
             found(where)
 

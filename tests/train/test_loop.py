@@ -243,7 +243,7 @@ def test_frozen_statistics_stay_as_they_are(make_config):
 def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
     config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
     config.epochs = 1
-    with pytest.raises(UsageError, match="build_word_vectors"):
+    with pytest.raises(UsageError, match="mlic build-word-vectors --prepared"):
         train(config, tmp_path)
     split = sources.open_splits(config.data)["train"]
     vectors = np.random.default_rng(0).normal(0, 1, (len(split.class_names), 20))

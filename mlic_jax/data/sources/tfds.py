@@ -4,7 +4,9 @@ TFDS generates these three with TensorFlow, so preparing them needs the extra `t
 everything after does not.
 """
 
+import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,6 +19,8 @@ from PIL import Image
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import order_classes, pixel_boxes, ternary_labels
 from mlic_jax.errors import Failure, UsageError
+
+logger = logging.getLogger(__name__)
 
 _NEED_TENSORFLOW = ("voc/", "coco/")
 _SPLIT_ALIASES = {"trainval": "train+validation", "val": "validation"}
@@ -108,7 +112,9 @@ class TfdsSet:
             if not builder.is_prepared():
                 if without_tensorflow and name.startswith(_NEED_TENSORFLOW):
                     raise advice  # before it downloads for an hour
-                builder.download_and_prepare()
+                logger.info("TFDS downloads and prepares %s, in %s ...", name, builder.data_dir)
+                with contextlib.redirect_stdout(io.StringIO()):  # its banners
+                    builder.download_and_prepare()
         except UsageError:
             raise
         except tfds.core.DatasetNotFoundError:

@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
         width: multiplies every channel count but the head's, which only grows; 1 is the published
             network.
         layer: makes a convolution with its batch normalisation, as `ConvBatchNorm` does.
-        remat: one of `REMATS`; a stage is a line of `GROUPS`.
+        remat: one of `names.REMATS`; a stage is a line of `GROUPS`.
     """
 
     width: float = 1.0

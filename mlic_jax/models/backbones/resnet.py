@@ -57,7 +57,7 @@ class ResNet(nn.Module):
         depth: one of `DEPTHS`.
         width: multiplies every channel count; 1 is the published network.
         layer: makes a convolution with its batch normalisation, as `ConvBatchNorm` does.
-        remat: one of `REMATS`.
+        remat: one of `names.REMATS`.
     """
 
     depth: int

@@ -227,6 +227,13 @@ def test_coco_in_annotation_order_with_unlabelled(data_dir):
     assert labels == [[0, 1, -1], [-1, -1, -1], [0, -1, -1]]
 
 
+def test_tfds_says_nothing_of_its_own(data_dir, tmp_path, capsys):
+    """Its banners are two bold lines on stdout."""
+    source = TfdsSet("coco", ("train",), tfds_name="tiny_coco", data_dir=str(tmp_path))
+    assert len(source.examples("train")) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_prepared_and_read_back(data_dir, tmp_path):
     split = records.open_split(records.prepare(_voc(data_dir), tmp_path), "trainval")
     assert [record.image for record in split] == [_jpegs["000005"], _jpegs["000009"]]

@@ -1,0 +1,53 @@
+"""The names that options of a model take, and what is said of one that nobody knows.
+
+They stand here rather than with what they name, so that a wrong one is told before JAX is imported.
+"""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+from mlic_jax.errors import UsageError
+
+MODELS = ("mcar", "msrn", "pooled")
+BACKBONES = (
+    *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "mobilenet_v2",
+)
+POOLINGS = ("avg", "max", "gwp")
+LOCALIZERS = ("exact", "clean")
+HEADS = ("dense", "per_label")
+DTYPES = ("float32", "bfloat16")
+# What the backward pass computes again instead of keeping it: nothing, or what lies inside every
+# stage or every block.
+REMATS = ("none", "stage", "block")
+# Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
+# platform can) in a training step; the others for both.
+PRECISIONS = ("auto", "default", "high", "highest")
+
+LEAST_LIKE = 0.6  # of 1; less is another word
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'epochs'?` with the known name that is most like a word, "" if none is.
+
+    Of names with dots, as `optim.learning_rate`, the last part counts once more by itself.
+    """
+
+    def likeness(name: str) -> float:
+        pairs = ((word, name), (word.split(".")[-1], name.split(".")[-1]))
+        return sum(SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs) / 2
+
+    def rank(name: str) -> tuple[float, int]:  # of equals the one with more letters in place
+        return likeness(name), sum(a == b for a, b in zip(word, name, strict=False))
+
+    nearest = max(known, key=rank, default="")
+    return f"; did you mean {nearest!r}?" if likeness(nearest) >= LEAST_LIKE else ""
+
+
+def require_one_of(what: str, value: object, known: Iterable[str]) -> None:
+    """Raises UsageError for a value that is none of the known; it says which is nearest."""
+    known = tuple(known)
+    if value not in known:
+        near = did_you_mean(str(value), filter(None, known))
+        listed = ", ".join(name or "''" for name in known)
+        raise UsageError(f"{what} is {value!r}; known are {listed}{near}")
