@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.data.image_files import image_suffixes, printable
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files.atomic import (
     PARTIAL,
     finish_replacing,
@@ -41,7 +41,6 @@ from mlic_jax.predict.predictor import (
     even_batch_size,
     in_order,
     load_model,
-    reason,
 )
 from mlic_jax.reports.predictions import (
     ANNOTATED,
@@ -104,8 +103,7 @@ def predict_files(
         with contextlib.suppress(OSError):  # perhaps it cannot even be read
             if has_rows(out / PARTIAL):
                 kept = "; what was done is kept, and --resume goes on with it"
-        why = error.strerror or error
-        raise Failure(f"{printable(out)}: cannot be written ({why}){kept}") from error
+        raise Failure(f"{printable(out)}: cannot be written ({reason(error)}){kept}") from error
     table, annotated, page = (printable(out / name) for name in (TABLE, ANNOTATED, PAGE))
     print(f"table, photos and page: {table}, {annotated}, {page}")
     if failed:

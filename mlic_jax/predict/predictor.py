@@ -24,7 +24,7 @@ from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.runtime import devices
@@ -241,12 +241,6 @@ def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float
     threshold = PROTOCOLS[config.eval.protocol].threshold
     rule = f"the threshold of the protocol {config.eval.protocol}, {threshold:g}"
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule
-
-
-def reason(error: Exception) -> str:
-    """What went wrong with an image, in one line; an image's name is said elsewhere."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
