@@ -56,7 +56,7 @@ def test_every_image_is_scored_once_whatever_the_batches(scored, config):
 
 def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
     """Of a split that lost its last batch on the way no score file is made."""
-    score, batches = scored, run.pipeline.batches
+    score, batches = scored, scoring.pipeline.batches
     _, split = score(2)
     monkeypatch.setattr(scoring.pipeline, "batches", lambda *a, **k: list(batches(*a, **k))[:-1])
     monkeypatch.setattr(scoring.profiling, "profiled", lambda batches, *_: iter(batches))
