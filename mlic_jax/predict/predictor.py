@@ -199,8 +199,8 @@ class Predictor:
             UsageError: it is no photo.
             Failure, OSError, others: it cannot be read, see `photos.read_photo`.
         """
-        image = self.read(source)
-        return annotate_prediction(image, prediction or self(image))
+        image = self.read(source)  # which is upright, whatever its tag still says
+        return annotate_prediction(image, prediction or self(np.asarray(image)))
 
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""
@@ -340,10 +340,13 @@ def spread(batch_size: int, devices: int) -> tuple[int, int]:
     return used, share * used
 
 
-def even_batch_size(images: int, limit: int) -> int:
-    """The rows of a batch, at most `limit`, with which the fewest rows are padding."""
-    batches = -(-images // limit)
-    return -(-images // batches)
+def common_batch_size(images: int, limit: int) -> int:
+    """The rows of a batch: `limit`, or for few images a power of two that holds them all.
+
+    So a handful of programs, which are kept, serves every number of images; what the last batch
+    lacks is padding.
+    """
+    return min(limit, 1 << (images - 1).bit_length())
 
 
 def in_order(

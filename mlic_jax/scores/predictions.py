@@ -43,7 +43,7 @@ class Prediction:
     def found(self) -> str:
         """The labels with their probabilities in a few words, or why there are none."""
         if self.error is not None:
-            return f"not read: {self.error}"
+            return self.error
         if not self.labels:
             likeliest = sorted(self.scores, key=self.scores.get)[-1:]
             return "no label" + "".join(

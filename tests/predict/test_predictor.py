@@ -19,7 +19,13 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.predict.predictor import Predictor, box_in_photo, even_batch_size, load_model, spread
+from mlic_jax.predict.predictor import (
+    Predictor,
+    box_in_photo,
+    common_batch_size,
+    load_model,
+    spread,
+)
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.train import resume
@@ -205,7 +211,7 @@ def test_one_photo_gives_one_prediction_and_several_a_list(predictor, photos):
     assert first.scores == want.scores != second.scores
     missing = predictor("missing.jpg")
     assert (missing.file, missing.error) == ("missing.jpg", "No such file or directory")
-    assert str(missing) == "missing.jpg: not read: No such file or directory"
+    assert str(missing) == "missing.jpg: No such file or directory"
 
 
 @pytest.mark.parametrize("wrong", [3, None, [3], [None], np.zeros(3), [[photo] for photo in "ab"]])
@@ -291,6 +297,10 @@ def test_every_orientation_gives_the_upright_photo(predictor, photos, tmp_path, 
             assert [region.box for region in prediction.regions] == [
                 region.box for region in want.regions
             ]
+    sideways = paths[5]
+    assert predictor.annotated(sideways) == predictor.annotated(sideways, predictor(sideways))
+    sideways = paths[5]
+    assert predictor.annotated(sideways) == predictor.annotated(sideways, predictor(sideways))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's
@@ -455,10 +465,11 @@ def test_boxes_in_a_photo_touch_all_that_the_model_saw():
 
 
 @pytest.mark.parametrize(
-    ("images", "limit", "want"), [(1, 16, 1), (16, 16, 16), (17, 16, 9), (100, 16, 15), (3, 1, 1)]
+    ("images", "limit", "want"),
+    [(1, 16, 1), (2, 16, 2), (5, 16, 8), (16, 16, 16), (100, 16, 16), (3, 1, 1), (9, 12, 12)],
 )
-def test_batches_have_little_padding(images, limit, want):
-    assert even_batch_size(images, limit) == want
+def test_few_programs_serve_all_numbers_of_photos(images, limit, want):
+    assert common_batch_size(images, limit) == want
 
 
 @pytest.mark.parametrize(
