@@ -8,7 +8,8 @@ FOLDER holds the images in `train/` and `val/` and `instances_train.json`, `inst
 final evaluation both use `val` unless `--config.data.splits.test` names another split.
 
 The backbone is frozen, which a few hundred photos ask for and which is fast. For thousands:
-`--config.optim.multipliers.features=0.01 --config.freeze_statistics=False`.
+`--config.optim.multipliers.features=0.01 --config.freeze_statistics=False`, with C classes 0.8 / C.
+The rate is for 80 classes and goes with their number, see `rate_scale` in `mlic_jax/optim.py`.
 
 Unknown labels (`?`, crowds, difficult objects) count neither in training nor in evaluation.
 
@@ -41,6 +42,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.data.splits = {"train": "train", "val": "val", "test": "val"}
     config.loss.label_policy = "ignore"  # unknown labels, crowds
     config.optim.learning_rate = 0.3
+    config.optim.reference_classes = 80
     config.optim.multipliers.features = 0.0
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlic_jax import config_paths
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.runtime.checkpoint import (
@@ -126,7 +127,9 @@ def set_up(
 
 
 def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
-    """The configuration in a checkpoint's metadata; newer options have their defaults.
+    """The configuration in a checkpoint's metadata, with its files where they are now.
+
+    Newer options have their defaults.
 
     Raises:
         UsageError: it is of a backbone alone.
@@ -136,7 +139,7 @@ def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
             f"{path} holds a backbone alone ({metadata.get('arch', 'of an unknown kind')}), which "
             f"knows no classes: train from it with --config.init_from={path}"
         )
-    config, saved = default_config(), metadata["config"]
+    config, saved = default_config(), config_paths.located(metadata, run_of(Path(path)))
     with config.unlocked():
         for group, name in (option.split(".") for option in FREELY_NAMED):
             if name in saved.get(group, {}):  # not beside the default ones
@@ -195,7 +198,9 @@ def with_options(config: ConfigDict, options: Mapping[str, Any], path: Path) -> 
 
 def changes_between(old: ConfigDict, new: ConfigDict) -> Changes:
     """The options in which two configurations differ: {name: (old, new)}."""
-    return changed_options(json.loads(old.to_json()), json.loads(new.to_json()))
+    return changed_options(
+        *(config_paths.absolute(json.loads(one.to_json())) for one in (old, new))
+    )
 
 
 def deciding(changes: Changes) -> Changes:

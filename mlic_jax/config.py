@@ -57,30 +57,35 @@ def default_config() -> ConfigDict:
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 
     config.data = ConfigDict()
-    # scenes | tfds | nuswide | apparel, or own data: coco | voc | csv | jsonl | folders
+    # scenes | tfds | hub | nuswide | apparel, or own data: see --format of scripts/prepare_data.py
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
     config.data.prepared_dir = "prepared"
     config.data.root = ""  # where the files of a set lie
     # Below root: coco: the images of a split; others: all images, "" is root itself.
     config.data.image_dir = "{split}"
-    # Below root: coco: the annotations of a split, or of all; nuswide, csv, jsonl: the file of all
+    # Below root: coco: the annotations of a split, or of all; nuswide, tables: the file of all
     # splits; voc, own: the folder of XML files.
     config.data.annotations = "instances_{split}.json"
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
     config.data.crowds = "unknown"  # coco: what objects with iscrowd are: unknown | present
     config.data.label_separator = ""  # folders: between labels in a name; "": it is one label
-    config.data.cell_separator = ""  # csv: between labels in a cell; "": it is told
-    config.data.image_column = ""  # csv: of the paths; "": it is told
-    config.data.label_column = ""  # csv: of labels, or several of attributes; "": it is told
-    # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
-    # or `test`.
+    config.data.cell_separator = ""  # tables: between labels in a cell; "": it is told
+    config.data.image_column = ""  # tables: of the paths; "": it is told
+    config.data.label_column = ""  # tables: of labels, or several of attributes; "": it is told
+    config.data.sheet = ""  # xlsx: the sheet; "": the first
     config.data.merge_classes = False  # names that differ in case and blanks alone are one class
+    # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
+    # or `test`. 1: all of them, of which the next two are divided.
     config.data.train_share = 0.8
+    # The shares of the images to train on that are divided from them; 0: the set has that split.
+    config.data.val_share = 0.0
+    config.data.test_share = 0.0
     config.data.split_seed = 0
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
+    config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
     # msrn: a file of scripts/build_word_vectors.py, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
     config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
@@ -116,6 +121,9 @@ def default_config() -> ConfigDict:
     # 2017) | sqrt.
     config.optim.scaling = "none"
     config.optim.reference_batch = 16
+    # sgd: the rate is for so many classes and goes with their number, for the loss is their mean;
+    # 0: it is for any number (as released).
+    config.optim.reference_classes = 0
     # Of the model's top-level modules, `rest` of all that are not named; 0 freezes.
     config.optim.multipliers = ConfigDict({"features": 0.1, "rest": 1.0})
     config.optim.schedule = "step"  # step (as released) | cosine
@@ -277,6 +285,7 @@ def check_ranges(config: ConfigDict) -> None:
     least_zero = {
         "data.workers": config.data.workers,
         "optim.clip_norm": optim.clip_norm,
+        "optim.reference_classes": optim.reference_classes,
         "optim.weight_decay": optim.weight_decay,
         "optim.warmup_epochs": optim.warmup_epochs,
         "eval.min_positives": config.eval.min_positives,

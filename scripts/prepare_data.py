@@ -4,11 +4,12 @@
     python scripts/prepare_data.py --images photos --annotations labels.csv --name mydata \
         --init-from weights/mobilenet_v2
 
-Formats: COCO's JSON, VOC's XML, YOLO's text files, CSV or JSON Lines of images and labels, JSON of
-Label Studio, labelme, VIA, CreateML and MMPretrain, folders or lists by class, NUS-WIDE, Apparel.
+Formats: COCO's JSON, XML of VOC and CVAT, YOLO's text files, tables of images and labels (CSV,
+Parquet, Excel, JSON Lines), JSON of Label Studio, labelme, VIA, VoTT, CreateML and MMPretrain,
+folders or lists by class, CelebA, NUS-WIDE, Apparel, datasets of Hugging Face.
 The format is told from the files; --dry-run says what was told. Labels may be unknown: `?` in a
 CSV, crowds in COCO, difficult objects in VOC. A set without splits of its own is divided into train
-and val.
+and val, or with --val-share and --test-share into three; what a set has splits for is left alone.
 
 Written to --output: `<name>.py`, the recipe; `data_card.html`, a page to read first, and the same
 as JSON; `label_graph.npz` and, where there are any, `word_vectors.npz`, for MSRN.
@@ -29,8 +30,9 @@ from ml_collections import ConfigDict
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, check_config, default_config
+from mlic_jax.config_paths import beside, is_path, seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
-from mlic_jax.data.detect import FORMATS, Layout, detect, roles_of
+from mlic_jax.data.detect import FORMATS, Layout, detect, own_roles, roles_of
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
@@ -41,12 +43,14 @@ from mlic_jax.reports import data_card
 LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
 # Options of sources that are told from the files if nobody says them.
 TOLD = (
-    ("image_column", "NAME", "csv: the column of the photos; default: told"),
-    ("label_column", "NAME", "csv: the column of labels, or several of attributes: colour,shape"),
-    ("cell_separator", "TEXT", "csv: what is between labels in a cell; default: told"),
+    ("image_column", "NAME", "tables: the column of the photos; default: told"),
+    ("label_column", "NAME", "tables: the column of labels, or attributes: colour,shape"),
+    ("cell_separator", "TEXT", "tables: what is between labels in a cell; default: told"),
+    ("sheet", "NAME", "xlsx: the sheet; default: the first"),
     ("label_separator", "TEXT", "folders: between labels in a name, as _ in red_shirt"),
     ("crowds", "WHAT", "coco: objects with iscrowd are `unknown`, or `present` as CVAT means it"),
 )
+VAL_SHARE = 0.15  # of the images to train on, for a set with a test and nothing to choose on
 FINE_TUNED_FROM = 2000  # images to train on; with fewer a pretrained backbone stays as it is
 
 _COMMENTS = {
@@ -54,6 +58,7 @@ _COMMENTS = {
     "freeze_statistics": "with few images the backbone stays as it is",
     "model.threshold": "coarse maps: regions with some margin",
     "optim.multipliers.features": "0 freezes",
+    "optim.reference_classes": "the rate goes with the number of classes, see optim.rate_scale",
     "eval.top_n": "more regions than in training",
 }
 
@@ -65,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--images",
         metavar="DIR",
         required=True,
-        help="the folder of images, or of everything; for COCO also a pattern with {split}",
+        help="the folder of images, or of everything; for COCO also a pattern with {split}; "
+        "hf:owner/name[:configuration] for a dataset of the Hub, hf:FOLDER for one in a folder",
     )
     parser.add_argument(
         "--annotations",
@@ -91,9 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--split",
         type=float,
         metavar="SHARE",
-        help="the share of train, where the set has no splits of its own; default 0.8",
+        help="the share of train, where the set has no splits of its own and is divided in two; "
+        "default 0.8",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that division; default 0")
+    for role, more in (("val", f"; default {VAL_SHARE:g} where there is a test"), ("test", "")):
+        parser.add_argument(
+            f"--{role}-share",
+            type=float,
+            metavar="SHARE",
+            help=f"the share of the images, or of those of the set's own train, that is divided "
+            f"from them for {role}, where the set has no split for it{more}; 0: none",
+        )
+    parser.add_argument("--seed", type=int, default=0, help="of these divisions; default 0")
     parser.add_argument(
         "--keep-unlabelled",
         action="store_true",
@@ -141,8 +156,7 @@ def _run(options: argparse.Namespace) -> None:
     decided = plan.decisions(layout, source, options.format is not None)
     print("\n".join(decided))
     if options.dry_run:
-        own = "data.train_share" not in settings
-        print("\n".join(plan.preview(layout, source, settings["data.splits"], own)))
+        print("\n".join(plan.preview(layout, source, settings["data.splits"], origin(settings))))
         return
     vectors = find_word_vectors(options.word_vectors, source.class_names)
 
@@ -169,7 +183,7 @@ def _run(options: argparse.Namespace) -> None:
             vectors.save(vectors_file)
         write_text(output / "data_card.json", json.dumps(described | {"roles": roles}, indent=1))
         write_text(output / "data_card.html", page)
-        write_text(recipe, recipe_text(settings, train, roles, commands))
+        write_text(recipe, recipe_text(recipe, settings, train, roles, commands))
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
     print_summary(described, roles, output, commands, settings)
@@ -197,8 +211,6 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         UsageError: a value is out of range, or the splits of the set have no roles.
         Failure: the annotations are malformed.
     """
-    if options.split is not None and not 0 < options.split < 1:
-        raise UsageError(f"--split is {options.split:g}; it must be between 0 and 1")
     settings: dict[str, Any] = {
         "data.source": layout.format,
         "data.name": options.name,
@@ -211,13 +223,56 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         settings["data.keep_unlabelled"] = True
     if options.merge_classes:
         settings["data.merge_classes"] = True
-    own_splits = sources.create(configured(settings | {"data.splits": {}}).data).own_splits
-    if not own_splits:
-        settings["data.train_share"] = 0.8 if options.split is None else options.split
-        settings["data.split_seed"] = options.seed
-    elif options.split is not None:
+    source = sources.create(configured(settings | {"data.splits": {}}).data)
+    return settings | division_settings(options, source.own_splits)
+
+
+def division_settings(options: argparse.Namespace, own_splits: Sequence[str]) -> dict[str, Any]:
+    """The splits of a set, by role; what is divided, and how.
+
+    A set without splits is divided into train and val, or where a share of val or test is asked
+    for, into these and train. Of one with splits, those that it lacks are divided from its train:
+    a val always, where there is a test, and else what is asked for.
+
+    Raises:
+        UsageError: a share is out of range, or does not count; the splits have no roles.
+    """
+    if options.split is not None and not 0 < options.split < 1:
+        raise UsageError(f"--split is {options.split:g}; it must be between 0 and 1")
+    own, shares = own_roles(own_splits), {"val": options.val_share, "test": options.test_share}
+    for role, share in shares.items():
+        if share is not None and not 0 <= share < 1:
+            raise UsageError(f"--{role}-share is {share:g}; it must be 0, or between 0 and 1")
+        if share and role in own:
+            raise UsageError(f"--{role}-share does not count: the set has {own[role]} for {role}")
+    by_shares = any(share is not None for share in shares.values())
+    if own_splits and options.split is not None:
         print(f"--split does not count: the set has the splits {', '.join(own_splits)}")
-    return settings | {"data.splits": roles_of(own_splits)}
+    elif options.split is not None and by_shares:
+        raise UsageError(
+            "--split is for two splits; beside --val-share or --test-share leave it out"
+        )
+    seed = {"data.split_seed": options.seed}
+    if not (own_splits or by_shares):
+        share = 0.8 if options.split is None else options.split
+        return {"data.train_share": share, **seed, "data.splits": roles_of(())}
+    if shares["val"] is None and "val" not in own and ("test" in own or shares["test"]):
+        shares["val"] = VAL_SHARE
+    settings = {f"data.{role}_share": share for role, share in shares.items() if share}
+    if settings:
+        settings |= seed
+    if not own_splits:
+        settings["data.train_share"] = 1.0  # of which the others are divided
+    divided = [role for role, share in shares.items() if share]
+    return settings | {"data.splits": roles_of(own_splits or ("train",), divided)}
+
+
+def origin(settings: Mapping[str, Any]) -> str:
+    """Where the splits come from, in words."""
+    divided = [role for role in ("val", "test") if f"data.{role}_share" in settings]
+    if "data.train_share" in settings:
+        return "none of its own, it is divided"
+    return "the set's own" + "".join(f", and {role} divided from train" for role in divided)
 
 
 def start_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -277,7 +332,9 @@ def train_settings(train: Split, settings: Mapping[str, Any]) -> dict[str, Any]:
             "data.train_crop": "random_resized_crop",
             "freeze_statistics": few,
             "optim.learning_rate": 0.3,
-            "optim.multipliers.features": 0.0 if few else 0.01,
+            "optim.reference_classes": 80,
+            # A backbone serves all classes: its rate is 0.003, however many there are.
+            "optim.multipliers.features": 0.0 if few else round(0.8 / classes, 6),
         }
     return result | {
         "model.backbone": "resnet10",
@@ -319,13 +376,23 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
 
 
 def images_folder(settings: Mapping[str, Any]) -> Path:
-    """The folder of the images that are measured on."""
-    folder = Path(settings["data.root"], settings.get("data.image_dir", ""))
-    return Path(str(folder).replace("{split}", settings["data.splits"]["val"]))
+    """The folder of the images that are measured on, as a command is to name it here.
+
+    `photos`, if they are in no folder.
+    """
+    if settings["data.source"] == "hub":
+        return Path("photos")
+    folder = os.path.join(settings["data.root"], settings.get("data.image_dir", ""))
+    # What is divided from train lies among the images of train.
+    own = [role for role in ("val", "test") if f"data.{role}_share" not in settings]
+    split = settings["data.splits"][(*own, "train")[0]]
+    return Path(seen_from(".", folder.replace("{split}", split)))
 
 
 def count_unlisted(source: Source, settings: Mapping[str, Any]) -> int:
     """The image files that are in no split, though they lie where those of the splits do."""
+    if settings["data.source"] == "hub":
+        return 0
     listed = {example.image for split in source.splits for example in source.examples(split)}
     pattern = str(Path(settings["data.root"], settings.get("data.image_dir", "")))
     roots = {Path(pattern.replace("{split}", split)) for split in source.splits}
@@ -359,30 +426,38 @@ def command_lines(
 
 
 def recipe_text(
+    recipe: Path,
     settings: Mapping[str, Any],
     train: Split,
     roles: Mapping[str, str],
     commands: Mapping[str, str],
 ) -> str:
-    """The recipe, a Python file as those in configs/."""
+    """The recipe, a Python file as those in configs/, with paths relative to itself."""
     held_out = roles["val"] if roles["val"] == roles["test"] else f"{roles['val']}, {roles['test']}"
-    start = "from pretrained weights" if "init_from" in settings else "from random initialisation"
+    start, msrn = "from random initialisation", "--config.model.name=msrn"
+    if "init_from" in settings:  # at a rate that MSRN's dense layers do not bear
+        start = "from pretrained weights"
+        msrn += " --config.optim.name=adamw --config.optim.learning_rate=0.001"
     said = "\n\n".join(f"    {command}" for command in commands.values())
     docstring = (
         f"MCAR on {train.name}, {start}: {len(train.class_names)} classes, {len(train)} images to "
         f"train on.\n\n{said}\n\nValidated and evaluated on {held_out}. MSRN, with the label graph "
-        "beside this file: --config.model.name=msrn and\nanother --workdir. Written by "
-        "scripts/prepare_data.py; every option is in mlic_jax/config.py."
+        f"beside this file: {msrn} and\nanother --workdir. Paths are relative to this file. "
+        "Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
     )
     docstring = docstring.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     lines = []
     for option in sorted(settings, key=_section):
         comment = f"  # {_COMMENTS[option]}" if option in _COMMENTS else ""
-        lines.append(f"    config.{option} = {_literal(settings[option])}{comment}\n")
+        value = _literal(settings[option])
+        if is_path(option, settings[option]):
+            value = f"beside(__file__, {_literal(seen_from(recipe.parent, settings[option]))})"
+        lines.append(f"    config.{option} = {value}{comment}\n")
     return (
         f'"""{docstring}\n"""\n\n'
         "from ml_collections import ConfigDict\n\n"
-        "from mlic_jax.config import apply_variant, default_config\n\n\n"
+        "from mlic_jax.config import apply_variant, default_config\n"
+        f"from {beside.__module__} import beside\n\n\n"
         "def get_config(variant: str | None = None) -> ConfigDict:\n"
         f'    """The recipe that prepare_data.py chose for {len(train)} images."""\n'
         "    config = default_config()\n"

@@ -93,10 +93,12 @@ def fresh_run() -> Callable:
     from mlic_jax.train.resume import run_metadata
     from mlic_jax.train.start import initial_variables
 
-    def make(config):
+    def make(config, workdir=Path()):
         split = sources.open_splits(config.data)["train"]
         model = create_model(config.model, len(split.class_names))
-        return jax.device_get(initial_variables(model, config)), run_metadata(config, split)
+        return jax.device_get(initial_variables(model, config)), run_metadata(
+            config, split, workdir
+        )
 
     return make
 

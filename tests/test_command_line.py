@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -108,6 +109,10 @@ def hushed(monkeypatch):
     for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, hook, getattr(module, hook))
     hush_strays()
+    # A shell starts what it runs in the background deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Stray:

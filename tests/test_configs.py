@@ -99,6 +99,7 @@ def test_the_one_variant_with_rates_of_its_own():
         ("optim.warmup_epochs", -1.0, "optim.warmup_epochs is -1.0; it must be at least 0"),
         ("optim.warmup_epochs", 3.0, "optim.warmup_epochs is 3, of 2 epochs"),
         ("optim.scaling", "cubic", "optim.scaling is 'cubic'; known are 'none', 'linear', 'sqrt'"),
+        ("optim.reference_classes", -80, "optim.reference_classes is -80; it must be at least 0"),
         ("optim.floor", 0.1, "optim.floor is for optim.schedule cosine, not step"),
         ("loss.label_smoothing", 1.0, "loss.label_smoothing is 1.0; it must be at least 0 and"),
         ("seed", 2**31, "seed is 2147483648; it must be at least 0 and below 2^31"),

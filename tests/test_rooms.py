@@ -14,7 +14,7 @@ STOREYS = (
     ("train",),
     ("evaluate", "predict"),
     ("reports", "checkpoint_config"),
-    ("config",),
+    ("config", "config_paths"),
     ("metrics", "scores"),
     ("data", "runtime"),
     ("models",),

@@ -8,7 +8,7 @@
 INPUT is a `.safetensors` file, a `.pth`, `.pt` or `.pth.tar` file (which needs the extra `torch`),
 or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` of a repository of the Hugging Face Hub
 (which needs the extra `hub` and a network). What it holds is told from names and shapes, see
-`name_tables.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, or a d-li14 or
+`layouts.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, or a d-li14 or
 tonylins MobileNetV2), from which a model can start training; or a whole MCAR or MSRN, which can be
 evaluated and used at once. Of those `--classes` names the classes in the order that INPUT has,
 `--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
@@ -45,14 +45,9 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import written_whole
 from mlic_jax.models import POOLINGS
 from mlic_jax.runtime.checkpoint import load_weights, save_weights
+from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.classes import reorder
-from weight_conversion.name_tables import (
-    Match,
-    detect,
-    to_flax,
-    to_torch,
-    with_dead_tensors,
-)
+from weight_conversion.matching import Match, detect
 from weight_conversion.reading import locate, open_tensors
 
 MODELS = ("mcar", "msrn")  # layouts of whole models, and their `config.model.name`

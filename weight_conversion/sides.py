@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import label_inputs
 from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.data.transforms import Range
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.inputs import normalise
@@ -27,8 +28,8 @@ from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.step import TrainState, make_train_step
+from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
-from weight_conversion.name_tables import to_torch, with_dead_tensors
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [B, S, S, 3], labels int8 [B, C]
@@ -53,6 +54,8 @@ class Checkpoint:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    upright: bool = False  # whether photos were turned in training as their EXIF orientation says
+    value_range: Range | None = None  # of those of more than 8 bits, see `transforms.decode`
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] to what both models take, float32."""
@@ -85,6 +88,8 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
         image_size=size,
         mean=tuple(preprocessing.get("mean", IMAGENET_MEAN)),
         std=tuple(preprocessing.get("std", IMAGENET_STD)),
+        upright=info.get("config", {}).get("data", {}).get("upright", False),
+        value_range=tuple(preprocessing.get("range") or ()) or None,
     )
 
 

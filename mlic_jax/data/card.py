@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mlic_jax.data import co_occurrence, look_alikes
 from mlic_jax.data.records import Split
 from mlic_jax.data.sources import merge
+from mlic_jax.data.sources.split_names import role_of
 from mlic_jax.data.transforms import orientation
 
 NEARLY_ALL = 0.95  # the share of images from which on a class says little
@@ -178,11 +179,7 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
                 f"{split}: {_photos(len(misfits))} boxes that do not fit the picture, or were "
                 f"drawn on one of another size; what is outside is cut off: {_some(misfits)}"
             )
-    if roles["val"] == roles["test"]:
-        notes.append(
-            f"{roles['val']} serves as validation and as test: the checkpoint is chosen on the "
-            "images that results are reported on. For results to publish, give the set three splits"
-        )
+    notes += filter(None, [no_third_split(roles)])
     unknown = sum(sum(part["unknown"]) for part in card["splits"].values())
     if unknown:
         total = len(card["class_names"]) * sum(part["images"] for part in card["splits"].values())
@@ -207,6 +204,18 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
             "(data.range)"
         )
     return [("problem", text) for text in problems] + [("note", text) for text in notes]
+
+
+def no_third_split(roles: Mapping[str, str]) -> str:
+    """What to say of one split for validation and test, and how to divide another; "" of two."""
+    if roles["val"] != roles["test"]:
+        return ""
+    lacking = "val" if role_of(roles["test"]) == "test" else "test"
+    return (
+        f"there is no split for {lacking}: {roles['val']} serves as validation and as test, the "
+        "checkpoint is chosen on the images that results are reported on. For results to publish "
+        f"divide one from train: --{lacking}-share 0.15"
+    )
 
 
 def _scarce_negatives(split: str, part: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:

@@ -5,16 +5,18 @@ annotations, as far as it takes to tell, and no image. How a format is told stan
 source.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mlic_jax.data.image_files import visible
 from mlic_jax.data.sources import (
     apparel,
+    celeba,
     coco,
     exports,
     folders,
+    hub,
     lists,
     nuswide,
     table,
@@ -30,13 +32,19 @@ FORMATS: dict[str, Format] = {
     "voc": voc_layout.FORMAT,
     "yolo": yolo.FORMAT,
     "lists": lists.FORMAT,
+    "celeba": celeba.FORMAT,
     **exports.FORMATS,
     "csv": nuswide.CSV,
     "jsonl": table.JSONL,
+    "parquet": table.PARQUET,
+    "xlsx": table.XLSX,
     "nuswide": nuswide.FORMAT,
     "apparel": apparel.FORMAT,
     "folders": folders.FORMAT,
+    "hub": hub.FORMAT,
 }
+# Of which anything may be a table, but is hardly the annotations where there are others.
+_SHEETS = ("parquet", "xlsx")
 _FOLDERS = ("apparel", "folders")  # what is left if there are no annotations
 
 
@@ -49,7 +57,8 @@ def detect(
     """Finds out how own data lie. Where nothing is told, it looks one level down.
 
     Args:
-        images: the folder of images or of everything, or a pattern with `{split}` in it.
+        images: the folder of images or of everything, or a pattern with `{split}` in it; or
+            `hf:` and the name of a dataset of the Hub, or the folder of one.
         annotations: the file of annotations, a pattern of such files, or a folder of them (VOC,
             YOLO); None looks for it in `images`.
         format: a key of `FORMATS`, or None to tell it from the files.
@@ -60,13 +69,14 @@ def detect(
             of `format`; the format takes no such option.
         Failure: a file that was looked into is malformed.
     """
-    for option, path in (("--images", images), ("--annotations", annotations)):
+    of_hub = images.startswith(hub.PREFIX)
+    for option, path in (("--images", None if of_hub else images), ("--annotations", annotations)):
         if path is not None and not Path(fixed_part(path)).exists():
             raise UsageError(f"{option} {path}: there is no such file or folder")
-    if SPLIT not in images and not Path(images).is_dir():
+    if not of_hub and SPLIT not in images and not Path(images).is_dir():
         raise UsageError(f"--images {images} is not a folder")
     paths = Path(images), None if annotations is None else Path(annotations)
-    told = dict(told or {})
+    told, format = dict(told or {}), format or ("hub" if of_hub else None)
     layout = _one_of(*paths, format, told) or _one_level_down(*paths, format, told)
     if layout is None and format is not None:
         raise UsageError(f"--format {format} needs {FORMATS[format].needs}; {_place(*paths)}")
@@ -90,8 +100,8 @@ def _one_of(
     """The layout of the one format there is in a folder."""
     if format is not None:
         return FORMATS[format].find(images, annotations, told)
-    annotated = [name for name in FORMATS if name not in _FOLDERS]
-    for candidates in (annotated, _FOLDERS):
+    annotated = [name for name in FORMATS if name not in (*_SHEETS, *_FOLDERS)]
+    for candidates in (annotated, _SHEETS, _FOLDERS):
         found = [
             layout for name in candidates if (layout := _find(name, images, annotations, told))
         ]
@@ -137,7 +147,7 @@ def _one_level_down(
     return None
 
 
-def roles_of(splits: Sequence[str]) -> dict[str, str]:
+def roles_of(splits: Sequence[str], divided: Collection[str] = ()) -> dict[str, str]:
     """Which split plays which role: train, val (chooses the checkpoint) and test.
 
     Told from the names. A set without splits is to be divided into train and val. Where there is no
@@ -145,20 +155,31 @@ def roles_of(splits: Sequence[str]) -> dict[str, str]:
 
     Args:
         splits: of the set's own; none if it has none.
+        divided: the roles of splits that are divided from train; they are named after them.
 
     Raises:
         UsageError: they do not tell.
     """
-    splits = splits or ("train", "val")
-    train = _of_role(splits, "train", ("trainval",))
-    val = _of_role(splits, "val", ("valid", "validation", "dev", "eval"))
-    test = _of_role(splits, "test")
-    if train is None or not (val or test):
+    splits = splits or ("train", *(divided or ["val"]))
+    roles = {role: role for role in divided} | own_roles(splits)
+    if "train" not in roles or len(roles) == 1:
         raise UsageError(
             f"the splits of the set are {', '.join(splits)}; there must be one whose name begins "
             "with train, and one with val or test. A set that names no splits is divided"
         )
-    return {"train": train, "val": val or test, "test": test or val}
+    val, test = roles.get("val"), roles.get("test")
+    return {"train": roles["train"], "val": val or test, "test": test or val}
+
+
+def own_roles(splits: Sequence[str]) -> dict[str, str]:
+    """Those of the roles that the splits of a set have names for.
+
+    Raises:
+        UsageError: several have one for the same.
+    """
+    usual = {"train": ("trainval",), "val": ("valid", "validation", "dev", "eval"), "test": ()}
+    roles = {role: _of_role(splits, role, others) for role, others in usual.items()}
+    return {role: split for role, split in roles.items() if split}
 
 
 def _of_role(splits: Sequence[str], role: str, others: Sequence[str] = ()) -> str | None:

@@ -72,8 +72,8 @@ def is_image(path: Path) -> bool:
 
 
 def is_junk(path: Path) -> bool:
-    """Whether a file or folder is hidden, or one that an operating system leaves everywhere."""
-    return path.name.startswith(".") or path.name.lower() in _JUNK
+    """Whether a file or folder is hidden, or left by an operating system or, as ~$, by Excel."""
+    return path.name.startswith((".", "~$")) or path.name.lower() in _JUNK
 
 
 def visible(folder: Path) -> list[Path]:

@@ -1,11 +1,12 @@
 """What would be made of own data, in words: before anything is written, and for the data card."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mlic_jax.data import card
 from mlic_jax.data.detect import FORMATS
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example, Source
@@ -23,8 +24,8 @@ def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
         source: made of it.
         said: whether a person named the format.
     """
-    root = layout.options["root"]
-    places = {"photos": layout.options.get("image_dir", "")}
+    root = layout.options.get("root", "")
+    places = {"photos": layout.options.get("image_dir", "")} if root else {}
     if "annotations" in layout.options:
         places["annotations"] = layout.options["annotations"]
     sentences = [
@@ -36,33 +37,32 @@ def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
     return [text.encode("utf-8", "backslashreplace").decode() for text in sentences]
 
 
-def preview(layout: Layout, source: Source, roles: Mapping[str, str], own: bool) -> list[str]:
+def preview(layout: Layout, source: Source, roles: Mapping[str, str], origin: str) -> list[str]:
     """The splits, the classes with counts, the first photos with their labels; a line each.
 
     Args:
         layout, source: see `decisions`.
         roles: train, val and test -> split.
-        own: whether these splits are the set's own.
+        origin: where the splits come from, in words.
     """
-    examples = {split: source.examples(split) for split in dict.fromkeys(roles.values())}
-    lines = ["splits: the set's own" if own else "splits: none of its own, it is divided"]
-    for split, part in examples.items():
-        used_for = ", ".join(role for role in roles if roles[role] == split)
-        lines.append(f"  {split} ({used_for}): {len(part):,} photos")
-    everything = [example for part in examples.values() for example in part]
     names = source.class_names
-    labels = np.array([example.labels for example in everything]).reshape(-1, len(names))
-    lines.append(f"{len(names)} classes, with the photos that show them:")
-    for name, column in list(zip(names, labels.T, strict=True))[:_CLASSES]:
-        unknown = int((column == 0).sum())
-        more = f", unknown in {unknown:,}" if unknown else ""
-        lines.append(f"  {name}: {int((column > 0).sum()):,}{more}")
-    if len(names) > _CLASSES:
-        lines.append(f"  and {len(names) - _CLASSES} more")
-    lines.append("the first photos:")
-    lines += [f"  {_labels(example, names)}" for example in everything[:_PHOTOS]]
-    files = [example.image for example in everything if isinstance(example.image, Path)]
-    missing = [printable(file) for file in files if not file.is_file()]
+    lines = [f"splits: {origin}"]
+    labels, first, missing = {}, [], []
+    for split in dict.fromkeys(roles.values()):
+        examples = source.examples(split)
+        used_for = ", ".join(role for role in roles if roles[role] == split)
+        lines.append(f"  {split} ({used_for}): {len(examples):,} photos")
+        of_split = []
+        for example in examples:  # one at a time: they may hold their images
+            of_split.append(example.labels)
+            if len(first) < _PHOTOS:
+                first.append(f"  {_labels(example, names)}")
+            if isinstance(example.image, Path) and not example.image.is_file():
+                missing.append(printable(example.image))
+        labels[split] = np.array(of_split).reshape(-1, len(names))
+    lines += [f"  {text}" for text in (card.no_third_split(roles),) if text]
+    lines += _counts(names, labels)
+    lines += ["the first photos:", *first]
     if missing:
         lines.append(f"{len(missing):,} photos are not there: {listing(missing)}")
     options = ("format", "images", "annotations", *FORMATS[layout.format].takes)
@@ -70,7 +70,25 @@ def preview(layout: Layout, source: Source, roles: Mapping[str, str], own: bool)
     return [*lines, f"If any of this is wrong: {said}"]
 
 
+def _counts(names: Sequence[str], labels: Mapping[str, np.ndarray]) -> list[str]:
+    """How often each class is present in int8 [N, C] of each split, and where it never is."""
+    everything = np.concatenate(list(labels.values()))
+    lines = [f"{len(names)} classes, with the photos that show them:"]
+    for name, column in list(zip(names, everything.T, strict=True))[:_CLASSES]:
+        unknown = int((column == 0).sum())
+        more = f", unknown in {unknown:,}" if unknown else ""
+        lines.append(f"  {name}: {int((column > 0).sum()):,}{more}")
+    if len(names) > _CLASSES:
+        lines.append(f"  and {len(names) - _CLASSES} more")
+    for split, of_split in labels.items():
+        never = [names[c] for c in np.flatnonzero(~(of_split > 0).any(axis=0))]
+        if never:
+            lines.append(f"{split} shows no photo of {listing(never)}")
+    return lines
+
+
 def _labels(example: Example, names: tuple[str, ...]) -> str:
     shown = [name for name, label in zip(names, example.labels, strict=True) if label > 0]
     unsure = [f"{name}?" for name, label in zip(names, example.labels, strict=True) if label == 0]
-    return f"{printable(example.image)}: {', '.join(shown + unsure) or 'none of them'}"
+    photo = printable(example.image) if isinstance(example.image, Path) else example.image_id
+    return f"{photo}: {', '.join(shown + unsure) or 'none of them'}"

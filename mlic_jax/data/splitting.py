@@ -1,7 +1,7 @@
 """Divides a set that has no splits of its own, so that rare labels are on both sides."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -23,7 +23,7 @@ def divide(
     """The images of the splits that are asked for, of a set that has no splits of its own.
 
     "train" has the share of the images that `stratified_split` chooses; "val" or "test", of which
-    only one can be asked for, has the rest.
+    only one can be asked for, has the rest. A share of 1 leaves no rest: "train" has all.
 
     Args:
         set_name: how a message names the set.
@@ -42,6 +42,8 @@ def divide(
             f"set {set_name} has no splits of its own, so it is divided into train and either val "
             f"or test; asked for: {', '.join(splits)}"
         )
+    if share == 1 and not held_out:
+        return {"train": np.ones(len(image_ids), bool)}
     train = stratified_split(image_ids, labels, share, seed)
     return {split: train == (split == "train") for split in splits}
 
@@ -59,6 +61,32 @@ def divide_examples(source: Source, examples: Sequence[Example]) -> dict[str, li
         source.description["split_seed"],
     )
     return {split: [examples[i] for i in np.flatnonzero(of)] for split, of in division.items()}
+
+
+def stratified_parts(
+    image_ids: Sequence[str],
+    labels: np.ndarray,
+    shares: Mapping[str, float],
+    rest: str,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Divides images into any number of parts, one after the other by `stratified_split`.
+
+    Args:
+        image_ids, labels, seed: see `stratified_split`.
+        shares: part -> its share of all images; together they are below 1.
+        rest: the part that has all other images; what single positives there are, are here.
+
+    Returns:
+        Part -> the positions of its images, int [K], ascending.
+    """
+    parts, left, share_left = {}, np.arange(len(image_ids)), 1.0
+    for part in sorted(shares):
+        kept_share = 1 - shares[part] / share_left
+        kept = stratified_split([image_ids[i] for i in left], labels[left], kept_share, seed)
+        parts[part], left = left[~kept], left[kept]
+        share_left -= shares[part]
+    return {**parts, rest: left}
 
 
 def stratified_split(

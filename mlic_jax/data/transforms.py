@@ -86,7 +86,7 @@ def decode(encoded: bytes, upright: bool = False, value_range: Range | None = No
         Failure: not an image, cut short, larger than Pillow's limit on pixels, or of 32 bits
             without a range.
     """
-    return _opened(encoded, lambda image: to_rgb(image, upright, value_range))
+    return opened(encoded, lambda image: to_rgb(image, upright, value_range))
 
 
 def look(encoded: bytes) -> Look:
@@ -96,23 +96,29 @@ def look(encoded: bytes) -> Look:
         Failure: see `decode`; of 32-bit pixels none is finite.
     """
 
-    def seen(image: Image.Image) -> Look:
-        image.load()  # before the orientation is read, see `to_rgb`
-        turned = orientation(image)
-        if not _is_deep(image):
-            to_rgb(image)
-            return Look(image.height, image.width, turned)
-        values = np.asarray(image)
-        values = values[np.isfinite(values)]
-        if not values.size:
-            raise Failure("cannot decode the image: none of its pixels is a finite number")
-        extent = float(values.min()), float(values.max())
-        return Look(image.height, image.width, turned, extent, image.mode != "F")
-
-    return _opened(encoded, seen)
+    return opened(encoded, _look)
 
 
-def _opened(encoded: bytes, use: Callable[[Image.Image], Result]) -> Result:
+def _look(image: Image.Image) -> Look:
+    image.load()  # before the orientation is read, see `to_rgb`
+    turned = orientation(image)
+    if not _is_deep(image):
+        to_rgb(image)
+        return Look(image.height, image.width, turned)
+    values = np.asarray(image)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        raise Failure("cannot decode the image: none of its pixels is a finite number")
+    extent = float(values.min()), float(values.max())
+    return Look(image.height, image.width, turned, extent, image.mode != "F")
+
+
+def opened(encoded: bytes, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the image that Pillow finds in the bytes of a file.
+
+    Raises:
+        Failure: see `decode`, whatever Pillow and `use` raise.
+    """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -145,6 +151,16 @@ def common_range(looks: Iterable[Look]) -> Range | None:
     greatest = max(look.extent[1] for look in deep)
     usual = [2.0**bits - 1 for bits in _DEPTHS] if all(look.whole for look in deep) else [1.0]
     return min(least, 0.0), next((white for white in usual if greatest <= white), greatest)
+
+
+def range_of(image: Image.Image) -> Range | None:
+    """The range of one image, told from it alone as `common_range` does; None: it has 8 bits.
+
+    Raises:
+        Failure: none of its pixels is finite.
+        Others: Pillow's, where it is not loaded yet and cannot be.
+    """
+    return common_range([_look(image)]) if _is_deep(image) else None
 
 
 def turn_boxes(boxes: np.ndarray, look: Look) -> np.ndarray:

@@ -5,7 +5,8 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import IO, Any
 
 import jax
@@ -21,6 +22,7 @@ Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | jax.
 
 MOST_FETCHED = 50 * 2**20  # bytes of what lies at an address
 PATIENCE = 30.0  # seconds, for an answer and for all of it
+UPRIGHT = partial(transforms.to_rgb, upright=True)
 
 _ADDRESS = re.compile(r"([a-z][a-z\d+.-]*)://", re.IGNORECASE)
 _BYTES = (bytes, bytearray, memoryview)
@@ -58,14 +60,15 @@ def name_of(source: Source) -> str:
     return printable(name) if isinstance(name, (str, os.PathLike)) else ""
 
 
-def read_photo(source: Source, value_range: transforms.Range | None = None) -> Image.Image:
+def read_photo(
+    source: Source, to_rgb: Callable[[Image.Image], Image.Image] = UPRIGHT
+) -> Image.Image:
     """A photo as a model is to see it: RGB, turned as its EXIF orientation says.
 
     Args:
         source: a path; an address that begins with http:// or https://; the bytes of a file, or
             one that is open for reading bytes; a PIL image; or an array, see `from_array`.
-        value_range: what is black and what white of photos of more than 8 bits, see
-            `transforms.decode`.
+        to_rgb: what makes that of an opened image, as `transforms.to_rgb` does.
 
     Raises:
         UsageError: it is something else.
@@ -73,18 +76,18 @@ def read_photo(source: Source, value_range: transforms.Range | None = None) -> I
         Others: of a PIL image that is not loaded yet and of files of others, nearly anything.
     """
     if isinstance(source, Image.Image):
-        return transforms.to_rgb(source, upright=True, value_range=value_range)
+        return to_rgb(source)
     if isinstance(source, str) and _ADDRESS.match(source):
         encoded = fetch(source)
     elif isinstance(source, (str, os.PathLike)):
         encoded = read_image_file(source)
     elif hasattr(source, "shape") and not isinstance(source, _BYTES):
-        return transforms.to_rgb(from_array(source), value_range=value_range)
+        return to_rgb(from_array(source))
     else:
         encoded = source.read() if hasattr(source, "read") else source
         if not isinstance(encoded, _BYTES):
             raise _no_photo(source)
-    return transforms.decode(bytes(encoded), upright=True, value_range=value_range)
+    return transforms.opened(bytes(encoded), to_rgb)
 
 
 def from_array(array: np.ndarray | jax.Array) -> Image.Image:

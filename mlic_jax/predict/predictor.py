@@ -68,7 +68,7 @@ class Predictor:
         temperature: see above.
         rule: in words, what the thresholds are.
         value_range: what is black and what white of photos of more than 8 bits, as in training;
-            None: it knew none, see `transforms.decode`.
+            None: there were none in training; it is told from each photo then, which is printed.
         batch_size: photos that are looked at together. A batch of fewer is filled up, and so are
             those that the devices do not divide: one compilation serves all.
     """
@@ -88,6 +88,7 @@ class Predictor:
         self.class_names = tuple(metadata["class_names"])
         value_range = metadata.get("preprocessing", {}).get("range")
         self.value_range = tuple(value_range) if value_range else None
+        self._ranges_told: set[transforms.Range] = set()
         self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
         model = create_eval_model(config, len(self.class_names), variables)
         used, self._rows = spread(batch_size, jax.local_device_count())
@@ -186,7 +187,7 @@ class Predictor:
 
     def read(self, source: Source) -> Image.Image:
         """A photo as the model is to see it; see `photos.read_photo`, also for what it raises."""
-        return read_photo(source, self.value_range)
+        return read_photo(source, lambda image: self._to_rgb(image, name_of(source)))
 
     def annotated(self, source: Source, prediction: Prediction | None = None) -> Image.Image:
         """A photo with its labels and their regions drawn, which a notebook shows.
@@ -201,6 +202,17 @@ class Predictor:
         """
         image = self.read(source)  # which is upright, whatever its tag still says
         return annotate_prediction(image, prediction or self(np.asarray(image)))
+
+    def _to_rgb(self, image: Image.Image, name: str) -> Image.Image:
+        value_range = self.value_range or transforms.range_of(image)
+        if value_range not in (None, self.value_range, *self._ranges_told):
+            self._ranges_told.add(value_range)
+            black, white = value_range
+            print(
+                f"{name or 'a photo'} has more than 8 bits, and the model was trained "
+                f"on none such: black is {black:g} and white {white:g}, as its pixels look"
+            )
+        return transforms.to_rgb(image, upright=True, value_range=value_range)
 
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""

@@ -23,7 +23,7 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_eval_step
 from mlic_jax.train import resume
-from mlic_jax.train.optim import batch_scale, create_optimizer, create_schedule
+from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.start import initial_variables, label_constants, start_weights
 from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
 from mlic_jax.train.step_log import StepLog
@@ -81,9 +81,9 @@ def train(
     constants = label_constants(config, splits["train"])
     model = create_model(config.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = create_eval_model(config, num_classes, constants)
-    scale = batch_scale(config.optim, config.batch_size)
+    scale = rate_scale(config.optim, config.batch_size, num_classes)
     schedule = create_schedule(config.optim, epoch_steps, config.epochs, scale)
-    metadata = resume.run_metadata(config, splits["train"])
+    metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
             print(f"set aside in {workdir / checkpoint.DAMAGED}: {finding}")

@@ -1,14 +1,17 @@
 """Going on with a run: what its checkpoint says of itself, and what may differ now."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlic_jax import config_paths
 from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
+from mlic_jax.runtime.checkpoint import run_of
 from mlic_jax.scores import scoring
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
@@ -16,10 +19,11 @@ from mlic_jax.scores import scoring
 FREE = (*HOW, "eval.min_positives", "calibration")
 
 
-def run_metadata(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its arrays."""
+def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
+    """What a checkpoint of the run in `workdir` says of itself beside its arrays."""
     return {
-        "config": json.loads(config.to_json()),
+        "config": config_paths.absolute(json.loads(config.to_json())),
+        "folder": os.path.abspath(workdir),  # from which those paths are seen, should all move
         "class_names": list(split.class_names),
         "preprocessing": {
             "image_size": config.data.image_size,
@@ -66,7 +70,7 @@ def check_resumable(
                 f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
                 f"{value!r}: resuming would not be exact; use the same or another --workdir"
             )
-    changes = changed_options(saved["config"], current["config"])
+    changes = changed_options(config_paths.located(saved, run_of(path)), current["config"])
     grave = {name: values for name, values in changes.items() if not _is_free(name, current)}
     if grave and not allow_changes:
         raise UsageError(

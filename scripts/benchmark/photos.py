@@ -74,6 +74,7 @@ class _Source:
 
     name, splits = "photos", ("test",)
     class_names = tuple(f"class {c:02d}" for c in range(CLASSES))
+    annotation_files = ()
 
     def __init__(self, encoded: Sequence[bytes], labels: np.ndarray):
         self.description = {"kind": "photos", "images": len(encoded)}

@@ -242,6 +242,7 @@ def results(workdir: Path) -> dict[str, Any]:
             ("latest", latest_checkpoint(workdir)),
         ):
             variables, metadata = load_weights(folder)
+            del metadata["folder"]  # where the run is
             found |= {f"{kind} step": folder.name, f"{kind} metadata": metadata}
             for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
                 found[f"{kind}{jax.tree_util.keystr(path)}"] = leaf

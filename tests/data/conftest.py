@@ -35,6 +35,7 @@ class _ToySource:
     contents: dict[str, list[records.Example]]
     class_names: tuple[str, ...] = ("ant", "bee", "cat")
     description: dict = dataclasses.field(default_factory=lambda: {"kind": "toy"})
+    annotation_files: tuple = ()
 
     @property
     def splits(self):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlic_jax.config import default_config
 from mlic_jax.data import records, sources, transforms
-from mlic_jax.data.records import changes, stamps, writing
+from mlic_jax.data.records import changes, shards, stamps, writing
 from mlic_jax.errors import Failure, UsageError
 
 PHOTOS = ("a", "b", "c", "d")
@@ -117,6 +117,80 @@ def test_a_photo_that_was_turned_in_place_is_prepared_again_and_it_alone(
     assert capsys.readouterr().out == ""
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """The ids of the images whose records are written, of shards of two."""
+    image_ids, encoded = [], writing._encoded
+    monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr(
+        writing, "_encoded", lambda *given: image_ids.append(given[0].image_id) or encoded(*given)
+    )
+    return image_ids
+
+
+def _in_one_split(data, jpeg, count):
+    names = [f"{i}.jpg" for i in range(count)]
+    rows = "".join(f"{name},{('cat', 'dog')[i % 2]},train\n" for i, name in enumerate(names))
+    with open(os.path.join(data.root, "labels.csv"), "w") as table:
+        table.write(f"image,labels,split\n{rows}")
+    for i, name in enumerate(names):
+        with open(os.path.join(data.root, name), "wb") as file:
+            file.write(jpeg(i))
+    with data.unlocked():
+        data.splits = {"train": "train"}
+    return names
+
+
+def test_of_a_split_those_parts_are_written_again_that_changed(data, jpeg, written, capsys):
+    names = _in_one_split(data, jpeg, 7)
+    directory = sources.open_splits(data)["train"].directory
+
+    def numbers_of_files():
+        return [file.stat().st_ino for file in sorted(directory.glob("*array_record*"))]
+
+    assert written == names
+    before = numbers_of_files()
+    for name in ("2", "6"):
+        with open(_photo(data, name), "wb") as file:
+            file.write(jpeg(9))
+    written.clear()
+    split = sources.open_splits(data)["train"]
+    assert written == ["2.jpg", "3.jpg", "6.jpg"]
+    assert "as before: 2 of 4 parts of train" in capsys.readouterr().out
+    after = numbers_of_files()
+    assert [k for k in range(4) if before[k] == after[k]] == [0, 2]
+    for i, name in enumerate(names):
+        with open(os.path.join(data.root, name), "rb") as photo:
+            assert split[i].image == photo.read()
+
+    _edit(data, "3.jpg,dog", "3.jpg,cat")  # a label, and then one photo less
+    written.clear()
+    assert sources.open_splits(data)["train"][3].labels.tolist() == [1, -1]
+    assert written == ["2.jpg", "3.jpg"]
+    _edit(data, "4.jpg,cat,train\n", "")
+    written.clear()
+    split = sources.open_splits(data)["train"]
+    assert written == ["5.jpg", "6.jpg"]
+    assert [record.image_id for record in split] == [*names[:4], *names[5:]]
+
+
+def test_no_part_is_kept_that_is_damaged_or_of_another_division(data, jpeg, written, monkeypatch):
+    names = _in_one_split(data, jpeg, 5)
+    directory = sources.open_splits(data)["train"].directory
+    shard = directory / "own-train.array_record-00001"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    _edit(data, "0.jpg,cat", "0.jpg,dog")
+    written.clear()
+    sources.open_splits(data)
+    assert written == names[:4]
+    monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 3)
+    _edit(data, "0.jpg,dog", "0.jpg,cat")
+    written.clear()
+    split = sources.open_splits(data)["train"]
+    assert written == names
+    assert [record.image_id for record in split] == names
+
+
 def test_times_alone_are_noted_once(data, monkeypatch, capsys):
     directory = sources.open_splits(data)["train"].directory
     for name in (*PHOTOS, "../own/labels"):
@@ -199,10 +273,10 @@ def test_a_new_photo_in_a_class_folder(tmp_path, jpeg, capsys):
     assert len(sources.open_splits(data)["train"]) == 2
     (tmp_path / "own" / "train" / "dog" / "c.jpg").write_bytes(jpeg(3))
     assert len(sources.open_splits(data)["train"]) == 3
-    assert "the images or labels of train changed" in capsys.readouterr().out
+    assert "prepared again: train/dog changed\n" in capsys.readouterr().out
     (tmp_path / "own" / "train" / "dog").rename(tmp_path / "own" / "train" / "wolf")
     assert sources.open_splits(data)["train"].class_names == ("cat", "wolf")
-    assert "prepared again: the classes changed" in capsys.readouterr().out
+    assert "prepared again: train/dog, train/wolf changed" in capsys.readouterr().out
 
 
 def test_a_set_of_an_earlier_version_is_prepared_again_and_that_is_said(data, capsys):
@@ -215,6 +289,18 @@ def test_a_set_of_an_earlier_version_is_prepared_again_and_that_is_said(data, ca
     capsys.readouterr()
     assert (sources.open_splits(data)["train"].labels() == [[-1, 1], [-1, 1]]).all()
     assert "prepared again: an earlier version prepared it" in capsys.readouterr().out
+
+
+def test_a_set_whose_annotations_an_earlier_version_did_not_note(data, capsys):
+    directory = sources.open_splits(data)["train"].directory
+    (directory / "annotations.json").write_text("null")
+    capsys.readouterr()
+    sources.open_splits(data)
+    printed = capsys.readouterr().out
+    assert "prepared again: an earlier version prepared it" in printed
+    assert "as before: train, val" in printed
+    sources.open_splits(data)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kind", ["csv", "voc"])

@@ -301,6 +301,19 @@ def test_roles(splits, roles):
 
 
 @pytest.mark.parametrize(
+    ("splits", "divided", "roles"),
+    [
+        ((), ("val", "test"), ("train", "val", "test")),
+        (("train",), ("test",), ("train", "test", "test")),
+        (("test", "trainval"), ("val",), ("trainval", "val", "test")),
+        (("train", "valid"), ("test",), ("train", "valid", "test")),
+    ],
+)
+def test_roles_of_what_is_divided(splits, divided, roles):
+    assert roles_of(splits, divided) == dict(zip(("train", "val", "test"), roles, strict=True))
+
+
+@pytest.mark.parametrize(
     ("splits", "message"),
     [
         (("train",), "splits of the set are train; there must be one whose name begins"),

@@ -16,7 +16,7 @@ from mlic_jax.data import co_occurrence, word_vectors
 from mlic_jax.data.sources.coco import CocoFolder
 from mlic_jax.data.sources.table import Table
 from mlic_jax.errors import Failure
-from mlic_jax.scores import Scores
+from mlic_jax.scores.files import Scores
 
 def coco(path):
     CocoFolder("x", path.parent, ("all",), image_dir="", annotations=path.name).class_names

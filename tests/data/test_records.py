@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import pipeline, records, transforms
-from mlic_jax.data.records import checking, preparing, writing
+from mlic_jax.data.records import checking, lock, shards, writing
 from mlic_jax.errors import Failure, UsageError
 
 
@@ -50,8 +50,7 @@ def test_records_come_back_as_they_were(toy_source, tmp_path):
 
 
 def test_order_holds_over_many_shards(toy_source, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_EXAMPLES_PER_SHARD", 7)
-    monkeypatch.setattr(writing, "_EXAMPLES_PER_WRITE", 3)
+    monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 7)
     folder = records.prepare(toy_source(train=30), tmp_path)
     assert len(list(folder.glob("*train*array_record*"))) == 5
     split = records.open_split(folder, "train")
@@ -205,9 +204,8 @@ def test_a_source_that_changed_before_it_was_written_fails(renamed, toy_source, 
 
 
 def test_records_that_were_lost_while_writing_are_missed(toy_source, tmp_path, monkeypatch):
-    chunks = writing._chunks
-    monkeypatch.setattr(writing, "_chunks", lambda *options: list(chunks(*options))[:-1])
-    monkeypatch.setattr(writing, "_EXAMPLES_PER_WRITE", 4)
+    rows = writing._rows
+    monkeypatch.setattr(writing, "_rows", lambda *options: list(rows(*options))[:-1])
     with pytest.raises(Failure, match=r"index_train\.npz is of other images"):
         records.prepare(toy_source(train=10), tmp_path)
     assert not (tmp_path / "toy").exists()
@@ -619,7 +617,7 @@ def test_one_at_a_time_holds_the_lock_of_a_set(tmp_path, capsys):
 
     def take_turns(_):
         for _ in range(40):
-            with preparing._lock(tmp_path / "toy"):
+            with lock.locked(tmp_path / "toy"):
                 inside[0] += 1
                 most[0], taken[0] = max(most[0], inside[0]), taken[0] + 1
                 time.sleep(1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlic_jax.data.class_names import APPAREL
-from mlic_jax.data.splitting import stratified_split
+from mlic_jax.data.splitting import divide, stratified_parts, stratified_split
 from mlic_jax.errors import UsageError
 
 
@@ -160,3 +160,39 @@ def test_chance_is_the_same_in_every_process():
 def test_a_share_must_leave_something_on_both_sides(share):
     with pytest.raises(UsageError, match=f"train_share is {share}; it must be between 0 and 1"):
         stratified_split(["a", "b"], np.ones((2, 1), np.int8), share, 0)
+
+
+@settings(deadline=None)
+@given(label_sets(max_images=60), st.integers(0, 5), st.randoms())
+def test_three_parts(images, seed, random):
+    """Every image is in one part, whatever their order; the first part is that of a half."""
+    image_ids, labels = images
+    shares = {"val": 0.2, "test": 0.3}
+    parts = stratified_parts(image_ids, labels, shares, "train", seed)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(len(image_ids)))
+    held_out = ~stratified_split(image_ids, labels, 0.7, seed)
+    np.testing.assert_array_equal(parts["test"], np.flatnonzero(held_out))
+    order = list(range(len(image_ids)))
+    random.shuffle(order)
+    shuffled = stratified_parts([image_ids[i] for i in order], labels[order], shares, "train", seed)
+    for part, rows in parts.items():
+        assert {order[i] for i in shuffled[part]} == {*rows.tolist()}
+
+
+def test_each_of_three_parts_has_its_share_of_every_class():
+    """Classes that exclude one another: of three images each part has one, train a single one."""
+    counts = [40, 20, 3, 1]
+    classes = np.repeat(range(4), counts)
+    labels = np.where(classes[:, None] == range(4), 1, -1).astype(np.int8)
+    image_ids = [f"{i}.jpg" for i in range(len(labels))]
+    shares = {"val": 0.15, "test": 0.15}
+    parts = stratified_parts(image_ids, labels, shares, "train", 0)
+    per_class = {part: (labels[rows] == 1).sum(axis=0).tolist() for part, rows in parts.items()}
+    assert per_class == {"train": [28, 14, 1, 1], "val": [6, 3, 1, 0], "test": [6, 3, 1, 0]}
+
+
+def test_what_another_source_divides_is_all_for_training():
+    (whole,) = divide("mine", ["train"], ["a", "b"], np.ones((2, 1), np.int8), 1.0, 0).values()
+    assert whole.all()
+    with pytest.raises(UsageError, match="train_share is 1"):
+        divide("mine", ["train", "val"], ["a", "b"], np.ones((2, 1), np.int8), 1.0, 0)

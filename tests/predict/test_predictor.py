@@ -484,7 +484,7 @@ def test_a_batch_goes_to_as_many_devices_as_make_it_quick(batch_size, devices, w
     assert spread(batch_size, devices) == want
 
 
-def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, tmp_path):
+def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, tmp_path, capsys):
     config, variables, metadata = run
     values = np.array([[0, 1000, 4095]], np.uint16)
     for split in ("train", "val"):
@@ -492,7 +492,9 @@ def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, t
         Image.fromarray(values).save(tmp_path / "own" / split / "class" / "deep.png")
     source = FolderSet("own", tmp_path / "own", ("train", "val"))
     split = records.open_split(records.prepare(source, tmp_path / "prepared"), "train")
-    preprocessing = json.loads(json.dumps(resume.run_metadata(config, split)["preprocessing"]))
+    preprocessing = json.loads(
+        json.dumps(resume.run_metadata(config, split, tmp_path)["preprocessing"])
+    )
     seen = Predictor(config, variables, metadata | {"preprocessing": preprocessing})
     pixels = np.asarray(seen.read(tmp_path / "own" / "val" / "class" / "deep.png"))
     np.testing.assert_array_equal(pixels, np.asarray(split.decode(split[0])))
@@ -500,5 +502,12 @@ def test_deep_photos_are_seen_in_the_range_of_the_set_that_was_trained_on(run, t
     with Image.open(tmp_path / "own" / "val" / "class" / "deep.png") as image:
         np.testing.assert_array_equal(np.asarray(seen.read(image)), pixels)
     unknown = Predictor(config, variables, metadata | {"preprocessing": {}})
-    deep = np.asarray(unknown.read(tmp_path / "own" / "val" / "class" / "deep.png"))
-    assert deep[0, :, 0].tolist() == [0, 3, 15]
+    capsys.readouterr()
+    for _ in range(2):  # and says so once
+        deep = np.asarray(unknown.read(tmp_path / "own" / "val" / "class" / "deep.png"))
+        assert deep[0, :, 0].tolist() == [0, 62, 255]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "deep.png has more than 8 bits" in line and "black is 0 and white 4095" in line
+    floats = Image.fromarray(np.array([[-1.0, 0.0, 3.0]], np.float32))
+    assert np.asarray(unknown.read(floats))[0, :, 0].tolist() == [0, 64, 255]
+    assert "a photo has more than 8 bits" in capsys.readouterr().out

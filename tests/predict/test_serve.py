@@ -64,7 +64,7 @@ def save_run(config, folder, thresholds=None):
     if "convclass" in variables["params"]:  # spread over many probabilities, as a trained model's
         classifier = variables["params"]["convclass"]
         classifier["kernel"] = 8 * classifier["kernel"]
-    metadata = run_metadata(config, split)
+    metadata = run_metadata(config, split, folder)
     names = [ODD, *metadata["class_names"][1:]]
     point = OperatingPoint(
         temperature=1.0,

@@ -215,7 +215,7 @@ def act():
     import jax
     import numpy as np
     from mlic_jax.runtime import devices
-    from mlic_jax.runtime.checkpoint import RunCheckpoints
+    from mlic_jax.runtime.run_checkpoints import RunCheckpoints
     made, workdir = map(Path, sys.argv[1:])
     with processes.joined(mode, ["agree"]):
         me = jax.process_index()
@@ -291,7 +291,7 @@ def fail():
         ctypes.CDLL(None).abort()
 
 def act():
-    from mlic_jax.runtime.checkpoint import RunCheckpoints
+    from mlic_jax.runtime.run_checkpoints import RunCheckpoints
     with processes.joined(mode, ["fail"]), RunCheckpoints(folder):
         if processes.is_first() == (who == "first"):
             fail()

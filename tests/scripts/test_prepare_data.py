@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlic_jax.checkpoint_config import set_up
 from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
-from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.scoring import create_eval_model
-from mlic_jax.train import start
-from mlic_jax.train.optim import create_optimizer
+from mlic_jax.train import loop, resume, start
+from mlic_jax.train.optim import create_optimizer, rate_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
@@ -144,9 +145,51 @@ def test_what_it_writes(run, table, capsys):
         "python -m mlic_jax.main --mode evaluate --workdir runs/ours",
         "python -m mlic_jax.main --mode calibrate --workdir runs/ours "
         "--config.calibration.allow_test=True",
-        f"python -m mlic_jax.main --mode predict --checkpoint runs/ours --images {table}/photos "
+        "python -m mlic_jax.main --mode predict --checkpoint runs/ours --images data/photos "
         "--out runs/ours/predictions",
     ]
+
+
+def test_no_path_of_the_recipe_is_of_this_machine(run, table):
+    assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
+    text = Path("own/ours/ours.py").read_text()
+    assert str(table.parent) not in text
+    assert 'config.data.root = beside(__file__, "../../data")\n' in text
+    assert 'config.data.prepared_dir = beside(__file__, "../../prepared")\n' in text
+    assert 'config.data.label_graph = beside(__file__, "label_graph.npz")\n' in text
+    for file in Path("prepared/ours").glob("*.json"):
+        assert str(table.parent) not in file.read_text()
+
+
+def test_what_is_prepared_and_trained_moves(run, table, tmp_path, fresh_run, monkeypatch, capsys):
+    """Data, prepared set, recipe and run as one folder, used from another one."""
+    arguments = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    assert run(*arguments, "--prepared-dir", "ready", "--image-size", "32") == 0
+    config = read_module(tmp_path / "own" / "ours" / "ours.py").get_config()
+    config.model.update({"name": "pooled", "backbone": "resnet10", "width": 0.125})
+    workdir = Path("runs", "ours")
+    save_weights(workdir / "checkpoints" / "1", *fresh_run(config, workdir))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("data", "ready", "own", "runs"):
+        (tmp_path / name).rename(moved / name)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    capsys.readouterr()
+
+    recipe = read_module(moved / "own" / "ours" / "ours.py").get_config()
+    setup = set_up(None, moved / workdir)  # the checkpoint alone, without the recipe
+    assert not setup.overrides and setup.workdir == moved / workdir
+    for data in (recipe.data, setup.config.data):
+        paths = data.root, data.prepared_dir, data.label_graph
+        names = "data", "ready", "own/ours/label_graph.npz"
+        assert paths == tuple(str(moved / name) for name in names)
+        split = sources.open_splits(data)["train"]
+        assert (split.directory, capsys.readouterr().out) == (moved / "ready" / "ours", "")
+    recipe.model = config.model
+    now = resume.run_metadata(recipe, split, moved / workdir)
+    assert resume.check_resumable(read_metadata(setup.path), now, setup.path, 9) == {}
+    assert list(Path().iterdir()) == []
 
 
 def test_splits_of_its_own(run, table, capsys):
@@ -161,6 +204,109 @@ def test_splits_of_its_own(run, table, capsys):
     assert "allow_test" not in said and "serves as" not in said
     splits = sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
     assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 6, 4]
+
+
+def _with_splits(table, **sizes):
+    """Gives the photos of a table splits, so many of each."""
+    lines = (table / "labels.csv").read_text().splitlines()
+    splits = ["split", *(split for split, size in sizes.items() for _ in range(size))]
+    text = "\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True))
+    (table / "labels.csv").write_text(text)
+
+
+def _opened():
+    return sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
+
+
+def test_three_splits(run, table, capsys):
+    arguments = ("--images", "data", "--name", "ours", "--val-share", "0.2", "--test-share", "0.3")
+    assert run(*arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    told = "train is divided by a hash with the seed 0, fair to rare labels: 0.3 for test and 0.2"
+    assert told in said and "splits: none of its own, it is divided" in said
+    assert "train (train): 10 photos" in said and "test (test): 6 photos" in said
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert told in said and "serves as" not in said and "allow_test" not in said
+    splits = _opened()
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 4, 6]
+    photos = {splits[role].image_id(i) for role in splits for i in range(len(splits[role]))}
+    assert photos == {f"{i}.jpg" for i in range(20)}
+    card = json.loads(Path("own/ours/data_card.json").read_text())
+    assert card["roles"] == {"train": "train", "val": "val", "test": "test"}
+    assert any(told in sentence for sentence in card["decided"])
+    assert told in Path("own/ours/data_card.html").read_text()
+
+
+def test_val_is_divided_from_train_where_there_is_a_test(run, table, capsys):
+    _with_splits(table, train=14, test=6)
+    assert run("--images", "data", "--name", "ours") == 0
+    said = capsys.readouterr().out
+    assert "0.15 for val; 0.85 stay train" in said and "serves as" not in said
+    splits = _opened()
+    assert [len(splits[role]) for role in ("train", "val", "test")] == [12, 2, 6]
+    test = splits["test"]
+    assert {test.image_id(i) for i in range(6)} == {f"{i}.jpg" for i in range(14, 20)}
+    assert run("--images", "data", "--dry-run", "--val-share", "0") == 0
+    said = capsys.readouterr().out
+    assert "test (val, test): 6 photos" in said and "there is no split for val" in said
+
+
+def test_a_set_without_a_test_says_what_divides_one(run, table, capsys):
+    _with_splits(table, train=14, val=6)
+    assert run("--images", "data", "--dry-run") == 0
+    assert "there is no split for test: val serves as validation" in capsys.readouterr().out
+    assert run("--images", "data", "--dry-run", "--test-share", "0.15") == 0
+    said = capsys.readouterr().out
+    assert "splits: the set's own, and test divided from train" in said
+    assert "val (val): 6 photos" in said and "test (test): 2 photos" in said
+
+
+def test_a_class_too_small_for_every_split_is_said(run, table, capsys):
+    lines = (table / "labels.csv").read_text().splitlines()
+    rare = [f"{line},{'rare' if i == 0 else int(i == 1)}" for i, line in enumerate(lines)]
+    (table / "labels.csv").write_text("\n".join(rare))
+    arguments = ("--images", "data", "--name", "ours", "--val-share", "0.2", "--test-share", "0.2")
+    assert run(*arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "val shows no photo of rare" in said and "test shows no photo of rare" in said
+    assert "train shows no photo" not in said
+    assert run(*arguments) == 0
+    assert "problem: test shows no image of rare: they have no AP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "message"),
+    [
+        (False, "--val-share 1", "--val-share is 1; it must be 0, or between 0 and 1"),
+        (False, "--test-share nan", "--test-share is nan; it must be 0, or between 0 and 1"),
+        (False, "--val-share 0.6 --test-share 0.6", "test 0.6, val 0.6: each must be above 0"),
+        (False, "--split 0.8 --test-share 0.1", "--split is for two splits"),
+        (False, "--val-share 0", "the splits of the set are train; there must be one"),
+        (True, "--val-share 0.2", "--val-share does not count: the set has val for val"),
+    ],
+)
+def test_shares_that_cannot_be(run, table, capsys, own, options, message):
+    if own:
+        _with_splits(table, train=14, val=6)
+    assert run("--images", "data", "--dry-run", *options.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_photos_to_predict_are_in_a_folder_that_there_is(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, first in (("train", 0), ("test", 14)):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        rows = [f"image,{','.join(COLOURS)}"]
+        for i in range(first, first + 14):
+            image, cells, _ = _scene(i)
+            (folder / f"{i}.jpg").write_bytes(image)
+            rows.append(f"{i}.jpg,{','.join(cells.values())}")
+        (folder / "_classes.csv").write_text("\n".join(rows))
+    assert run("--images", "data", "--name", "ours") == 0
+    said = capsys.readouterr().out
+    assert "val (val): 2 images" in said and "--images data/test --out" in said
 
 
 def test_given_again(run, table, capsys):
@@ -280,7 +426,7 @@ def test_paths_that_need_quoting(run, tmp_path, monkeypatch, capsys):
     commands = printed_commands(capsys.readouterr().out)
     assert all(command in recipe.__doc__ for command in commands)
     assert shlex.split(commands[0])[4] == "my recipes/ours.py"
-    assert str(folder / "photos") in shlex.split(commands[3])
+    assert f"{folder.name}/photos" in shlex.split(commands[3])
 
 
 # --- word vectors and models
@@ -340,6 +486,30 @@ def test_from_weights(run, table, weights):
         assert ours.model[option] == usual.model[option]
 
 
+def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_run):
+    """Classes that nearly every photo has, at the recipe's own rate; at that of 80 it diverges."""
+    # Its features x are made as long as those of MobileNetV2 from ImageNet, |x|^2 = 600 or so: with
+    # the statistics and biases that it is born with, they grow with the first kernel.
+    config.model.name = "pooled"
+    backbone, metadata = fresh_run(config)
+    stem = backbone["params"]["features"]["stem"]
+    stem["kernel"] = 4 * stem["kernel"]
+    save_weights(Path("weights"), backbone, metadata)
+    rows = [f"{i}.jpg,{int(i > 0)},{int(i != 1)},{int(i % 3 > 0)}" for i in range(20)]
+    (table / "labels.csv").write_text("\n".join(["image,red cells,white cells,platelets", *rows]))
+    assert run("--images", "data", "--name", "cells", "--init-from", "weights") == 0
+
+    recipe = read_module(Path("own/cells/cells.py")).get_config("64")
+    recipe.model.name = "pooled"  # which compiles sooner
+    recipe.epochs = recipe.eval.every = 20
+    recipe.batch_size, recipe.log_every = 8, 1
+    loop.train(recipe, Path("run"))
+    lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 40
+    assert np.convolve(losses, np.full(10, 0.1), "valid").max() < 2 * losses[0]
+
+
 def test_many_images_tune_the_weights(table, weights, monkeypatch):
     script = read_module(SCRIPT)
     monkeypatch.setattr(script, "FINE_TUNED_FROM", 16)
@@ -348,7 +518,9 @@ def test_many_images_tune_the_weights(table, weights, monkeypatch):
     assert script.main([*arguments, "--epochs", "2", "--image-size", "64"]) == 0
     ours = read_module(Path("own/ours/ours.py")).get_config()
     assert (ours.model.backbone, ours.model.width) == ("resnet18", 0.5)
-    assert ours.optim.multipliers.features == 0.01 and not ours.freeze_statistics
+    rate = ours.optim.learning_rate * rate_scale(ours.optim, 16, num_classes=3)
+    assert rate * ours.optim.multipliers.features == pytest.approx(0.003, rel=1e-4)
+    assert not ours.freeze_statistics
     assert (ours.epochs, ours.eval.every, ours.data.image_size) == (2, 1, 64)
 
 
@@ -445,3 +617,11 @@ def test_the_printed_commands_do_it_all(write, found, tmp_path):
     page = (run / "predictions" / "index.html").read_text()
     assert "learned on the test split" in page  # it uses the operating point
     assert {label for row in rows for label in row["labels"].split(";")} <= {*COLOURS, ""}
+
+    moved = tmp_path / "moved"  # all of it, which is looked at from anywhere
+    moved.mkdir()
+    for name in ("data", "prepared", "own", "runs"):
+        (tmp_path / name).rename(moved / name)
+    again = shell("python -m mlic_jax.main --mode evaluate --workdir moved/runs/ours")
+    assert f"final mAP {metrics['mAP']:.1f}" in again and "prepared again" not in again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]

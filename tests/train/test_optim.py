@@ -8,7 +8,7 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
-from mlic_jax.train.optim import batch_scale, create_optimizer, create_schedule, group_multipliers
+from mlic_jax.train.optim import create_optimizer, create_schedule, group_multipliers, rate_scale
 
 
 @pytest.fixture
@@ -107,8 +107,18 @@ def test_rates_follow_the_batch_as_the_rule_says(settings, schedule):
     usual = rates(settings, 5)
     for scaling, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):
         settings.scaling = scaling
-        scaled = create_schedule(settings, 10, 5, batch_scale(settings, 64))
+        scaled = create_schedule(settings, 10, 5, rate_scale(settings, 64, 3))
         np.testing.assert_allclose([scaled(step) for step in range(50)], factor * usual, rtol=1e-6)
+
+
+def test_the_rate_of_sgd_goes_with_the_classes_where_they_are_named(settings):
+    settings.reference_batch, settings.scaling = 16, "sqrt"
+    assert rate_scale(settings, 64, 3) == 2
+    settings.reference_classes = 80
+    assert rate_scale(settings, 64, 80) == 2
+    assert rate_scale(settings, 64, 3) == pytest.approx(2 * 3 / 80)
+    settings.name = "adamw"  # whose moves do not depend on the scale of the loss
+    assert rate_scale(settings, 64, 3) == 2
 
 
 def test_nesterov_looks_a_step_ahead(settings):

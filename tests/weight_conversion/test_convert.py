@@ -30,7 +30,7 @@ def safetensors_file(mobilenet, tmp_path_factory) -> Path:
 
 
 def assert_is_trunk(variables: dict, tensors: dict[str, np.ndarray]) -> None:
-    """Two leaves far apart; that every leaf is right is shown in test_name_tables.py."""
+    """Two leaves far apart; that every leaf is right is shown in test_layouts.py."""
     features, statistics = variables["params"]["features"], variables["batch_stats"]["features"]
     stem, head = tensors["features.0.0.weight"], tensors["features.18.1.running_var"]
     np.testing.assert_array_equal(features["stem"]["kernel"], stem.transpose(2, 3, 1, 0))

@@ -11,7 +11,8 @@ import pytest
 from mlic_jax.config import default_config
 from mlic_jax.models import create_model
 from mlic_jax.train.losses import total_loss
-from weight_conversion.name_tables import detect, to_flax, to_torch
+from weight_conversion.arrays import to_flax, to_torch
+from weight_conversion.matching import detect
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]
 # Of the largest value of an array: seven digits above the rounding, which the layers amplify.

@@ -154,7 +154,7 @@ def test_msrn_takes_its_label_inputs_along(msrn_folder, msrn_small, tmp_path):
 )
 def test_any_number_of_groups_has_a_ratio(source_shapes, classes, groups, ratio):
     from weight_conversion.convert import _config
-    from weight_conversion.name_tables import detect
+    from weight_conversion.matching import detect
 
     found = _config(detect(source_shapes("resnet18", "msrn", classes, groups)))["model"]
     assert int(found["pool_ratio"] * classes) == groups
@@ -313,7 +313,7 @@ def test_the_released_mcar_resnets(torch, source_tensors, tmp_path, arch, prefix
     ("name", "groups", "zipped"), [("voc", 4, True), ("apparel", 2, False)], ids=["voc", "apparel"]
 )
 def test_the_released_msrn(torch, source_tensors, tmp_path, name, groups, zipped):
-    """Those of COCO and NUS-WIDE have 1 GB in one tensor; test_name_tables.py has their shapes."""
+    """Those of COCO and NUS-WIDE have 1 GB in one tensor; test_layouts.py has their shapes."""
     classes = len(CLASS_LISTS[name])
     tensors = source_tensors("resnet101", "msrn", classes=classes, groups=groups)
     check_released_format(torch, tensors, name, tmp_path, zipped, "")

@@ -17,7 +17,9 @@ from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.ops.regions import exact_interval, normalise_profile, profiles
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.step import TrainState, make_train_step
-from weight_conversion.name_tables import ARCHS, detect, to_flax, to_torch
+from weight_conversion.arrays import to_flax, to_torch
+from weight_conversion.layouts import ARCHS
+from weight_conversion.matching import detect
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]
 # Of the largest value of an array. Exact is seven digits above the rounding of float64. In float32

@@ -6,17 +6,28 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from mlic_jax.data.records import prepare
+from mlic_jax.data import transforms
+from mlic_jax.data.records import open_split, prepare
 from mlic_jax.data.scenes import CLASS_NAMES, Scenes
+from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.ops.regions import normalise_profile, profiles
 from mlic_jax.runtime.checkpoint import save_weights
-from weight_conversion import sides, verify
+from weight_conversion import sides
+from weight_conversion.verify import command, differences
+from weight_conversion.verify.page import CHART_DECADES, place_on_chart, write_page
+from weight_conversion.verify.photos import Photos, in_order_of, open_photos
+from weight_conversion.verify.training import (
+    _moved_apart,
+    _squares,
+    compare_training,
+    training_bound,
+)
 
 pytestmark = pytest.mark.torch
 SIZE, COUNT = 64, 10
@@ -74,7 +85,7 @@ def checkpoint(torch, trunk_file, prepared_set, tmp_path_factory):
     At 0.47 no profile of these photos comes near it.
     """
     read = sides.read_checkpoint(trunk_file, SIZE)
-    photos = verify.open_photos(prepared_set, None, None)
+    photos = open_photos(prepared_set, None, None)
     images = read.normalise(photos.pixels(range(COUNT), SIZE))
     maps = sides.TorchSide(read).run(images)["stage4"]
     pooled = maps.mean(axis=(1, 2))
@@ -93,7 +104,7 @@ def checkpoint(torch, trunk_file, prepared_set, tmp_path_factory):
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = verify.main(list(map(str, arguments)))
+    code = command.main(list(map(str, arguments)))
     printed = capsys.readouterr()
     return code, printed.out, printed.err
 
@@ -102,7 +113,7 @@ def test_an_mcar_checkpoint_agrees(torch, checkpoint, prepared_set, tmp_path, ca
     arguments = ("--checkpoint", checkpoint, "--data", prepared_set, "--batch-size", 4)
     code, printed, errors = run(capsys, *arguments, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "verify.json").read_text())
+    result = json.loads((tmp_path / "out" / "command.json").read_text())
     assert result["passed"] and all(check["passed"] for check in result["checks"])
     stages = ["stage1", "stage2", "stage3", "stage4"]
     assert list(result["errors"]) == [*stages, "global_logits", "local_logits", "logits"]
@@ -118,14 +129,14 @@ def test_an_mcar_checkpoint_agrees(torch, checkpoint, prepared_set, tmp_path, ca
     assert 0 < result["scores"]["scores"] < ROUNDED
     ap = result["average_precision"]
     assert 0 < ap["torch"] < 100 and ap["difference"] == 0
-    labels = verify.open_photos(prepared_set, None, None).labels
+    labels = open_photos(prepared_set, None, None).labels
     present = {
         name for name, some in zip(CLASS_NAMES, (labels > 0).any(axis=0), strict=True) if some
     }
     assert {row["name"] for row in ap["classes"]} == present
     assert "pass  error of the scores" in printed and "100.00% of 20 identical" in printed
 
-    page = (tmp_path / "out" / "verify.html").read_text()
+    page = (tmp_path / "out" / "command.html").read_text()
     assert "within every bound" in page and "blue disc" in page and "stage4" in page
     for loads in ("http", "src=", "<link", "@import", "<script"):
         assert loads not in page
@@ -142,17 +153,17 @@ def with_wrong_weight(checkpoint: sides.Checkpoint) -> sides.TorchSide:
 def test_a_wrong_weight_is_found(
     torch, checkpoint, prepared_set, trunk_file, photo_folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(verify, "TorchSide", with_wrong_weight)
+    monkeypatch.setattr(command, "TorchSide", with_wrong_weight)
     arguments = ("--data", prepared_set, "--images", 4, "--out", tmp_path / "out")
     code, printed, errors = run(capsys, "--checkpoint", checkpoint, *arguments)
     assert code == 1
     assert errors.splitlines()[-1].startswith("error: JAX and PyTorch disagree: error of the sc")
     assert "FAIL  error of the scores" in printed
-    result = json.loads((tmp_path / "out" / "verify.json").read_text())
+    result = json.loads((tmp_path / "out" / "command.json").read_text())
     assert not result["passed"]
     assert result["errors"]["stage2"]["relative"] < ROUNDED
     assert result["errors"]["stage3"]["relative"] > 10 * ROUNDED
-    assert "The two differ" in (tmp_path / "out" / "verify.html").read_text()
+    assert "The two differ" in (tmp_path / "out" / "command.html").read_text()
 
     arguments = ("--data", photo_folder, "--image-size", 32, "--out", tmp_path / "trunk")
     code, _, errors = run(capsys, "--checkpoint", trunk_file, *arguments)
@@ -165,7 +176,7 @@ def test_a_trunk_on_a_folder_of_photos(torch, trunk_file, photo_folder, tmp_path
     arguments = ("--checkpoint", trunk_file, "--data", photo_folder, "--image-size", 32)
     code, printed, errors = run(capsys, *arguments, "--batch-size", 2, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "verify.json").read_text())
+    result = json.loads((tmp_path / "out" / "command.json").read_text())
     assert list(result["errors"]) == ["stage1", "stage2", "stage3", "stage4"]
     assert all(0 < error["relative"] < ROUNDED for error in result["errors"].values())
     assert [check["name"] for check in result["checks"]] == ["relative error of the stages"]
@@ -206,7 +217,7 @@ def test_an_msrn_checkpoint_agrees(torch, msrn_checkpoint, photo_folder, tmp_pat
     arguments = ("--checkpoint", msrn_checkpoint, "--data", photo_folder)
     code, printed, errors = run(capsys, *arguments, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "verify.json").read_text())
+    result = json.loads((tmp_path / "out" / "command.json").read_text())
     stages = ["stage1", "stage2", "stage3", "stage4"]
     assert list(result["errors"]) == [*stages, "group_assignment", "group_loss", "logits"]
     assert all(error["relative"] < ROUNDED for error in result["errors"].values())
@@ -223,7 +234,7 @@ def test_training_agrees_and_a_wrong_momentum_does_not(
     arguments += ("--images", 6, "--train-steps", 3, "--out", tmp_path / "out")
     code, printed, errors = run(capsys, *arguments)
     assert code == 0, printed + errors
-    training = json.loads((tmp_path / "out" / "verify.json").read_text())["training"]
+    training = json.loads((tmp_path / "out" / "command.json").read_text())["training"]
     losses = [step["jax"] for step in training["steps"]]
     assert len(set(losses)) == 3
     assert training["boxes"]["count"] == 3 * 4 * 2
@@ -231,7 +242,7 @@ def test_training_agrees_and_a_wrong_momentum_does_not(
     assert all(value > 0 for value in training["groups"].values())
 
     read = sides.read_checkpoint(checkpoint)
-    photos = verify.open_photos(prepared_set, None, 6)
+    photos = open_photos(prepared_set, None, 6)
     batch = photos.pixels(range(4), SIZE), photos.labels[:4]
     config = sides.training_config(read)
     right = sides.TorchSide(read).train([batch] * 2, config, [])
@@ -239,20 +250,20 @@ def test_training_agrees_and_a_wrong_momentum_does_not(
     wrong = sides.TorchSide(read).train([batch] * 2, config, [])
     before = sides.torch_state(read.variables, read.model)
     name = "convclass.weight"
-    squares = verify._squares(wrong.state[name], right.state[name], before[name])
-    assert verify._moved_apart([squares]) > 5 * verify.training_bound("head", 2)
+    squares = _squares(wrong.state[name], right.state[name], before[name])
+    assert _moved_apart([squares]) > 5 * training_bound("head", 2)
 
 
 @pytest.mark.slow
 def test_the_training_of_msrn_agrees(torch, msrn_checkpoint, prepared_set):
     read = sides.read_checkpoint(msrn_checkpoint)
-    scenes = verify.open_photos(prepared_set, None, 6)
+    scenes = open_photos(prepared_set, None, 6)
     labels = np.random.default_rng(0).choice(np.array([-1, 0, 1], np.int8), (6, 5))
-    training = verify.compare_training(read, scenes, labels, steps=2, batch_size=4)
+    training = compare_training(read, scenes, labels, steps=2, batch_size=4)
     assert training["boxes"] is None
     assert len({step["jax"] for step in training["steps"]}) == 2
     error = {"shape": [1], "absolute": 0.0, "relative": 0.0}
-    found = verify.checks({"errors": {"stage1": error}, "training": training})
+    found = command.checks({"errors": {"stage1": error}, "training": training})
     assert len(found) == 5 and all(check["passed"] for check in found), found
 
 
@@ -263,7 +274,7 @@ def test_mobilenet_agrees_on_the_photos(torch, source_tensors, shared, tmp_path,
     arguments = ("--checkpoint", tmp_path / "mobilenet.safetensors", "--data", shared / "images")
     code, printed, errors = run(capsys, *arguments, "--image-size", 128, "--out", tmp_path / "out")
     assert code == 0, printed + errors
-    result = json.loads((tmp_path / "out" / "verify.json").read_text())
+    result = json.loads((tmp_path / "out" / "command.json").read_text())
     assert list(result["errors"]) == [f"stage{k}" for k in range(1, 6)]
     assert result["photos"]["count"] == len(list((shared / "images").rglob("*.jpg")))
 
@@ -277,9 +288,9 @@ def test_boxes_are_compared_by_class():
     a, b = [0, 0, 8, 8], [4, 4, 20, 20]
     ours["boxes"] = np.array([[a, b], [a, b], [a, b]])
     theirs["boxes"] = np.array([[b, a], [a, [4, 5, 19, 20]], [[0, 0, 8, 10], b]])
-    distances = verify.box_distances(ours, theirs)
+    distances = differences.box_distances(ours, theirs)
     np.testing.assert_array_equal(distances, [[0, 0], [0, 1], [2, np.inf]])
-    assert verify.compare_boxes(distances) == {
+    assert differences.compare_boxes(distances) == {
         "count": 6,
         "identical": 0.5,
         "within_one_pixel": pytest.approx(4 / 6),
@@ -295,20 +306,20 @@ def test_a_score_counts_where_the_boxes_agree():
     outputs = {"logits": logits, "global_logits": logits, "local_logits": logits}
     ours = outputs | {"boxes": np.array(same_box * 2), "box_classes": np.zeros((2, 1), int)}
     theirs = {**ours, "logits": moved, "boxes": np.array(same_box + other_box)}
-    result = verify.compare_outputs(ours, theirs)
+    result = differences.compare_outputs(ours, theirs)
     assert result["scores"]["scores"] == pytest.approx(1 / (1 + np.exp(-2)) - 0.5)
     assert result["scores_where_boxes_agree"]["scores"] == 0
     assert result["scores_where_boxes_agree"]["images"] == 1
-    failed = [c["name"] for c in verify.checks({**result, "errors": {}}) if not c["passed"]]
+    failed = [c["name"] for c in command.checks({**result, "errors": {}}) if not c["passed"]]
     assert failed == ["share of boxes that differ"]
     theirs["boxes"] = ours["boxes"]
-    failed = verify.checks({**verify.compare_outputs(ours, theirs), "errors": {}})
+    failed = command.checks({**differences.compare_outputs(ours, theirs), "errors": {}})
     assert [c["name"] for c in failed if not c["passed"]] == ["error of the scores"]
 
 
 def test_every_position_is_in_a_batch_of_one_size():
-    assert [rows.tolist() for rows in verify.batches_of(5, 2)] == [[0, 1], [2, 3], [4, 0]]
-    assert [rows.tolist() for rows in verify.batches_of(2, 8)] == [[0, 1]]
+    assert [rows.tolist() for rows in differences.batches_of(5, 2)] == [[0, 1], [2, 3], [4, 0]]
+    assert [rows.tolist() for rows in differences.batches_of(2, 8)] == [[0, 1]]
 
 
 def test_average_precision_of_both_sides():
@@ -316,58 +327,80 @@ def test_average_precision_of_both_sides():
     theirs = np.array([[3, 0, 0], [2, 1, 0], [1, 5, 0]], np.float32)
     ours = theirs.copy()
     ours[1, 0] = 0
-    result = verify.compare_average_precision(ours, theirs, labels, ["a", "b", "c"])
+    result = differences.compare_average_precision(ours, theirs, labels, ["a", "b", "c"])
     first, second = result["classes"]
     assert (first["name"], first["positives"], first["jax"]) == ("a", 2, 100)
     assert first["torch"] == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert (second["name"], second["difference"]) == ("b", 0)
     assert result["difference"] == pytest.approx(first["difference"] / 2)
-    assert verify.compare_average_precision(ours, theirs, -np.abs(labels), "abc") is None
+    assert differences.compare_average_precision(ours, theirs, -np.abs(labels), "abc") is None
 
 
 def test_an_error_without_scale_is_an_error():
     zeros, ones = np.zeros(2), np.ones(2)
-    assert verify.Difference().add("x", zeros, zeros).as_dict()["relative"] == 0
-    assert verify.Difference().add("x", ones, zeros).as_dict()["relative"] > 1e30
+    assert differences.Difference().add("x", zeros, zeros).as_dict()["relative"] == 0
+    assert differences.Difference().add("x", ones, zeros).as_dict()["relative"] > 1e30
     with pytest.raises(Failure, match="stage9 is not finite"):
-        verify.Difference().add("stage9", np.array([1, np.inf]), ones)
+        differences.Difference().add("stage9", np.array([1, np.inf]), ones)
+
+
+def test_photos_are_decoded_as_in_training(tmp_path, make_config, fresh_run):
+    folder = tmp_path / "own" / "test" / "class"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    wide = np.arange(600, dtype=np.uint8).reshape(10, 20, 3)
+    Image.fromarray(wide).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.array([[0, 1000, 4095]], np.uint16)).save(folder / "deep.png")
+    own = prepare(FolderSet("own", tmp_path / "own", ("test",)), tmp_path / "set", upright=True)
+    split = open_split(own, "test")
+    seen = [transforms.resize(split.decode(split[i]), 32) for i in range(2)]
+    np.testing.assert_array_equal(open_photos(own, None, None).pixels([0, 1], 32), seen)
+
+    variables, metadata = fresh_run(make_config())
+    metadata["config"]["data"]["upright"] = True
+    metadata["preprocessing"]["range"] = [0, 4095]
+    save_weights(tmp_path / "checkpoint", variables, metadata)
+    read = sides.read_checkpoint(tmp_path / "checkpoint")
+    photos = open_photos(folder, None, None, read.upright, read.value_range)
+    np.testing.assert_array_equal(photos.pixels([0, 1], 32), seen)
 
 
 def test_labels_follow_the_order_of_the_checkpoint():
     labels = np.array([[1, -1, 0]], np.int8)
-    photos = verify.Photos("set", ["i"], lambda i: b"", labels, ("a", "b", "c"))
-    np.testing.assert_array_equal(verify.in_order_of(["c", "a", "b"], photos), [[0, 1, -1]])
-    assert verify.in_order_of(["0", "1", "2"], photos) is labels
-    assert verify.in_order_of([], photos) is None
+    photos = Photos("set", ["i"], lambda i: b"", labels, ("a", "b", "c"))
+    np.testing.assert_array_equal(in_order_of(["c", "a", "b"], photos), [[0, 1, -1]])
+    assert in_order_of(["0", "1", "2"], photos) is labels
+    assert in_order_of([], photos) is None
     with pytest.raises(UsageError, match=r"^set is .*: it has c$"):
-        verify.in_order_of(["a", "b"], photos)
+        in_order_of(["a", "b"], photos)
 
 
 def test_the_page_escapes_names(tmp_path):
     photos = {"name": "<i>", "count": 1, "size": 32}
     error = {"shape": [1, 2], "absolute": 0.0, "relative": 0.0}
     result = {"checkpoint": "<b>&", "model": {}, "photos": photos, "versions": {}, "passed": True}
-    verify.write_page(tmp_path / "page.html", {**result, "errors": {"<u>": error}, "checks": []})
+    write_page(tmp_path / "page.html", {**result, "errors": {"<u>": error}, "checks": []})
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;" in page and "&lt;i&gt;" in page and "&lt;u&gt;" in page
     assert not {"<b>", "<i>", "<u>"} & set(page.split())
 
 
 def test_the_chart_is_logarithmic():
-    low, high = verify.CHART_DECADES
-    assert verify.place_on_chart(0) == verify.place_on_chart(10.0 ** (low - 3)) == 0
-    assert verify.place_on_chart(10.0 ** ((low + high) / 2)) == pytest.approx(50)
-    assert verify.place_on_chart(1e9) == 100
+    low, high = CHART_DECADES
+    assert place_on_chart(0) == place_on_chart(10.0 ** (low - 3)) == 0
+    assert place_on_chart(10.0 ** ((low + high) / 2)) == pytest.approx(50)
+    assert place_on_chart(1e9) == 100
 
 
 def test_rounding_may_grow_with_every_step_but_not_without_end():
-    bounds = [verify.training_bound("head", steps) for steps in (1, 2, 3, 4, 400)]
+    bounds = [training_bound("head", steps) for steps in (1, 2, 3, 4, 400)]
     assert bounds == pytest.approx([1e-4, 1e-3, 1e-2, 0.05, 0.05])
     steps = [{"jax": 1.0, "torch": 1.0, "relative": error} for error in (9e-5, 1.1e-3, 0)]
     groups = {"head": 0.011, "statistics": 0.009, "trunk": 0.19}
     error = {"shape": [1], "absolute": 0.0, "relative": 0.0}
     training = {"steps": steps, "groups": groups}
-    found = verify.checks({"errors": {"stage1": error}, "training": training})
+    found = command.checks({"errors": {"stage1": error}, "training": training})
     failed = [check["name"] for check in found if not check["passed"]]
     assert failed == ["relative error of the loss of step 2", "training, head"]
 

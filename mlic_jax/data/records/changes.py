@@ -10,24 +10,22 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.image_files import printable
-from mlic_jax.data.records.reading import damaged, prepared_splits, read_metadata
+from mlic_jax.data.records.reading import damaged, prepared_splits
 from mlic_jax.data.records.schema import Source
 from mlic_jax.data.records.stamps import (
     ABSENT,
     Annotations,
     Made,
     annotations_of,
-    digest_of,
     digest_of_file,
-    name_below,
     read_annotations,
     root_of,
     stamp_of,
     stamps_file,
-    truth_of,
 )
 from mlic_jax.errors import Failure
 
+NOT_NOTED = "an earlier version prepared it, and did not note from what files"
 _NAMES_SHOWN = 3
 
 
@@ -74,7 +72,7 @@ def compare(source: Source, directory: Path, workers: int) -> Comparison:
 
     reasons, annotations = [], noted
     if not annotations_gone and not (noted is None and photos_gone):
-        reasons, annotations = _changed_annotations(source, directory, made, noted)
+        reasons, annotations = _changed_annotations(source, noted)
     changed = []
     if not photos_gone:
         for split in source.splits:
@@ -92,44 +90,16 @@ def compare(source: Source, directory: Path, workers: int) -> Comparison:
 
 
 def _changed_annotations(
-    source: Source,
-    directory: Path,
-    made: Mapping[str, Made],
-    noted: list[Annotations] | None,
-) -> tuple[list[str], list[Annotations] | None]:
+    source: Source, noted: list[Annotations] | None
+) -> tuple[list[str], list[Annotations]]:
     """What changed in them, in words, and what is to be noted of them now."""
     now = annotations_of(source, noted or [])
-    if noted is None or now is None:  # the source does not say what it reads
-        return _changed_examples(source, directory, made), now
+    if noted is None:
+        return [NOT_NOTED], now
     before, after = ({file: digest for file, _, digest in files} for files in (noted, now))
     changed = [file for file in sorted(before | after) if before.get(file) != after.get(file)]
-    return [f"{_some(changed)} changed"] if changed else [], now
-
-
-def _changed_examples(source: Source, directory: Path, made: Mapping[str, Made]) -> list[str]:
-    """Asks a source for all that it has."""
-    if tuple(read_metadata(directory)["class_names"]) != tuple(source.class_names):
-        return ["the classes changed"]
-    changed = [split for split, of_split in made.items() if _differs(source, split, of_split)]
-    return [f"the images or labels of {_some(changed)} changed"] if changed else []
-
-
-def _differs(source: Source, split: str, made: Made) -> bool:
-    """Whether a split has other examples: ids, labels, boxes, or the names of their files."""
-    examples, root = source.examples(split), root_of(source)
-    if len(examples) != len(made.image_ids):
-        return True
-    columns = (made.image_ids, made.truths, made.files, made.digests)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    for i, (image_id, truth, file, digest) in enumerate(rows):
-        example = examples[i]
-        if isinstance(example.image, bytes):
-            same = digest_of(example.image) == digest.decode()
-        else:
-            same = name_below(root, example.image) == file
-        if not same or (example.image_id, truth_of(example)) != (image_id, truth.decode()):
-            return True
-    return False
+    names = [printable(root_of(source).name if file == "." else file) for file in changed]
+    return [f"{_some(names)} changed"] if names else [], now
 
 
 def _paths(made: Made, root: Path | None) -> list[bytes]:

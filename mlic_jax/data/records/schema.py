@@ -23,13 +23,7 @@ class Example:
 
 
 class Source(Protocol):
-    """Where images and labels come from. Files may stay unread until something is asked for.
-
-    A source may also have `annotation_files`, a sequence of paths: every file that class names,
-    splits, labels and boxes are read from, none where these never change. While they are as they
-    were, a prepared set asks the source for nothing. Without it all examples are asked for whenever
-    the set is opened.
-    """
+    """Where images and labels come from. Files may stay unread until something is asked for."""
 
     name: str  # of the prepared set: lower-case letters, digits, underscores
     splits: tuple[str, ...]
@@ -40,6 +34,14 @@ class Source(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the C classes, in the order of `labels`."""
+
+    @property
+    def annotation_files(self) -> Sequence[Path]:
+        """Every file that class names, splits, labels and boxes are read from, as they are now.
+
+        A folder stands for the names of the images in it. While all are as they were, a prepared
+        set asks the source for nothing else; none: these never change.
+        """
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples in their lasting order, not decoded.

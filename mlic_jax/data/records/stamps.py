@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.data.image_files import read_image_file
+from mlic_jax.data.image_files import is_image, read_image_file
 from mlic_jax.data.records.reading import damaged
 from mlic_jax.data.records.schema import Example, Source
 from mlic_jax.data.transforms import Look
@@ -133,10 +133,14 @@ class Made:
             raise Failure(f"{path.name} holds arrays that do not fit together")
         return made
 
-    def same_content(self, other: "Made") -> bool:
-        """Whether the examples are the same ones, with the same images, labels and boxes."""
+    def readable(self) -> "Made":
+        """Those of the examples whose image could be decoded."""
+        return Made(**{name: array[self.looks[:, 0] > 0] for name, array in vars(self).items()})
+
+    def same_content(self, other: "Made", part: slice) -> bool:
+        """Whether a part has the same examples, with the same images, labels and boxes."""
         return all(
-            np.array_equal(getattr(self, name), getattr(other, name))
+            np.array_equal(getattr(self, name)[part], getattr(other, name)[part])
             for name in ("image_ids", "truths", "digests")
         )
 
@@ -159,37 +163,37 @@ def name_below(root: Path | None, path: Path) -> bytes:
 
 
 class Annotations(NamedTuple):
-    """A file of annotations."""
+    """A file of annotations, or a folder whose images say something by their names."""
 
     file: str  # its name below the root of the source
     stamp: Stamp
     digest: str
 
 
-def annotations_of(source: Source, noted: Sequence[Annotations] = ()) -> list[Annotations] | None:
-    """The files of annotations as they are now; None where the source does not say which.
-
-    No file is read whose stamp is as `noted`.
-    """
-    files = getattr(source, "annotation_files", None)
-    if files is None:
-        return None
+def annotations_of(source: Source, noted: Sequence[Annotations] = ()) -> list[Annotations]:
+    """The files of annotations as they are now; none is read whose stamp is as `noted`."""
     root = root_of(source)
     known = {earlier[:2]: earlier for earlier in noted}
     now = []
-    for path in files:
+    for path in dict.fromkeys(source.annotation_files):
         key = os.fsdecode(name_below(root, path)), stamp_of(path)
-        now.append(known.get(key) or Annotations(*key, digest_of_file(path)))
+        digest_now = _digest_of_names if path.is_dir() else digest_of_file
+        now.append(known.get(key) or Annotations(*key, digest_now(path)))
     return now
 
 
-def write_annotations(directory: Path, annotations: list[Annotations] | None) -> None:
+def _digest_of_names(folder: Path) -> str:
+    names = [os.fsencode(file.name) for file in folder.iterdir() if is_image(file)]
+    return digest_of(b"\0".join(sorted(names)))
+
+
+def write_annotations(directory: Path, annotations: list[Annotations]) -> None:
     """Notes what `annotations_of` gave."""
     write_text(directory / ANNOTATIONS, json.dumps(annotations))
 
 
 def read_annotations(directory: Path) -> list[Annotations] | None:
-    """What was noted of a prepared set.
+    """What was noted of a prepared set; None: an earlier version noted nothing of its source.
 
     Raises:
         Failure: it is missing or damaged.
@@ -197,15 +201,15 @@ def read_annotations(directory: Path) -> list[Annotations] | None:
     file = directory / ANNOTATIONS
     try:
         content = json_text.read(file)
-        return content and [
-            Annotations(name, Stamp(*stamp), digest) for name, stamp, digest in content
-        ]
+        if content is None:
+            return None
+        return [Annotations(name, Stamp(*stamp), digest) for name, stamp, digest in content]
     except (UsageError, TypeError, ValueError) as error:
         raise damaged(directory, f"{file.name}: {error}") from None
 
 
 def _is_below(path: str, root: Path) -> bool:
-    return path.startswith(os.path.join(root, ""))
+    return path == os.fspath(root) or path.startswith(os.path.join(root, ""))
 
 
 def _numbers(look: Look | None) -> list[float]:

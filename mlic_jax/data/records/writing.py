@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,16 @@ from tqdm import tqdm
 
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import read_image_file
+from mlic_jax.data.records import shards
 from mlic_jax.data.records.checking import Scan
 from mlic_jax.data.records.reading import PREPARED, Prepared, Split, index_file
 from mlic_jax.data.records.schema import Example, Source
+from mlic_jax.data.records.shards import Earlier, Kept
 from mlic_jax.data.records.stamps import Photo, digest_of, stamps_file
 from mlic_jax.data.transforms import Look
 from mlic_jax.errors import Failure
 from mlic_jax.files.atomic import write_text
 
-_EXAMPLES_PER_SHARD = 1000
-_EXAMPLES_PER_WRITE = 64  # TFDS rewrites its metadata at every write: 9 ms
 _BEYOND = 1  # pixels by which a box may exceed its image: annotations are rounded
 
 
@@ -32,16 +30,19 @@ def write_set(
     scans: Mapping[str, Scan],
     directory: Path,
     prepared: Prepared,
-    kept: Mapping[str, Path],
-) -> None:
-    """Writes a set into an empty folder.
+    earlier: Earlier | None = None,
+) -> dict[str, Kept]:
+    """Writes a set into an empty folder, with those shards of an earlier one that are as they were.
 
     Args:
         source: of the examples.
         scans: what is known of each split.
         directory: the folder.
-        prepared: what it says of itself; `files` is filled in, and `misfits` of what is written.
-        kept: the splits whose records a set in these folders has just as they are to be.
+        prepared: what it says of itself; `files` and `misfits` are filled in.
+        earlier: the set that was there.
+
+    Returns:
+        What was kept of each split.
 
     Raises:
         Failure: an image is another one than was checked.
@@ -50,41 +51,60 @@ def write_set(
     import tensorflow_datasets as tfds
 
     info = _dataset_info(source, scans, directory)
-    # Not a GeneratorBasedBuilder: beyond 1 GB a split its shuffler, even when disabled, spills to a
-    # temporary file through TensorFlow and then sorts the whole split in memory.
-    writer = tfds.core.SequentialWriter(info, _EXAMPLES_PER_SHARD, file_format="array_record")
-    written = [split for split in scans if split not in kept]
-    writer.initialize_splits(written)
-    for split in written:
-        scan, misfits = scans[split], prepared.misfits.setdefault(split, [])
-        rows = tqdm(
-            _rows(source, split, scan, prepared.upright, misfits),
-            f"write {source.name} {split}",
-            len(scan.positions),
-            unit=" images",
-            mininterval=1,
-        )
-        for chunk in _chunks(rows, _EXAMPLES_PER_WRITE):
-            writer.add_examples({split: chunk})
-        np.savez(
-            index_file(directory, split),
-            image_ids=np.array(scan.image_ids),
-            labels=np.stack(scan.labels),
-        )
-    writer.close_all()
-    infos = {split: info.splits[split] for split in written}
-    for split, folder in kept.items():
-        infos[split] = tfds.builder_from_directory(folder).info.splits[split]
-        for name in (*infos[split].filenames, index_file(folder, split).name):
-            _link(folder / name, directory / name)
-    info.set_splits(tfds.core.splits.SplitDict([infos[split] for split in scans]))
-    info.write_to_directory(directory)
-
+    infos, kept = [], {}
     for split, scan in scans.items():
+        of_split, kept[split] = _write_split(
+            source, split, scan, directory, info.features, prepared, earlier
+        )
+        infos.append(of_split)
         scan.made.save(stamps_file(directory, split))
-        names = (*infos[split].filenames, index_file(directory, split).name)
-        prepared.files[split] = {name: (directory / name).stat().st_size for name in names}
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(directory)
     write_text(directory / PREPARED, json.dumps(asdict(prepared), indent=1))
+    return kept
+
+
+def _write_split(
+    source: Source,
+    split: str,
+    scan: Scan,
+    directory: Path,
+    features: Any,
+    prepared: Prepared,
+    earlier: Earlier | None,
+) -> tuple[Any, Kept]:
+    """The records and the index of a split; returns what TFDS notes of it, and what was kept."""
+    import tensorflow_datasets as tfds
+
+    template = shards.template_of(directory, source.name, split)
+    parts = list(enumerate(shards.parts_of(len(scan.positions))))
+    keep = shards.to_keep(earlier, split, scan.made, prepared.upright) if earlier else set()
+    known = {*earlier.prepared.misfits.get(split, ())} if keep else set()
+    misfits = prepared.misfits.setdefault(split, [])
+    files, lengths = [], []
+    total = sum(len(scan.positions[part]) for k, part in parts if k not in keep)
+    what = f"write {source.name} {split}"
+    with tqdm(None, what, total, unit=" images", mininterval=1, disable=not total) as bar:
+        for k, part in parts:
+            file = Path(template.sharded_filepath(shard_index=k, num_shards=None))
+            if k in keep:
+                shards.keep_shard(earlier.directory / file.name, file)
+                misfits += [i for i in scan.image_ids[part] if i in known]
+                lengths.append(len(scan.image_ids[part]))
+            else:
+                rows = _rows(source, split, scan, part, prepared.upright, misfits)
+                lengths.append(shards.write_shard(file, features, rows, bar))
+            files.append(file)
+    files.append(index_file(directory, split))
+    np.savez(files[-1], image_ids=np.array(scan.image_ids), labels=np.stack(scan.labels))
+    prepared.files[split] = {file.name: file.stat().st_size for file in files}
+    info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=lengths,
+        num_bytes=sum(file.stat().st_size for file in files[:-1]),
+        filename_template=template,
+    )
+    return info, Kept(len(keep), len(parts))
 
 
 def check_written(directory: Path, scans: Mapping[str, Scan]) -> None:
@@ -124,7 +144,7 @@ def _dataset_info(source: Source, scans: Mapping[str, Scan], directory: Path) ->
     )
     metadata = {
         "class_names": class_names,
-        "source": source.description,
+        "source": {name: said for name, said in source.description.items() if name != "root"},
         "skipped": {split: list(scan.unreadable) for split, scan in scans.items()},
     }
     identity = tfds.core.DatasetIdentity(
@@ -133,20 +153,22 @@ def _dataset_info(source: Source, scans: Mapping[str, Scan], directory: Path) ->
         data_dir=os.fspath(directory),
         module_name="",
     )
-    return tfds.core.DatasetInfo(
+    info = tfds.core.DatasetInfo(
         builder=identity,
         features=features,
         disable_shuffling=True,
         metadata=tfds.core.MetadataDict(metadata),
     )
+    info.set_file_format("array_record")
+    return info
 
 
 def _rows(
-    source: Source, split: str, scan: Scan, upright: bool, misfits: list[str]
+    source: Source, split: str, scan: Scan, part: slice, upright: bool, misfits: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """The records of a split; the ids of images with boxes that do not fit go to `misfits`."""
+    """Records of a split; the ids of images with boxes that do not fit go to `misfits`."""
     examples = source.examples(split)
-    for position, photo in zip(scan.positions, scan.photos, strict=True):
+    for position, photo in zip(scan.positions[part], scan.photos[part], strict=True):
         example = examples[position]
         height, width = photo.look.size(upright)
         boxes, fit = placed_boxes(example, photo.look, upright)
@@ -191,16 +213,3 @@ def _encoded(example: Example, photo: Photo, where: str) -> bytes:
     if digest_of(content) != photo.digest:
         raise Failure(f"{where}, image {example.image_id} changed meanwhile: prepare the set again")
     return content
-
-
-def _link(file: Path, copy: Path) -> None:
-    try:
-        os.link(file, copy)
-    except OSError:  # of a file system that has no links
-        shutil.copy2(file, copy)
-
-
-def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    rows = iter(rows)
-    while chunk := list(islice(rows, size)):
-        yield chunk

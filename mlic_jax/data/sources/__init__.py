@@ -8,13 +8,16 @@ from typing import Any
 from mlic_jax.data import scenes
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
+from mlic_jax.data.sources.celeba import CelebA
 from mlic_jax.data.sources.coco import CocoFolder
+from mlic_jax.data.sources.divided import Divided
 from mlic_jax.data.sources.exports import PARSERS, Export
 from mlic_jax.data.sources.folders import FolderSet
+from mlic_jax.data.sources.hub import HubSet
 from mlic_jax.data.sources.lists import Lists
 from mlic_jax.data.sources.merge import Merged
 from mlic_jax.data.sources.nuswide import NusWide
-from mlic_jax.data.sources.table import Table
+from mlic_jax.data.sources.table import TABLES, Table
 from mlic_jax.data.sources.tfds import TfdsSet
 from mlic_jax.data.sources.voc import VocFolder
 from mlic_jax.data.sources.voc_layout import OWN, VocLayout
@@ -38,11 +41,23 @@ def create(config_data: Any) -> Source:
     if kind not in SOURCES:
         raise UsageError(f"unknown data source {kind!r}; there are {', '.join(sorted(SOURCES))}")
     source = SOURCES[kind](config_data)
-    return Merged(source) if getattr(config_data, "merge_classes", False) else source
+    if getattr(config_data, "merge_classes", False):
+        source = Merged(source)
+    if shares := _shares(config_data):
+        source = Divided(source, config_data.splits["train"], shares, config_data.split_seed)
+    return source
+
+
+def _shares(data: Any) -> dict[str, float]:
+    """The splits that are divided from the one to train on -> their shares."""
+    shares = {role: getattr(data, f"{role}_share", 0.0) for role in ("test", "val")}
+    splits = dict(data.splits)
+    return {splits[role]: share for role, share in shares.items() if share and role in splits}
 
 
 def _splits(data: Any) -> tuple[str, ...]:
-    return tuple(sorted({split for split in dict(data.splits).values() if split}))
+    """What the source itself is asked for."""
+    return tuple(sorted({*dict(data.splits).values()} - {"", None, *_shares(data)}))
 
 
 def _files(data: Any) -> tuple[str, Path, tuple[str, ...]]:
@@ -52,6 +67,14 @@ def _files(data: Any) -> tuple[str, Path, tuple[str, ...]]:
     return data.name, Path(os.path.abspath(os.path.expanduser(data.root))), _splits(data)
 
 
+def _hub(data: Any) -> Source:
+    options = _options(data, "image_column", "label_column", "cell_separator", *_DIVIDED)
+    if data.hub_name:
+        return HubSet(data.name, _splits(data), hub_name=data.hub_name, **options)
+    name, root, splits = _files(data)
+    return HubSet(name, splits, root=root, **options)
+
+
 def _options(data: Any, *names: str) -> dict[str, Any]:
     """Options of a source; what a configuration of an earlier version lacks keeps its default."""
     return {name: getattr(data, name) for name in names if hasattr(data, name)}
@@ -59,7 +82,7 @@ def _options(data: Any, *names: str) -> dict[str, Any]:
 
 _DIVIDED = ("train_share", "split_seed")
 _TABLE = ("annotations", "image_dir", *_DIVIDED)
-_CSV = (*_TABLE, "image_column", "label_column", "cell_separator")
+_CSV = (*_TABLE, "image_column", "label_column", "cell_separator", "sheet")
 
 
 def _voc(data: Any) -> Source:
@@ -81,6 +104,7 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
         data_dir=data.root,
         **_options(data, "tfds_name", "class_order", "keep_unlabelled"),
     ),
+    "hub": _hub,
     "nuswide": lambda data: NusWide(
         *_files(data), **_options(data, "annotations", "image_dir", "keep_unlabelled")
     ),
@@ -89,10 +113,12 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
         *_files(data), **_options(data, "label_separator", *_DIVIDED)
     ),
     "lists": lambda data: Lists(*_files(data), **_options(data, *_TABLE)),
+    "celeba": lambda data: CelebA(*_files(data), **_options(data, *_TABLE)),
     "yolo": lambda data: Yolo(*_files(data), **_options(data, *_TABLE)),
-    "csv": lambda data: Table(*_files(data), kind="csv", **_options(data, *_CSV)),
-    "jsonl": lambda data: Table(*_files(data), kind="jsonl", **_options(data, *_TABLE)),
 }
+SOURCES |= dict.fromkeys(
+    TABLES, lambda data: Table(*_files(data), kind=data.source, **_options(data, *_CSV))
+)
 SOURCES |= dict.fromkeys(
     PARSERS, lambda data: Export(*_files(data), kind=data.source, **_options(data, *_TABLE))
 )

@@ -41,6 +41,7 @@ class Apparel(RowSet):
             splits,
             root=root,
             read=lambda: Rows(CLASS_NAMES, _read(root)),
+            files=lambda: layout.folders_in(root),
             kind="apparel",
             options={},
             train_share=train_share,

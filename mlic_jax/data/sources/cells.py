@@ -10,7 +10,7 @@ from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.errors import Failure
 
 # How pandas and others write that there is no value.
-MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "<NA>", "NaT", "None", "null", "NULL"})
+MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "<NA>", "NaT", "None", "null", "NULL", "#N/A"})
 PRESENT, ABSENT, UNKNOWN = (
     frozenset({"1", "1.0", "1,0", "true", "x"}),
     frozenset({"0", "0.0", "0,0", "false"}),
@@ -74,7 +74,10 @@ def object_names(text: str) -> list[str]:
         body = _NUMPY_TEXT.sub(r"\1", body[1:-1])
     if re.sub(_TEXT, "", body).strip(", \t\r\n"):
         raise ValueError(f"{short(text)} is not a Python list of names")
-    return _checked([ast.literal_eval(name) for name in re.findall(_TEXT, body)], text)
+    try:
+        return _checked([ast.literal_eval(name) for name in re.findall(_TEXT, body)], text)
+    except SyntaxError:  # a zero byte, or an escape of no character
+        raise ValueError(f"{short(text)} is not a Python list of names") from None
 
 
 def _checked(names: object, text: str) -> list[str]:

@@ -24,7 +24,7 @@ LABELS = (
 )
 SPLIT = ("split", "splitname")
 _PERHAPS_SPLIT = ("subset", "set", "partition", "datasplit")  # if the cells are names of splits
-_ROW_NUMBERS = ("", "index", "unnamed0", "row", "rowid")
+_ROW_NUMBERS = ("", "index", "unnamed0", "row", "rowid", "indexlevel0")
 _OF_A_LABEL = ("confidence", "value", "present")
 _VALUES = PRESENT | ABSENT | UNKNOWN | MINUS_ONE
 

@@ -1,7 +1,7 @@
-"""The rows of a CSV file, in each of the forms that such tables have; see `table.Table`."""
+"""The rows of a table of cells, in each of the forms that such tables have; see `table.Table`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,28 @@ _FEW = 6  # with fewer labels it means nothing that each occurs once
 _Line = tuple[str, list[str]]  # where it is, and its cells
 
 
-def read_csv(
-    file: Path, image_column: str = "", label_column: str = "", cell_separator: str = ""
+def read_csv(file: Path, **told: str) -> Rows:
+    """What a CSV file says; see `read_cells`."""
+    rows = read_cells(csv_rows(file), **told)
+    encoding = read_text(file)[1]
+    if encoding not in ("cp1252", "gbk"):
+        return rows
+    return rows._replace(notes=[f"{file.name} is not UTF-8: read as {encoding}", *rows.notes])
+
+
+def read_cells(
+    table: Iterable[_Line], image_column: str = "", label_column: str = "", cell_separator: str = ""
 ) -> Rows:
-    """What a CSV file says; see `table.Table`.
+    """What the lines of a table say, of which the first is the header; see `table.Table`.
 
     Raises:
         UsageError: there is no such file or column.
         Failure: it is malformed, or what it means cannot be told.
     """
-    (where, header), *lines = csv_rows(file)
+    (where, header), *lines = table
     cells = [cells for _, cells in lines]
     columns = find_columns(where, header, cells, image_column, label_column)
     notes = []
-    if (encoding := read_text(file)[1]) in ("cp1252", "gbk"):
-        notes.append(f"{file.name} is not UTF-8: read as {encoding}")
     if columns.ignored:
         notes.append(f"columns that do not count: {', '.join(columns.ignored)}")
     if columns.classes:

@@ -44,6 +44,7 @@ class FolderSet(RowSet):
             splits,
             root=root,
             read=lambda: Rows((), read_folders(root, label_separator)),
+            files=lambda: layout.folders_in(root),
             kind="folders",
             options={"label_separator": label_separator},
             train_share=train_share,

@@ -77,10 +77,11 @@ def image_folder(
         if likely:
             break
     chosen, *rivals = likely
-    if rivals and not any(held[chosen] & held[other] for other in rivals):
+    if rivals and not any(held[chosen].keys() & held[other].keys() for other in rivals):
         return images, ()  # each holds a part
+    rivals = [folder for folder in rivals if _differ(held[chosen], held[folder])]
     _check_choice(chosen, rivals, why, images, annotations, split)
-    others = [folder for folder in held if folder != chosen and held[folder] & held[chosen]]
+    others = [f for f in held if f != chosen and _differ(held[chosen], held[f])]
     if not others or SPLIT in str(chosen):
         return chosen, ()
     told = f"photos are taken from {_relative(chosen, images)} ({why})"
@@ -169,22 +170,49 @@ def _split_of(images: Path, annotations: Path) -> str | None:
 
 def _held(
     folder: Path, sample: Sequence[tuple[str, str]], by_end: bool
-) -> frozenset[tuple[str, str]]:
-    """Those of the (split, name) that a folder, or a pattern of folders, has photos for."""
+) -> dict[tuple[str, str], Path | None]:
+    """Those of the (split, name) that a folder, or a pattern of folders, has photos for.
+
+    With the photo of each; None where there are several.
+    """
     photos: dict[str, Photos] = {}
-    held = set()
+    held = {}
     for split, name in sample:
         where = str(folder).replace(SPLIT, split)
         if where not in photos:
             photos[where] = Photos(Path(where).parent, Path(where).name)
         find = photos[where].held_by_its_end if by_end else photos[where].held
         try:
-            found = find(name) is not None
+            found = find(name)
+            if found is not None:
+                held[split, name] = found
         except Failure:  # several: the source says so, if it is to read this folder
-            found = True
-        if found:
-            held.add((split, name))
-    return frozenset(held)
+            held[split, name] = None
+    return held
+
+
+def _differ(
+    held: Mapping[tuple[str, str], Path | None], other: Mapping[tuple[str, str], Path | None]
+) -> bool:
+    """Whether another folder has other photos, of which the paths fit the names no worse.
+
+    One inside the other has the same ones, or such as fit the end of a path alone.
+    """
+    for key in held.keys() & other.keys():
+        photo, rival = held[key], other[key]
+        if photo is None or rival is None:
+            return True
+        is_other = os.path.abspath(photo) != os.path.abspath(rival)
+        if is_other and _fit(key[1], rival) >= _fit(key[1], photo):
+            return True
+    return False
+
+
+def _fit(name: str, file: Path) -> int:
+    """How many of the folders before the last part of a name are those that the file is in."""
+    pairs = zip(reversed(name.split("/")[:-1]), reversed(file.parent.parts), strict=False)
+    same = [folder.lower() == own.lower() for folder, own in pairs]
+    return [*same, False].index(False)
 
 
 def _some(names: Sequence[str]) -> Sequence[str]:

@@ -46,6 +46,7 @@ class Lists(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_lists(root / annotations, root / image_dir),
+            files=lambda: [*_lists(root / annotations), root / image_dir],
             kind="lists",
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,

@@ -4,11 +4,13 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlic_jax.data.records import Example, Source
+from mlic_jax.data.sources.on_demand import OnDemand
 
 
 def alike(names: Sequence[str]) -> list[list[str]]:
@@ -36,6 +38,10 @@ class Merged:
         return tuple(group[0] for group in alike(self._source.class_names))
 
     @property
+    def annotation_files(self) -> Sequence[Path]:
+        return self._source.annotation_files
+
+    @property
     def own_splits(self) -> tuple[str, ...]:
         return self._source.own_splits
 
@@ -45,13 +51,17 @@ class Merged:
         merged = [group for group in alike(self._source.class_names) if len(group) > 1]
         return (*self._source.notes, *(f"one class: {', '.join(group)}" for group in merged))
 
-    def examples(self, split: str) -> list[Example]:
+    def examples(self, split: str) -> Sequence[Example]:
         names = self._source.class_names
         group_of = {name: g for g, group in enumerate(alike(names)) for name in group}
         groups = np.array([group_of[name] for name in names])
-        merged = []
-        for example in self._source.examples(split):
-            labels = np.full(len(self.class_names), -1, np.int8)
+        examples = self._source.examples(split)
+        count = len(self.class_names)
+
+        def merged(position: int) -> Example:
+            example = examples[position]
+            labels = np.full(count, -1, np.int8)
             np.maximum.at(labels, groups, example.labels)
-            merged.append(replace(example, labels=labels, box_classes=groups[example.box_classes]))
-        return merged
+            return replace(example, labels=labels, box_classes=groups[example.box_classes])
+
+        return OnDemand(len(examples), merged)

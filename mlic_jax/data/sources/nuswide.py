@@ -45,13 +45,13 @@ class NusWide(RowSet):
             rows = _read(root / annotations)
             return Rows(CLASS_NAMES, [row for row in rows if keep_unlabelled or row.present])
 
-        self.annotation_files = (root / annotations,)
         super().__init__(
             name,
             splits,
             root=root,
             image_dir=image_dir,
             read=read,
+            files=lambda: [root / annotations],
             kind="nuswide",
             options={
                 "annotations": annotations,

@@ -49,6 +49,7 @@ class RowSet:
         image_dir: the folder of images in it, perhaps with `{split}` in it; see `photos.Photos`
             about how they are named.
         read: reads the annotations.
+        files: what `read` reads, see `Source.annotation_files`.
         kind: of the source, for its description.
         options: what else decides what it has, for its description.
         train_share, split_seed: of `splitting.divide`; None where rows are to name their splits.
@@ -62,6 +63,7 @@ class RowSet:
         root: Path,
         image_dir: str = "",
         read: Callable[[], Rows],
+        files: Callable[[], Sequence[Path]],
         kind: str,
         options: Mapping[str, Any],
         train_share: float | None = None,
@@ -75,12 +77,18 @@ class RowSet:
         self._root = root
         self._image_dir = image_dir
         self._read = read
+        self._annotation_files = files
         self._train_share = TRAIN_SHARE if train_share is None else train_share
         self._split_seed = split_seed
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._contents[0]
+
+    @property
+    def annotation_files(self) -> Sequence[Path]:
+        """All that classes, splits and labels are read from."""
+        return self._annotation_files()
 
     @property
     def own_splits(self) -> tuple[str, ...]:

@@ -1,17 +1,20 @@
-"""Own data in a table, CSV or JSON Lines."""
+"""Own data in a table: CSV, Parquet, Excel or JSON Lines."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.cells import is_names
 from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
-from mlic_jax.data.sources.csv_table import photo_path, read_csv
+from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.sheets import other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
@@ -19,11 +22,11 @@ from mlic_jax.files import json_text
 
 
 class Table(RowSet):
-    """Own data: images, and a CSV or JSON Lines file that says what each of them shows.
+    """Own data: images, and a table that says what each of them shows.
 
     Every path is relative to the folder of images, and is the image's id. Images without labels are
-    kept, and show none of the classes. A table may name a split for each image, or be one of a file
-    a split; else see `RowSet`.
+    kept, and show none of the classes. A table may name a split for each image, in a column or as
+    the first folder of its path, or be one of a file a split; else see `RowSet`.
 
     CSV: a header, and between columns commas, semicolons or tabs; see `text.read_text` about
     encodings. One column has the paths (image, path, file_name, ...: `columns.IMAGE`, else the
@@ -37,6 +40,9 @@ class Table(RowSet):
         CelebA, and else ?, as in CheXpert;
       or columns of attributes, of which `red` in the column colour is the label colour=red.
 
+    Parquet, and the first sheet of a file of Excel or the one that is named: cells as those of CSV,
+    and in Parquet also lists of names.
+
     JSON Lines: objects of `image`, `labels` (a name or a list of names), and, if wanted, `unknown`
     (likewise) and `split`; other fields do not count. The classes are sorted.
 
@@ -44,11 +50,12 @@ class Table(RowSet):
         name: of the prepared set.
         root: the folder that the other two are relative to.
         splits: those that are asked for.
-        kind: "csv" or "jsonl".
+        kind: a key of `TABLES`.
         annotations: the table, or a pattern with `{split}` in it.
         image_dir: the folder of images, or a pattern; "" is root itself.
-        image_column, label_column, cell_separator: of a CSV, where they are not to be told;
-            several columns of labels, with commas between, are attributes.
+        image_column, label_column, cell_separator: of all but JSON Lines, where they are not to be
+            told; several columns of labels, with commas between, are attributes.
+        sheet: of a file of Excel; "" is the first.
         train_share, split_seed: see `RowSet`.
     """
 
@@ -64,34 +71,29 @@ class Table(RowSet):
         image_column: str = "",
         label_column: str = "",
         cell_separator: str = "",
+        sheet: str = "",
         train_share: float = 0.8,
         split_seed: int = 0,
     ):
-        self._files_of = root, annotations
         told = {
             "image_column": image_column,
             "label_column": label_column,
             "cell_separator": cell_separator,
+            "sheet": sheet,
         }
+        told = {option: value for option, value in told.items() if value}
         super().__init__(
             name,
             splits,
             root=root,
             image_dir=image_dir,
             read=lambda: read_tables(kind, root, annotations, **told),
+            files=lambda: list(_files(root, annotations).values()),
             kind=kind,
-            options={"annotations": annotations, "image_dir": image_dir}
-            | {option: value for option, value in told.items() if value},
+            options={"annotations": annotations, "image_dir": image_dir} | told,
             train_share=train_share,
             split_seed=split_seed,
         )
-
-    @property
-    def annotation_files(self) -> list[Path]:
-        """Every file that classes, splits and labels are read from."""
-        root, annotations = self._files_of
-        splits = splits_of(root, annotations) or ("",)
-        return [root / annotations.replace(SPLIT, split) for split in splits]
 
 
 def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
@@ -102,13 +104,14 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
         Failure: one is malformed, or they are not of the same classes.
     """
     if SPLIT not in annotations:
-        return TABLES[kind](root / annotations, **told)
-    splits = splits_of(root, annotations)
-    if not splits:
+        return _split_by_path(TABLES[kind](root / annotations, **told))
+    files = _files(root, annotations)
+    if not files:
         raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
-    files = {split: root / annotations.replace(SPLIT, split) for split in splits}
     tables = {
-        split: TABLES[kind](file, **told) for split, file in files.items() if has_labels(kind, file)
+        split: TABLES[kind](file, **told)
+        for split, file in files.items()
+        if has_labels(kind, file, told.get("sheet", ""))
     }
     names = [table.class_names for table in tables.values()]
     for split, table in tables.items():
@@ -117,16 +120,46 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
             raise Failure(f"the columns of {files[split]} and {files[other]} are not the same")
     rows = [row._replace(split=split) for split, table in tables.items() for row in table.rows]
     notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
-    without = [files[split].name for split in splits if split not in tables]
+    without = [file.name for split, file in files.items() if split not in tables]
     if without:
         notes[f"{', '.join(without)}: no labels, not read"] = None
     return Rows(names[0] if names else (), rows, tuple(notes))
 
 
-def has_labels(kind: str, file: Path) -> bool:
+def _files(root: Path, annotations: str) -> dict[str, Path]:
+    """The file of every split; that of all splits is of ""."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return {split: root / annotations.replace(SPLIT, split) for split in splits}
+
+
+def _split_by_path(table: Rows) -> Rows:
+    """Takes the splits from the paths: the first folder that not all have, as train in train/a.jpg.
+
+    Raises:
+        UsageError: some of these folders are those of splits, and others are not.
+    """
+    if not table.rows or any(row.split for row in table.rows):
+        return table
+    above = [row.image.split("/")[:-1] for row in table.rows]
+    depth = len(list(takewhile(lambda names: len({*names}) == 1, zip(*above, strict=False))))
+    folders = [(*names[depth:], "")[0] for names in above]
+    of_role = {role_of(f): row for row, f in zip(table.rows, folders, strict=True)}
+    if not {"train"} < of_role.keys() - {None}:
+        return table
+    if None in of_role:
+        raise UsageError(
+            f"{of_role[None].where}: the folder of {of_role[None].image} is not named like a split "
+            f"as that of {of_role['train'].image} is: say in a column split which each photo is of"
+        )
+    rows = [row._replace(split=f) for row, f in zip(table.rows, folders, strict=True)]
+    note = f"splits are the folders of the paths: {', '.join(sorted({*folders}))}"
+    return Rows(table.class_names, rows, (*table.notes, note))
+
+
+def has_labels(kind: str, file: Path, sheet: str = "") -> bool:
     """Whether a table says more than which photos there are: lists of what to predict do not."""
-    if kind == "csv":
-        return len(next(csv_rows(file))[1]) > 1
+    if kind in _CELLS:
+        return len(next(_CELLS[kind](file, **({"sheet": sheet} if sheet else {})))[1]) > 1
     where = f"{file}, line 1"
     first = next((json_text.parse(line, where) for line in _lines(file) if line.strip()), None)
     return not isinstance(first, dict) or _field(first, LABELS) in first
@@ -179,14 +212,43 @@ def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
     return next((known[name] for name in names if name in known), names[0])
 
 
-# The reader of each kind of table.
-TABLES: dict[str, Callable[..., Rows]] = {"csv": read_csv, "jsonl": _read_jsonl}
+# --- Parquet and Excel ---
+
+
+def _read_parquet(file: Path, **told: str) -> Rows:
+    return read_cells(parquet_rows(file), **told)
+
+
+def _read_xlsx(file: Path, sheet: str = "", **told: str) -> Rows:
+    rows = read_cells(xlsx_rows(file, sheet), **told)
+    others = [] if sheet else other_sheets(file)
+    note = f"the first sheet is read, not {', '.join(others)}; see --sheet"
+    return rows._replace(notes=[*[note] * bool(others), *rows.notes])
+
+
+# The reader of each kind of table; and what gives the cells of those that have any.
+TABLES: dict[str, Callable[..., Rows]] = {
+    "csv": read_csv,
+    "parquet": _read_parquet,
+    "xlsx": _read_xlsx,
+    "jsonl": _read_jsonl,
+}
+_CELLS: dict[str, Callable[..., Iterator[tuple[str, list[str]]]]] = {
+    "csv": csv_rows,
+    "parquet": parquet_rows,
+    "xlsx": xlsx_rows,
+}
 
 
 # --- telling the format
 
 _FOLDERS = ("annotations", "annotation", "labels", "metadata", "data")
-_SUFFIXES = {"csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
+_SUFFIXES = {
+    "csv": (".csv", ".tsv", ".txt"),
+    "parquet": (".parquet",),
+    "xlsx": (".xlsx", ".xlsm"),
+    "jsonl": (".jsonl", ".ndjson"),
+}
 
 
 def find(
@@ -200,13 +262,16 @@ def find(
         for files in layout.files_in(images, _SUFFIXES[kind])[:2]:
             # Kaggle's list of what to predict, with labels for an example.
             files = [file for file in files if not file.stem.startswith("sample_submission")]
+            files = [file for file in files if _may_be_table(file)]
             if len(files) > 1:
-                files = [file for file in files if has_labels(kind, file)]
+                files = [file for file in files if has_labels(kind, file, told.get("sheet", ""))]
             files = [file for file in files if _is_in_place(images, file)]
             if found := layout.one_or_a_split_each(images, files, f"files of the format {kind}"):
                 annotations, splits = found
                 break
     if annotations is None or annotations.suffix.lower() not in _SUFFIXES[kind]:
+        return None
+    if annotations.is_file() and not _may_be_table(annotations):
         return None
     if SPLIT in str(annotations):
         root = Path(layout.fixed_part(str(annotations)))
@@ -215,17 +280,25 @@ def find(
             raise UsageError(f"no file fits --annotations {annotations}")
     elif not annotations.is_file():
         return None
-    root = annotations if not splits else Path(layout.fixed_part(str(annotations)))
+    root = Path(layout.fixed_part(str(annotations))) if splits else annotations.parent
     names: dict[str, list[str]] = defaultdict(list)
-    if splits:
-        rows = read_tables(kind, root, annotations.relative_to(root).as_posix(), **told).rows
-    else:
-        rows = TABLES[kind](annotations, **told).rows
-    for row in rows:
+    for row in read_tables(kind, root, annotations.relative_to(root).as_posix(), **told).rows:
         names[row.split].append(row.image)
     folder, notes = layout.image_folder(images, annotations, names)
     seen = annotations.name + (f" for {', '.join(splits)}" if splits else "")
     return Layout(kind, seen, layout.options(folder, annotations), notes)
+
+
+def _may_be_table(file: Path) -> bool:
+    """Whether a file is a table by its suffix; of texts, only those whose header says so."""
+    if file.suffix.lower() != ".txt":
+        return True
+    with file.open("rb") as lines:
+        header = lines.readline(1000).decode("utf-8-sig", "replace")
+    first, *others = [plain(name) for name in re.split("[,;\t]", header)]
+    if first in ("id", "name"):
+        return not {*others}.isdisjoint(LABELS)
+    return bool(others) and first in IMAGE
 
 
 def _is_in_place(images: Path, file: Path) -> bool:
@@ -234,6 +307,8 @@ def _is_in_place(images: Path, file: Path) -> bool:
     return folder == images or bool(role_of(folder.name)) or folder.name.lower() in _FOLDERS
 
 
-_CSV_OPTIONS = ("image_column", "label_column", "cell_separator")
-CSV = layout.Format(partial(find, "csv"), "a .csv table of images and labels", _CSV_OPTIONS)
+_TOLD = ("image_column", "label_column", "cell_separator")
+CSV = layout.Format(partial(find, "csv"), "a .csv table of images and labels", _TOLD)
+PARQUET = layout.Format(partial(find, "parquet"), "a .parquet table of images and labels", _TOLD)
+XLSX = layout.Format(partial(find, "xlsx"), "an .xlsx table of images, labels", (*_TOLD, "sheet"))
 JSONL = layout.Format(partial(find, "jsonl"), "a .jsonl file of images and labels")

@@ -34,7 +34,7 @@ class VocObject(NamedTuple):
 def read_objects(file: Path) -> list[VocObject]:
     objects = []
     try:
-        root = _parse(file)
+        root = parse_xml(file)
         if root.tag != "annotation":
             raise ValueError(f"it is no <annotation> of VOC, but <{root.tag}>")
         size = size_of(root.findtext("size/height"), root.findtext("size/width"))
@@ -63,10 +63,16 @@ def _corners(box: ElementTree.Element | None) -> tuple[float, float, float, floa
     return ymin - 1, xmin - 1, ymax, xmax
 
 
-def _parse(file: Path) -> ElementTree.Element:
-    """The root of an XML file; entities of its own, which could be of any length, are refused."""
-    if file.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"the annotations of an image, and larger than {_LARGEST_FILE:,} bytes")
+def parse_xml(file: Path, largest: int = _LARGEST_FILE) -> ElementTree.Element:
+    """The root of an XML file; entities of its own, which could be of any length, are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ElementTree.ParseError, ValueError, LookupError: it is malformed, has entities, is of more
+            bytes than `largest`, or in an unknown encoding.
+    """
+    if file.stat().st_size > largest:
+        raise ValueError(f"it is larger than {largest:,} bytes")
     content = file.read_bytes()
     if b"<!ENTITY" in content.replace(b"\0", b""):  # of UTF-16, too
         raise ValueError("it declares entities, which no annotation needs")

@@ -1,16 +1,27 @@
 """Own data as YOLO takes them: beside each photo's folder `images` one of text files, `labels`."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from mlic_jax.data.image_files import is_image, visible
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
-from mlic_jax.data.sources.split_names import SPLIT, splits_of
+from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import read_text
+from mlic_jax.data.sources.yolo_lists import (
+    YAML,
+    is_lists,
+    label_file,
+    label_folders,
+    list_files,
+    listed_photos,
+    lists_in,
+    read_yaml,
+    yaml_of_splits,
+)
 from mlic_jax.errors import Failure, UsageError
 
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels")  # a name a line
@@ -35,7 +46,8 @@ class Yolo(RowSet):
         name: of the prepared set.
         root: the folder that the other two are relative to.
         splits: those that are asked for.
-        annotations: the folder of text files, or a pattern with `{split}` in it.
+        annotations: the folder of text files, or a pattern with `{split}` in it; or a YAML file or
+            a pattern of lists, `{split}.txt`, that name the photos: see `yolo_lists`.
         image_dir: the folder of images, or a pattern.
         train_share, split_seed: see `RowSet`.
     """
@@ -57,6 +69,7 @@ class Yolo(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_yolo(root, annotations, image_dir),
+            files=lambda: _read_files(root, annotations, image_dir),
             kind="yolo",
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
@@ -71,8 +84,9 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
         UsageError: a folder is missing.
         Failure: a file is malformed, or the names of the classes are not to be found.
     """
-    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
-    folders = {split: root / annotations.replace(SPLIT, split) for split in splits}
+    if is_lists(annotations):
+        return _read_listed(root, annotations, root / image_dir)
+    folders = _folders(root, annotations)
     source, names = _class_names(root, list(folders.values()))
     rows = []
     for split, folder in folders.items():
@@ -90,19 +104,68 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
     return Rows(names, rows, [f"{len(names)} names of classes are those of {source}"] * bool(used))
 
 
-def _class_names(root: Path, folders: list[Path]) -> tuple[str, list[str]]:
-    """The file that names the classes, and the names."""
-    places = dict.fromkeys([root, *folders, *(folder.parent for folder in folders)])
+def _read_files(root: Path, annotations: str, image_dir: str) -> list[Path]:
+    """All that `read_yolo` reads, the folders of photos too."""
+    if is_lists(annotations):
+        images = root / image_dir
+        listed = listed_photos(root, annotations, images).values()
+        photos = list(dict.fromkeys(file.parent for part in listed for _, file in part))
+        folders = [place for folder in photos for place in label_folders(folder)]
+        files = list_files(root, annotations, images)
+        files += _naming_files(root, [(root / annotations).parent, images, *folders])
+    else:
+        folders = list(_folders(root, annotations).values())
+        photos = [root / image_dir.replace(SPLIT, s) for s in _folders(root, annotations)]
+        files = _naming_files(root, folders)
+    texts = [file for folder in folders for file in _texts(folder)]
+    return list(dict.fromkeys([*files, *texts, *photos]))
+
+
+def _folders(root: Path, annotations: str) -> dict[str, Path]:
+    """The folder of text files of every split; that of all splits is of ""."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return {split: root / annotations.replace(SPLIT, split) for split in splits}
+
+
+def _naming_files(root: Path, folders: list[Path]) -> list[Path]:
+    """The files that may name the classes."""
+    above = (folder.parent for folder in folders if folder != root)
+    places = dict.fromkeys([root, *folders, *above])
     files = [file for place in places if place.is_dir() for file in visible(place)]
+    return [file for file in files if file.suffix.lower() in YAML or file.name in _LISTS]
+
+
+def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
+    """What the text files of listed photos say."""
+    photos = listed_photos(root, annotations, images)
+    files = {file: label_file(file) for part in photos.values() for _, file in part}
+    folders = list(dict.fromkeys(file.parent for file in files.values() if file))
+    file = root / annotations  # which may be a pattern
+    first = [file] if file.suffix in YAML else []
+    source, names = _class_names(root, [file.parent, images, *folders], first)
+    rows = []
+    for split, part in photos.items():
+        for where, file in part:
+            if not file.is_file():
+                raise Failure(f"{where}: there is no such photo in {images}")
+            labels = files[file]
+            present = [] if labels is None else _classes(labels, names)
+            image = Path(os.path.relpath(file, images)).as_posix()
+            rows.append(Row(where, image, present, split=split))
+    told = f"photos and splits are those of {Path(annotations).name}: {', '.join(photos)}"
+    return Rows(names, rows, [told, f"{len(names)} names of classes are those of {source}"])
+
+
+def _class_names(
+    root: Path, folders: list[Path], first: Sequence[Path] = ()
+) -> tuple[str, list[str]]:
+    """The file that names the classes, `first` if it does, and the names."""
+    files = [*first, *_naming_files(root, folders)]
     for file in files:
-        if file.suffix.lower() in (".yaml", ".yml"):
-            try:
-                content = yaml.safe_load(read_text(file)[0])
-            except yaml.YAMLError as error:
-                raise Failure(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-            names = content.get("names") if isinstance(content, dict) else None
+        if file.suffix.lower() in YAML:
+            names = read_yaml(file).get("names")
             if isinstance(names, dict):  # by number
-                if sorted(names) != list(range(len(names))):
+                if {*names} != {*range(len(names))}:
                     raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
                 names = [names[number] for number in sorted(names)]
             if isinstance(names, list) and names:
@@ -147,6 +210,8 @@ def _texts(folder: Path) -> list[Path]:
 
 def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Layout | None:
     """See `layout.Format`."""
+    if annotations is not None and is_lists(str(annotations)):
+        return _listed(images, annotations)
     if annotations is not None:
         if not annotations.is_dir() or not any(map(_is_yolo, _texts(annotations)[:20])):
             return None
@@ -156,14 +221,63 @@ def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Lay
         return Layout("yolo", seen, layout.options(folder, annotations), notes)
     if not images.is_dir():
         return None
+    lists = lists_in(images)
+    if lists is None or not _has_labels(images):
+        return _without_lists(images)
+    if found := _listed(images, lists):
+        return found
+    found = _without_lists(images)
+    note = f"{lists.name} names no photo that has labels, and is not read"
+    return found and replace(found, notes=(*found.notes, note))
+
+
+def _without_lists(images: Path) -> Layout | None:
+    placed = _placed(images)
+    if placed and any(map(role_of, splits_of(images, placed.options["annotations"]))):
+        return placed
+    return _folders_of_yaml(images) or placed
+
+
+def _placed(images: Path) -> Layout | None:
+    """The layout with folders in one of the usual places."""
     for labels, photos in _PLACES:
         splits = splits_of(images, labels) if SPLIT in labels else ("",)
         folders = [images / labels.replace(SPLIT, split) for split in splits]
         texts = [file for folder in folders for file in _texts(folder)[:20]]
         if any(map(_is_yolo, texts)):
-            options = {"root": str(images.resolve()), "annotations": labels, "image_dir": photos}
+            options = {"root": os.path.abspath(images), "annotations": labels, "image_dir": photos}
             return Layout("yolo", f"{labels or images.name}/*.txt", options)
     return None
+
+
+def _listed(images: Path, annotations: Path, least: int = 1) -> Layout | None:
+    """The layout of photos that are listed, of so many splits at least, if any has labels."""
+    options = layout.options(images, annotations)
+    root = Path(options["root"])
+    photos = listed_photos(root, options["annotations"], images)
+    files = [file for part in photos.values() for _, file in part[:20]]
+    if len(photos) < least or not any(
+        _is_yolo(labels) for file in files if (labels := label_file(file))
+    ):
+        return None
+    return Layout("yolo", f"{annotations.name} for {', '.join(photos)}", options)
+
+
+def _folders_of_yaml(images: Path) -> Layout | None:
+    """The layout of folders of photos that a YAML file names for two or more splits."""
+    for file, _ in yaml_of_splits(images):
+        try:
+            if found := _listed(images, file, least=2):
+                return found
+        except Failure:  # its folders are elsewhere
+            continue
+    return None
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether there are files of labels in a folder or below, so that lists are likely YOLO's."""
+    levels = layout.files_in(folder, (".txt",))
+    return any(_is_yolo(file) for level in levels for file in level[:50])
 
 
 def _is_yolo(file: Path) -> bool:

@@ -17,7 +17,7 @@ from mutations import damaged
 from PIL import Image
 
 from mlic_jax.config import default_config
-from mlic_jax.data.transforms import decode
+from mlic_jax.data.transforms import opened, range_of, to_rgb
 from mlic_jax.models import create_model
 from mlic_jax.predict.files import predict_files
 from mlic_jax.runtime.checkpoint import save_weights
@@ -106,16 +106,18 @@ def _save_model(path: Path) -> None:
 
 
 def _decode(content: bytes) -> str | None:
-    """Why a photo cannot be decoded; None where it can."""
+    """Why a photo cannot be decoded as prediction does; None where it can."""
     size = (0, 0)
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            size = opened.size
+        with Image.open(io.BytesIO(content)) as photo:
+            size = photo.size
     except Exception:  # whatever Pillow makes of it
         pass
     pixels = min(size[0] * size[1], Image.MAX_IMAGE_PIXELS)
     with bounded(len(content), pixels):
-        image, line = answer(lambda: decode(content, upright=True))
+        image, line = answer(
+            lambda: opened(content, lambda image: to_rgb(image, True, range_of(image)))
+        )
     if image is not None and (image.mode != "RGB" or sorted(image.size) != sorted(size)):
         raise Broken(f"decoded as {image.mode} of {image.size}, the file says {size}")
     return line

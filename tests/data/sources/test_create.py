@@ -135,9 +135,9 @@ def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
     [
         (
             {**VOC, "source": "imagenet"},
-            "unknown data source 'imagenet'; there are apparel, coco, createml, csv, folders, "
-            "json, jsonl, label_studio, labelme, lists, mmpretrain, nuswide, scenes, tfds, via, "
-            "voc, yolo$",
+            "unknown data source 'imagenet'; there are apparel, celeba, coco, createml, csv, cvat, "
+            "folders, hub, json, jsonl, label_studio, labelme, lists, mmpretrain, nuswide, "
+            "parquet, scenes, tfds, via, voc, vott, xlsx, yolo$",
         ),
         ({**OWN, "source": "csv", "root": ""}, "data source csv: `root`, .* is not set"),
         ({**VOC, "root": ""}, "`root`, the data's folder, is not set"),

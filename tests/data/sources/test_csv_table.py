@@ -302,3 +302,16 @@ def test_marks_that_divide_what_occurs_alone(plant, read_own, mark):
     text = f"image,label\na.jpg,cat{mark}big\nb.jpg,cat{mark}big\nc.jpg,cat\n"
     names = read_own(plant({"l.csv": text}, ["a.jpg", "b.jpg", "c.jpg"]), cell_separator=";")
     assert names.source.class_names == ("cat", f"cat{mark}big")
+
+
+@pytest.mark.parametrize("header", ["id,labels", "filename\tlabels", "Image Name;labels"])
+def test_a_table_in_a_text_file(plant, read_own, header):
+    mark = next(mark for mark in ",\t;" if mark in header)
+    rows = "".join(f"{i:04d}{mark}{'cat' if i % 2 else 'dog|cat'}\n" for i in range(4))
+    files = {"labels.txt": f"{header}\n{rows}", "README.txt": "Name, and more\n", "list.txt": "a\n"}
+    photos = [f"train/{i:04d}.jpeg" for i in range(4)]
+    for annotations in (None, "labels.txt"):
+        own = read_own(plant(files, photos), annotations)
+        assert own.layout.format == "csv"
+        labels = [{"cat"} if i % 2 else {"dog", "cat"} for i in range(4)]
+        assert own.labels == dict(zip(photos, labels, strict=True))

@@ -230,8 +230,8 @@ def test_xml_in_other_encodings(plant, read_own, encoding):
 
 
 def test_xml_of_something_else(plant, read_own):
-    """CVAT's own format has all images in one file; it must not pass for images without objects."""
-    folder = plant({"annotations.xml": xml({"cat"}, root="annotations")}, NAMES)
+    """It must not pass for images without objects."""
+    folder = plant({"drawings.xml": xml({"cat"}, root="drawings")}, NAMES)
     with pytest.raises(UsageError, match="has nothing of any format"):
         read_own(folder)
     folder = plant(ANNOTATIONS | {"Annotations/z.xml": xml((), root="config")}, PHOTOS)

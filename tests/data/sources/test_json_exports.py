@@ -25,6 +25,18 @@ def mmpretrain(names):
     return {"metainfo": {"classes": CLASSES}, "data_list": data}
 
 
+def vott(names):
+    assets = {
+        f"hash{i}": {
+            "asset": {"name": name, "path": f"file:C:/photos/{name}", "state": 2},
+            "regions": [{"tags": [c], "points": []} for c in sorted(OF[name])],
+        }
+        for i, name in enumerate(names)
+    }
+    unseen = {"asset": {"name": "img9.jpg", "state": 0}, "regions": []}
+    return {"name": "mine", "tags": [{"name": "x"}], "assets": {**assets, "unseen": unseen}}
+
+
 def via(names, project=False):
     images = {
         f"{name}123": {
@@ -87,6 +99,7 @@ def by_name(names):
 
 FILES = {
     "createml": [createml],
+    "vott": [vott],
     "mmpretrain": [mmpretrain],
     "via": [via, via_1, lambda names: via(names, project=True)],
     "label_studio": [label_studio, label_studio_in_short, label_studio_boxes],
@@ -112,6 +125,13 @@ def test_a_file_a_split(plant, read_own, kind, content):
     own = read_own(plant({name: json.dumps(text) for name, text in files.items()}, photos))
     assert own.own_splits == ("train", "valid")
     assert own.labels == {photo: OF[photo.rpartition("/")[2]] for photo in photos}
+
+
+def test_what_vott_escapes_and_has_not_visited(plant, read_own):
+    text = json.dumps(vott(NAMES)).replace("img0.jpg", "img%200.jpg")
+    names = ["img 0.jpg", *NAMES[1:]]
+    own = read_own(plant({"mine-export.json": text}, [*names, "img9.jpg"]))
+    assert own.labels == dict(zip(names, OF.values(), strict=True))
 
 
 def labelme(name, path="{}"):

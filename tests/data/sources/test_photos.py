@@ -139,6 +139,15 @@ def test_suffixes_and_their_case(plant, read_own, change):
     assert own.labels == {f"images/{name}": names for name, names in OF.items()}
 
 
+def test_a_folder_inside_holds_no_other_photos(plant, read_own):
+    """CheXpert's: a path begins with the set's own folder, and the end of it is in each below."""
+    paths = [f"train/patient{i}/study1/view.jpg" for i in range(4)]
+    text = "Path,A,B\n" + "".join(f"Set-1.0/{p},{i % 2},{i // 2}\n" for i, p in enumerate(paths))
+    own = read_own(plant({"train.csv": text}, paths))
+    assert own.labels == dict(zip(paths, [set(), {"A"}, {"B"}, {"A", "B"}], strict=True))
+    assert "others of the same names" not in own.notes
+
+
 def test_a_name_of_two_photos(plant):
     photos = Photos(plant({}, ["a.jpg", "a.png", "B.jpg", "b.jpg"]))
     with pytest.raises(Failure, match=r"which photo is a: .*a.jpg or .*a.png\?"):

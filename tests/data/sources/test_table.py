@@ -299,6 +299,12 @@ def test_real_photographs(shared, tmp_path):
     ("kind", "content", "message"),
     [
         ("csv", "image,labels\na\0.jpg,dog\n", "line 2, column 'image': .* has a zero byte"),
+        ("csv", "image,labels\na.jpg,['do\0g']\n", "line 2, column 'labels': .* not a Python list"),
+        (
+            "csv",
+            "image,labels\na.jpg,['\\x']\n",
+            "line 2, column 'labels': .* not a Python list of",
+        ),
         ("csv", f"image,labels\n{'a' * 300}.jpg,dog\n", "line 2, .* longer than a path can be"),
         ("csv", f"image,labels\n{'a' * 200_000}.jpg,dog\n", "line 2 is not CSV: field larger"),
         ("csv", "image,labels\n".encode("utf-16") + b"x", "is not text in UTF-8, nor in utf-16"),
@@ -322,3 +328,41 @@ def test_a_label_for_each_image_is_no_class(root):
         _table(root, "image,labels\n" + rows, label_column="labels"),
         "20,000 images have 20,000 different labels: are texts",
     )
+
+
+@pytest.mark.parametrize("path", ["{}/{}.jpg", "{}\\{}.jpg", "data/{}/x/{}.jpg", "./{}/{}.jpg"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_splits_from_the_folders_of_paths(plant, read_own, path, kind):
+    places = [("train", "a"), ("train", "b"), ("Val", "a"), ("test2", "c")]
+    paths = [path.format(split, name) for split, name in places]
+    photos = [name.replace("\\", "/").removeprefix("./") for name in paths]
+    lines = {
+        "csv": ["image,labels", *(f"{name},cat" for name in paths)],
+        "jsonl": [json.dumps({"image": name, "labels": ["cat"]}) for name in paths],
+    }
+    own = read_own(plant({f"t.{kind}": "\n".join(lines[kind])}, photos))
+    assert own.own_splits == ("Val", "test2", "train")
+    assert {split: list(part) for split, part in own.of.items()} == {
+        "train": photos[:2],
+        "Val": photos[2:3],
+        "test2": photos[3:],
+    }
+    assert "splits are the folders of the paths: Val, test2, train" in own.notes
+
+
+def test_folders_of_paths_that_are_no_splits(plant, read_own):
+    """A column of splits counts before them; and trains are a class beside buses."""
+    text = "image,labels,split\ntrain/a.jpg,cat,val\nval/b.jpg,dog,train\n"
+    own = read_own(plant({"t.csv": text}, ["train/a.jpg", "val/b.jpg"]))
+    assert own.of == {"train": {"val/b.jpg": {"dog"}}, "val": {"train/a.jpg": {"cat"}}}
+    text = "image,labels\ntrain/a.jpg,fast\nbus/b.jpg,slow\n"
+    own = read_own(plant({"t.csv": text}, ["train/a.jpg", "bus/b.jpg"]))
+    assert own.own_splits == () and len(own.labels) == 2
+
+
+@pytest.mark.parametrize("other", ["more/c.jpg", "c.jpg"])
+def test_folders_of_paths_of_which_some_are_splits(plant, read_own, other):
+    photos = ["train/a.jpg", "val/b.jpg", other]
+    text = "image,labels\n" + "".join(f"{name},cat\n" for name in photos)
+    with pytest.raises(UsageError, match=f"line 4: the folder of {other} is not .* of train/a.jpg"):
+        read_own(plant({"t.csv": text}, photos))

@@ -56,6 +56,7 @@ def test_side_by_side_and_named(plant, read_own):
             "b.txt, line 1: 'cat' is not the number",
         ),
         ({"labels/a.txt": LINES["a"], "d.yaml": "names: {0: cat, 2: dog}"}, "must be 0, 1, 2 and"),
+        ({"labels/a.txt": LINES["a"], "d.yaml": "names: {0: cat, x: dog}"}, "must be 0, 1, 2 and"),
         ({"labels/a.txt": LINES["a"], "d.yaml": "names: ["}, "d.yaml is not YAML"),
     ],
 )

@@ -1,6 +1,6 @@
-"""What tools of annotation export as JSON: one source, `Export`, and a module a format.
+"""What tools of annotation export as JSON or XML: one source, `Export`, and a module a format.
 
-A format is a function from what the JSON holds to photos with the names of their labels, and a few
+A format is a function from what a file holds to photos with the names of their labels, and a few
 words by which its files are known.
 """
 
@@ -14,31 +14,34 @@ from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.csv_table import photo_path
 from mlic_jax.data.sources.exports import (
     createml,
+    cvat,
     label_studio,
     labelme,
     mmpretrain,
     names_json,
     via,
+    vott,
 )
 from mlic_jax.data.sources.exports.photo import Malformed, Parser
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.files import json_text
 
 PARSERS: dict[str, Parser] = {
     "label_studio": label_studio.PARSER,
     "labelme": labelme.PARSER,
     "via": via.PARSER,
     "createml": createml.PARSER,
+    "vott": vott.PARSER,
+    "cvat": cvat.PARSER,
     "mmpretrain": mmpretrain.PARSER,
     "json": names_json.PARSER,
 }
 
 
 class Export(RowSet):
-    """Photos, and what a tool of annotation says of them in JSON.
+    """Photos, and what a tool of annotation says of them.
 
     Args:
         name: of the prepared set.
@@ -69,6 +72,7 @@ class Export(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: Rows((), _rows(kind, root, annotations)),
+            files=lambda: _read_files(root, annotations, PARSERS[kind]),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
@@ -84,14 +88,17 @@ def _rows(kind: str, root: Path, annotations: str) -> list[Row]:
 
 
 def _rows_of_file(kind: str, file: Path, split: str) -> Iterator[Row]:
+    parser = PARSERS[kind]
     try:
-        for number, photo in enumerate(PARSERS[kind].photos(json_text.read(file)), 1):
+        for number, photo in enumerate(parser.photos(parser.read(file)), 1):
             where = f"{file}, photo {number}"
             image = photo_path(photo.image, f"{where}: its path")
-            names = [list(dict.fromkeys(map(str.strip, part))) for part in photo[1:]]
+            names = [
+                list(dict.fromkeys(map(str.strip, part))) for part in (photo.present, photo.unknown)
+            ]
             if "" in (*names[0], *names[1]):
                 raise Failure(f"{where}: the name of a label is empty")
-            yield Row(where, image, names[0], names[1], split)
+            yield Row(where, image, *names, split or photo.split)
     except Malformed as error:
         raise Failure(f"{file} is not as {kind} writes it: {error}") from None
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
@@ -99,19 +106,36 @@ def _rows_of_file(kind: str, file: Path, split: str) -> Iterator[Row]:
         raise Failure(f"{file} is not as {kind} writes it: {said}") from None
 
 
+def _read_files(root: Path, annotations: str, parser: Parser) -> list[Path]:
+    """The files, and of a folder all that may be of the format."""
+    places = [place for _, place in _places(root, annotations)]
+    files = [_may_be(place, parser) if place.is_dir() else [place] for place in places]
+    return [file for of_place in files for file in of_place]
+
+
 def _files(root: Path, annotations: str, parser: Parser) -> list[tuple[str, Path]]:
     """The files, each with its split; "" if they are of none."""
-    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
-    places = [(split, root / annotations.replace(SPLIT, split)) for split in splits]
+    places = _places(root, annotations)
     if not parser.file_an_image:
         return places
     return [(split, file) for split, place in places for file in _files_in(place, parser)]
 
 
+def _places(root: Path, annotations: str) -> list[tuple[str, Path]]:
+    """The file or folder of every split, "" if they are of none."""
+    splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
+    return [(split, root / annotations.replace(SPLIT, split)) for split in splits]
+
+
 def _files_in(folder: Path, parser: Parser) -> list[Path]:
     """The files of a format in a folder."""
+    return [file for file in _may_be(folder, parser) if parser.knows(file)]
+
+
+def _may_be(folder: Path, parser: Parser) -> list[Path]:
+    """The files in a folder that a format may be in, by their names."""
     files = visible(folder) if folder.is_dir() else []
-    return [f for f in files if f.suffix.lower() == ".json" and parser.knows(f)]
+    return [file for file in files if file.suffix.lower() == parser.suffix]
 
 
 # --- telling the format
@@ -132,7 +156,7 @@ def find(
     root = Path(layout.fixed_part(str(annotations))) if is_pattern else annotations.parent
     pattern = annotations.relative_to(root).as_posix()
     files = [file for _, file in _files(root, pattern, parser)]
-    if not files or not all(f.suffix == ".json" and parser.knows(f) for f in files):
+    if not files or not all(f.suffix == parser.suffix and parser.knows(f) for f in files):
         return None
     names: dict[str, list[str]] = defaultdict(list)
     for row in _rows(kind, root, pattern):
@@ -153,8 +177,10 @@ def _looked_for(images: Path, kind: str) -> Path | None:
         folders = [f for f in (images, *layout.folders_in(images)) if _files_in(f, parser)]
         found = layout.one_or_a_split_each(images, [f / "x.json" for f in folders], what)
         return found and found[0].parent
-    for level in layout.files_in(images, (".json",))[:2]:
-        files = [file for file in level if parser.knows(file)]
+    for level in layout.files_in(images, (parser.suffix,))[:2]:
+        # Of XML there may be a file of another format for each image.
+        looked_into = level[:20] if parser.suffix == ".xml" else level
+        files = [file for file in looked_into if parser.knows(file)]
         if found := layout.one_or_a_split_each(images, files, what):
             return found[0]
     return None

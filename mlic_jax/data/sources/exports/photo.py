@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlic_jax.files import json_text
+
 _HEAD = 2**18  # bytes that tell a format; labelme has the whole photo after them
 
 
@@ -19,18 +21,21 @@ class Photo(NamedTuple):
     image: Any  # its path, to be checked
     present: Sequence[str]
     unknown: Sequence[str] = ()
+    split: str = ""
 
 
 @dataclass(frozen=True)
 class Parser:
     """A format: how its files are known, and how they are read."""
 
-    photos: Callable[[Any], Iterable[Photo]]  # of what the JSON holds; raises Malformed
+    photos: Callable[[Any], Iterable[Photo]]  # of what a file holds; raises Malformed
     words: Sequence[bytes]  # which are in every file of the format
     needs: str  # for a person
     file_an_image: bool = False  # else one file of all, or of a split
     unlike: Sequence[bytes] = ()  # words that are in files of other formats
     start: bytes = b""  # how a file begins, a regular expression
+    read: Callable[[Path], Any] = json_text.read
+    suffix: str = ".json"
 
     def knows(self, file: Path) -> bool:
         """Whether a file begins like one of the format."""

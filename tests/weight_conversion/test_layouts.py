@@ -10,16 +10,9 @@ import pytest
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import BACKBONES, create_backbone, create_model
-from weight_conversion.name_tables import (
-    ARCHS,
-    LAYOUTS,
-    Rule,
-    detect,
-    match,
-    to_flax,
-    to_torch,
-    with_dead_tensors,
-)
+from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
+from weight_conversion.layouts import ARCHS, LAYOUTS, Rule
+from weight_conversion.matching import detect, match
 
 # Published sizes, the ImageNet classifier included.
 PARAMETERS = {

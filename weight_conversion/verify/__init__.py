@@ -1,0 +1,1 @@
+"""Whether a converted model says what the original says, photo by photo."""
