@@ -1,4 +1,14 @@
-"""The two ways a command ends badly; `main` turns each into one line and an exit code."""
+"""The two ways a command ends badly, each one line and an exit code; and others' errors in a line.
+
+`main` turns the two into lines.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+
+LONGEST_REASON = 200  # characters
 
 
 class UsageError(ValueError):
@@ -7,3 +17,25 @@ class UsageError(ValueError):
 
 class Failure(RuntimeError):
     """The request is fine but cannot be carried out: bad data, a diverged run. Exit code 1."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What to add to an error of a word that is not among those known: the nearest of them."""
+    known = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a few words: of the many lines that an error may have the first.
+
+    What the operating system says comes without the path, which is said elsewhere.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if found := re.search(r"os_error_code='(\d+)'", text):  # as tensorstore says it
+        return os.strerror(int(found[1]))
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    line = next(filter(None, lines), type(error).__name__)
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + " ..."

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.data.image_files import image_suffixes, printable
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files.atomic import (
     PARTIAL,
     finish_replacing,
@@ -38,24 +38,26 @@ from mlic_jax.predict.predictor import (
     THREADS,
     LookOptions,
     Predictor,
-    even_batch_size,
+    common_batch_size,
     in_order,
     load_model,
-    reason,
 )
 from mlic_jax.reports.predictions import (
     ANNOTATED,
     GALLERY,
     as_json,
     encode_pictures,
+    from_json,
     page_picture,
     picture_files,
     render_page,
+    summary,
 )
 from mlic_jax.scores.predictions import Prediction
 from mlic_jax.scores.views import view_sizes
 
 PAGE = "index.html"
+PRINTED = 20  # photos whose labels the terminal shows
 OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
 
 
@@ -96,19 +98,20 @@ def predict_files(
         if resume:
             _check_same_run(out, run)
         limit = config.eval.batch_size * jax.local_device_count()
-        batch_size = even_batch_size(len(files), limit)
+        batch_size = common_batch_size(len(files), limit)
         predictor = Predictor(config, variables, metadata, batch_size)
-        failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
+        rows = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
     except OSError as error:
         kept = ""
         with contextlib.suppress(OSError):  # perhaps it cannot even be read
             if has_rows(out / PARTIAL):
                 kept = "; what was done is kept, and --resume goes on with it"
-        why = error.strerror or error
-        raise Failure(f"{printable(out)}: cannot be written ({why}){kept}") from error
+        raise Failure(f"{printable(out)}: cannot be written ({reason(error)}){kept}") from error
     table, annotated, page = (printable(out / name) for name in (TABLE, ANNOTATED, PAGE))
+    for line in summary(rows):
+        print(line)
     print(f"table, photos and page: {table}, {annotated}, {page}")
-    if failed:
+    if failed := [row["file"] for row in rows if row["error"]]:
         shown = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
         raise Failure(
             f"{len(failed)} of {len(files)} images could not be read or drawn: {shown}; {table} "
@@ -230,8 +233,8 @@ def write_predictions(
     checkpoint: str,
     run: dict[str, Any],
     resume: bool = False,
-) -> list[str]:
-    """Predicts files of the folder `root` and writes all outputs; gives the files that failed."""
+) -> list[dict[str, Any]]:
+    """Predicts files of the folder `root` and writes all outputs; gives the lines of JSON."""
     sources = {printable(file.relative_to(root)): file for file in files}
     thresholds = dict(zip(predictor.class_names, predictor.thresholds.tolist(), strict=True))
     with (
@@ -248,7 +251,7 @@ def write_predictions(
         page = render_page(pictures, describe_predictor(predictor, checkpoint))
         write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
         _sweep(folder, journal)
-    return [picture["file"] for picture in pictures if picture["error"]]
+        return [entry["row"] for entry in journal]
 
 
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
@@ -368,9 +371,14 @@ def _predict_missing(
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(names), initial=len(journal), desc="predict", unit="image") as bar,
     ):
-        for entry in in_order(pool, drawn, predicted(), 2 * THREADS):
+        new = len(names) - len(journal)
+        for done, entry in enumerate(in_order(pool, drawn, predicted(), 2 * THREADS)):
             journal.add(entry)
+            if done < PRINTED:
+                bar.write(str(from_json(entry["row"])))  # above the bar, on stdout
             bar.update()
+    if new > PRINTED:
+        print(f"... and {new - PRINTED} more")
 
 
 def _sweep(folder: Path, journal: Journal) -> None:
