@@ -3,10 +3,8 @@
 `main` turns the two into lines.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
 
 LONGEST_REASON = 200  # characters
 
@@ -17,13 +15,6 @@ class UsageError(ValueError):
 
 class Failure(RuntimeError):
     """The request is fine but cannot be carried out: bad data, a diverged run. Exit code 1."""
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What to add to an error of a word that is not among those known: the nearest of them."""
-    known = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(word.casefold(), known, n=1)
-    return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
 def reason(error: BaseException) -> str:

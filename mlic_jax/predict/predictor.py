@@ -26,9 +26,10 @@ from PIL import Image
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
-from mlic_jax.errors import Failure, UsageError, did_you_mean, reason
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
+from mlic_jax.names import did_you_mean
 from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices

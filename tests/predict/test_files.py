@@ -28,10 +28,10 @@ from mlic_jax.predict import files
 from mlic_jax.predict.files import (
     describe_predictor,
     draw_pictures,
-    find_images,
     predict_files,
     write_predictions,
 )
+from mlic_jax.predict.finding import find_images
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.reports.drawing import MOST_SIDE
 from mlic_jax.reports.predictions import (

@@ -23,7 +23,8 @@ from mlic_jax.prepare import own_data
 from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.scoring import create_eval_model
-from mlic_jax.train import loop, resume, start
+from mlic_jax.train import resume, start
+from mlic_jax.train.loop import train
 from mlic_jax.train.optim import create_optimizer, rate_scale
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -504,7 +505,7 @@ def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_ru
     recipe.model.name = "pooled"  # which compiles sooner
     recipe.epochs = recipe.eval.every = 20
     recipe.batch_size, recipe.log_every = 8, 1
-    loop.train(recipe, Path("run"))
+    train(recipe, Path("run"))
     lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 40
