@@ -220,8 +220,15 @@ def _read_parquet(file: Path, **told: str) -> Rows:
 
 
 def _read_xlsx(file: Path, sheet: str = "", **told: str) -> Rows:
-    rows = read_cells(xlsx_rows(file, sheet), **told)
     others = [] if sheet else other_sheets(file)
+    try:
+        rows = read_cells(xlsx_rows(file, sheet), **told)
+    except Failure as failure:
+        if not others:
+            raise
+        raise Failure(
+            f"{failure}. This is the first sheet; for another say --sheet: {', '.join(others)}"
+        ) from failure
     note = f"the first sheet is read, not {', '.join(others)}; see --sheet"
     return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 
