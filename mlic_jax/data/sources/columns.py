@@ -108,7 +108,8 @@ def _of_labels(where, header, cells, image_at, split_at, others, said) -> Column
     several = {i: n for i, n in others.items() if plain(n).rstrip("0123456789") in LABELS}
     if len(several) > 1 and not several.keys() & classes.keys():
         return Columns(image_at, split_at, attributes=several, ignored=ignored(*several))
-    if classes:
+    are_said = any(cell not in MISSING for i in classes for cell in cells[i])
+    if classes and (are_said or classes.keys() == others.keys()):
         return Columns(image_at, split_at, classes=classes, ignored=ignored(*classes))
     attributes = {i: name for i, name in others.items() if _is_attribute(cells[i])}
     if attributes and attributes.keys() == others.keys():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import check_extent
 from mlic_jax.data.sources.photos import Photos
-from mlic_jax.data.sources.split_names import SPLIT
+from mlic_jax.data.sources.split_names import SPLIT, role_of
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
 
@@ -181,6 +182,31 @@ class RowSet:
         image_ids = [printable(row.image) for row in rows]
         share, seed = self._train_share, self._split_seed
         return divide(self.name, self.splits, image_ids, labels, share, seed)
+
+
+def split_by_path(table: Rows) -> Rows:
+    """Takes the splits from the paths: the first folder that not all have, as train in train/a.jpg.
+
+    Raises:
+        UsageError: some of these folders are those of splits, and others are not.
+    """
+    if not table.rows or any(row.split for row in table.rows):
+        return table
+    above = [row.image.split("/")[:-1] for row in table.rows]
+    depth = len(list(takewhile(lambda names: len({*names}) == 1, zip(*above, strict=False))))
+    folders = [(*names[depth:], "")[0] for names in above]
+    of_role = {role_of(f): row for row, f in zip(table.rows, folders, strict=True)}
+    if not {"train"} < of_role.keys() - {None}:
+        return table
+    if None in of_role:
+        raise UsageError(
+            f"{of_role[None].where}: the folder of {of_role[None].image} is not named like a split "
+            f"as that of {of_role['train'].image} is: name all of them like splits, or say in a "
+            "column split which each photo is of"
+        )
+    rows = [row._replace(split=f) for row, f in zip(table.rows, folders, strict=True)]
+    note = f"splits are the folders of the paths: {', '.join(sorted({*folders}))}"
+    return Rows(table.class_names, rows, (*table.notes, note))
 
 
 def _check_rows(name: str, rows: list[Row], by_split: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlic_jax.data.image_files import is_image, visible
+from mlic_jax.data.image_files import is_image, printable, visible
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
@@ -147,7 +147,7 @@ def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
     for split, part in photos.items():
         for where, file in part:
             if not file.is_file():
-                raise Failure(f"{where}: there is no such photo in {images}")
+                raise Failure(f"{where}: there is no photo {printable(file.name)} in {images}")
             labels = files[file]
             present = [] if labels is None else _classes(labels, names)
             image = Path(os.path.relpath(file, images)).as_posix()

@@ -56,6 +56,16 @@ def test_one_subset_is_divided(plant, read_own):
     assert own.own_splits == () and len(own.labels) == 3
 
 
+@pytest.mark.parametrize("subset", ["", 'subset="default"'])
+def test_splits_from_the_folders_of_names(plant, read_own, subset):
+    images = [("train/a.jpg", SHAPES, subset), ("test/b.jpg", TAG, subset)]
+    photos = ["images/train/a.jpg", "images/test/b.jpg"]
+    own = read_own(plant({"annotations.xml": xml(*images)}, photos))
+    assert own.of["train"] == {photos[0]: {"cat", "dog"}}
+    assert own.of["test"] == {photos[1]: {"traffic light"}}
+    assert "splits are the folders of the paths: test, train" in own.notes
+
+
 def test_a_file_a_split(plant, read_own):
     files = {
         f"{split}/annotations.xml": xml(("a.jpg", inside, ""))

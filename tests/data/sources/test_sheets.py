@@ -117,6 +117,13 @@ def test_sheets(plant, read_own):
         read_own(folder, sheet="third")
 
 
+def test_a_first_sheet_that_is_no_table_of_labels_says_what_others_there_are(plant, read_own):
+    notes = [["note"], ["labels are on sheet 2"]]
+    folder = plant({"t.xlsx": xlsx(about=notes, data=[["image", "labels"], ["a.jpg", "dog"]])})
+    with pytest.raises(Failure, match="first sheet; for another say --sheet: data"):
+        read_own(folder)
+
+
 def altered(book, old, new):
     """A file of Excel with a text in its XML replaced."""
     content, found = io.BytesIO(), 0

@@ -360,6 +360,15 @@ def test_folders_of_paths_that_are_no_splits(plant, read_own):
     assert own.own_splits == () and len(own.labels) == 2
 
 
+def test_an_empty_column_is_no_class_beside_one_of_words(plant, read_own):
+    text = "image;Etiketten;Notiz\na.jpg;dog, cat;\nb.jpg;cat;\n"
+    folder = plant({"t.csv": text}, ["a.jpg", "b.jpg"])
+    with pytest.raises(Failure, match="say --label-column"):
+        read_own(folder)
+    own = read_own(folder, label_column="Etiketten")
+    assert own.labels == {"a.jpg": {"cat", "dog"}, "b.jpg": {"cat"}}
+
+
 @pytest.mark.parametrize("other", ["more/c.jpg", "c.jpg"])
 def test_folders_of_paths_of_which_some_are_splits(plant, read_own, other):
     photos = ["train/a.jpg", "val/b.jpg", other]
