@@ -14,7 +14,7 @@ from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
 from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
-from mlic_jax.data.sources.sheets import other_sheets, parquet_rows, xlsx_rows
+from mlic_jax.data.sources.sheets import left_out, other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
@@ -216,7 +216,10 @@ def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _read_parquet(file: Path, **told: str) -> Rows:
-    return read_cells(parquet_rows(file), **told)
+    rows = read_cells(parquet_rows(file), **told)
+    others = left_out(file)
+    note = f"columns that are neither values nor lists: {', '.join(others)}"
+    return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 
 
 def _read_xlsx(file: Path, sheet: str = "", **told: str) -> Rows:
