@@ -23,8 +23,8 @@ _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_
 def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     """The header and the rows of a Parquet file: where each is, for messages, and its cells.
 
-    Columns of neither single values nor lists are left out, see `left_out`. Numbers that are classes, as Hugging
-    Face notes in the schema, become their names.
+    Columns of neither single values nor lists are left out, see `left_out`. Numbers that are
+    classes, as Hugging Face notes in the schema, become their names.
 
     Raises:
         UsageError: there is no such file, or no pyarrow.
