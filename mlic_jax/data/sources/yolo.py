@@ -94,7 +94,10 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
         photos = root / image_dir.replace(SPLIT, split)
         if not photos.is_dir():
             raise UsageError(f"no image folder {photos}: check `root` and `image_dir`")
-        named = {file.stem: file.name for file in visible(photos) if is_image(file)}
+        named: dict[str, str] = {}
+        for file in filter(is_image, visible(photos)):
+            if (other := named.setdefault(file.stem, file.name)) != file.name:
+                raise Failure(f"{photos}: {other} and {file.name} would have the same labels")
         for stem in sorted(named.keys() | files):
             file = files.get(stem)
             present = [] if file is None else _classes(file, names)
@@ -165,16 +168,19 @@ def _class_names(
         if file.suffix.lower() in YAML:
             names = read_yaml(file).get("names")
             if isinstance(names, dict):  # by number
-                if {*names} != {*range(len(names))}:
+                numbers = [str(number) for number in range(len(names))]
+                if {*names} != {*numbers}:
                     raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
-                names = [names[number] for number in sorted(names)]
+                names = [names[number] for number in numbers]
             if isinstance(names, list) and names:
                 return file.name, [str(name).strip() for name in names]
     for file in files:
         if file.name in _LISTS:
-            return file.name, [
-                line.strip() for line in read_text(file)[0].split("\n") if line.strip()
-            ]
+            lines = [line.strip() for line in read_text(file)[0].strip().split("\n")]
+            if "" in lines[1:]:
+                number = lines.index("", 1) + 1
+                raise Failure(f"{file}, line {number} is empty: each must name a class")
+            return file.name, lines if lines[0] else []
     raise Failure(
         f"nothing in {root} names the classes of its YOLO labels: put a file classes.txt there, "
         "with a name a line"

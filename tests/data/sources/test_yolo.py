@@ -69,3 +69,21 @@ def test_what_is_refused(plant, read_own, files, message):
 def test_texts_of_something_else(plant, read_own):
     with pytest.raises(UsageError, match="nothing of any format"):
         read_own(plant({"notes.txt": "10 good photos", "labels/a.txt": "a dog"}, PHOTOS))
+
+
+def test_photos_of_one_name_would_share_labels(plant, read_own):
+    files = {"labels/a.txt": LINES["a"]} | NAMES
+    with pytest.raises(Failure, match=r"a\.jpg and a\.png would have the same labels"):
+        read_own(plant(files, ["images/a.jpg", "images/a.png"]))
+
+
+def test_an_empty_line_does_not_renumber_classes(plant, read_own):
+    files = {"labels/a.txt": LINES["a"], "classes.txt": "cat\n\ndog\n\n"}
+    with pytest.raises(Failure, match=r"classes\.txt, line 2 is empty"):
+        read_own(plant(files, ["images/a.jpg"]))
+
+
+@pytest.mark.parametrize("names", ["[no, 010]", "{1: 010, 0: no}", "{'0': no, '1': 010}"])
+def test_names_are_as_they_are_written(plant, read_own, names):
+    files = {"labels/a.txt": LINES["a"], "data.yaml": f"names: {names}\n"}
+    assert read_own(plant(files, ["images/a.jpg"])).source.class_names == ("no", "010")
