@@ -154,6 +154,7 @@ def _run(options: argparse.Namespace) -> None:
         was = "as said" if options.format else f"told from {layout.seen}"
         raise Failure(f"{error} (read as {layout.format}, {was}; see --format)") from None
     decided = plan.decisions(layout, source, options.format is not None)
+    decided += plan.unused(source, settings["data.splits"])
     print("\n".join(decided))
     if options.dry_run:
         print("\n".join(plan.preview(layout, source, settings["data.splits"], origin(settings))))
