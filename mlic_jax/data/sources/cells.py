@@ -119,7 +119,7 @@ def names_in(where: str, text: str, separator: str) -> tuple[list[str], list[str
 
 
 def separator_of(where: str, cells: Sequence[str]) -> str:
-    """What is between the labels in a column: "" (one of `;`, `|` and `,`), " " or another mark.
+    """What is between the labels in a column: "" (any of `;`, `|` and `,`), " " or another mark.
 
     Blanks are, where the words of every cell that has some are also cells alone, or where there are
     cells of many lengths, made of the same words. They are part of names, as in `traffic light`,
@@ -130,14 +130,14 @@ def separator_of(where: str, cells: Sequence[str]) -> str:
     """
     plain = {cell for cell in cells if cell not in MISSING and not is_object(cell)}
     cells = sorted({cell.removesuffix("?").strip() for cell in plain})
-    marks = {mark: cell for cell in cells for mark in ";|," if mark in cell}
-    if len(marks) > 1:
-        both = " and ".join(map(short, dict.fromkeys(marks.values())))
-        said = " or ".join(f"--cell-separator {mark!r}" for mark in sorted(marks))
-        raise Failure(
-            f"{where}: what divides labels, and what belongs to names, in {both}? Say {said}"
-        )
-    if marks:
+    for cell in cells:
+        if len(marks := [mark for mark in ";|," if mark in cell]) > 1:
+            said = " or ".join(f"--cell-separator {mark!r}" for mark in marks)
+            raise Failure(
+                f"{where}: what divides the labels of {short(cell)}, and what belongs to names? "
+                f"Say {said}"
+            )
+    if any(re.search(_USUAL_SEPARATORS, cell) for cell in cells):
         return ""
     for mark in _OTHER_SEPARATORS:
         parts = [part.strip() for cell in cells if mark in cell for part in cell.split(mark)]

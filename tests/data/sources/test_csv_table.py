@@ -339,8 +339,10 @@ def test_what_divides_photos_is_no_class(plant, read_own, name):
         read_own(plant({"labels.csv": table}, ["a.jpg", "b.jpg", "c.jpg"]))
 
 
-@pytest.mark.parametrize("cells", [["tench, fish;water", "water"], ["tench, fish", "water;fish"]])
-def test_two_marks_are_asked_about(plant, read_own, cells):
-    table = "image,labels\n" + "".join(f'{i}.jpg,"{cell}"\n' for i, cell in enumerate(cells))
-    with pytest.raises(Failure, match="what divides labels, and what belongs to names"):
-        read_own(plant({"labels.csv": table}, ["0.jpg", "1.jpg"]))
+def test_two_marks_in_a_cell_are_asked_about(plant, read_own):
+    table = 'image,labels\na.jpg,"tench, Tinca tinca;fish"\nb.jpg,fish\n'
+    folder = plant({"labels.csv": table}, ["a.jpg", "b.jpg"])
+    with pytest.raises(Failure, match="what divides the labels of 'tench, Tinca tinca;fish'"):
+        read_own(folder)
+    own = read_own(folder, cell_separator=";")
+    assert own.labels == {"a.jpg": {"tench, Tinca tinca", "fish"}, "b.jpg": {"fish"}}
