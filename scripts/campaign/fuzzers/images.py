@@ -17,7 +17,7 @@ from mutations import damaged
 from PIL import Image
 
 from mlic_jax.config import default_config
-from mlic_jax.data.transforms import range_of, to_rgb
+from mlic_jax.data.transforms import opened, range_of, to_rgb
 from mlic_jax.models import create_model
 from mlic_jax.predict.files import predict_files
 from mlic_jax.runtime.checkpoint import save_weights
