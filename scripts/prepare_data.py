@@ -148,6 +148,8 @@ def _run(options: argparse.Namespace) -> None:
         settings = data_settings(options, layout) | start_settings(options)
         check_config(configured(settings))
         source = sources.create(configured(settings).data)
+        if not source.class_names:
+            raise Failure("no photo has a label")
         for split in source.splits:
             source.examples(split)
     except Failure as error:

@@ -339,6 +339,12 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_without_any_label(run, table, capsys):
+    (table / "labels.csv").write_text("image,labels\n0.jpg,\n1.jpg,\n")
+    assert run("--images", "data", "--dry-run") == 1
+    assert "no photo has a label (read as csv" in capsys.readouterr().err
+
+
 def test_splits_that_are_not_used_are_told(run, tmp_path, monkeypatch, capsys):
     folder = write_csv_set(tmp_path / "data", 8)
     lines = (folder / "labels.csv").read_text().splitlines()
