@@ -24,7 +24,7 @@ from mlic_jax.data.sources.exports import (
 )
 from mlic_jax.data.sources.exports.photo import Malformed, Parser
 from mlic_jax.data.sources.layout import Layout
-from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.errors import Failure, UsageError
 
@@ -71,7 +71,7 @@ class Export(RowSet):
             splits,
             root=root,
             image_dir=image_dir,
-            read=lambda: Rows((), _rows(kind, root, annotations)),
+            read=lambda: split_by_path(Rows((), _rows(kind, root, annotations))),
             files=lambda: _read_files(root, annotations, PARSERS[kind]),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir},
