@@ -52,6 +52,22 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower())
 
 
+def check_left_out(where: object, read: Sequence[str], left_out: Sequence[str]) -> None:
+    """Refuses to pass over a column of labels for the type of its values.
+
+    Raises:
+        Failure: one that is left out has a name for labels, and none that is read has.
+    """
+    if any(plain(name) in LABELS for name in read):
+        return
+    for name in left_out:
+        if plain(name) in LABELS:
+            raise Failure(
+                f"{where}: the column {name!r} holds neither texts nor lists of texts, and is not "
+                "read: write labels so, or say which column has them with --label-column NAME"
+            )
+
+
 def find_columns(
     where: str, header: list[str], rows: Sequence[list[str]], image: str, labels: str
 ) -> Columns:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import IO, Any
 
 from mlic_jax.data.sources.cells import MISSING, short
-from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
+from mlic_jax.data.sources.columns import IMAGE, plain
 from mlic_jax.errors import Failure, UsageError
 
 _MOST_ROWS = 2**20  # of Excel
@@ -23,13 +23,12 @@ _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_
 def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     """The header and the rows of a Parquet file: where each is, for messages, and its cells.
 
-    Columns of neither single values nor lists are left out, see `left_out`. Numbers that are
+    Columns of neither single values nor lists are left out, see `columns_of`. Numbers that are
     classes, as Hugging Face notes in the schema, become their names.
 
     Raises:
         UsageError: there is no such file, or no pyarrow.
-        Failure: it is not Parquet, or holds the photos themselves, or has labels in a column that
-            is left out.
+        Failure: it is not Parquet, or holds the photos themselves.
     """
     arrow, parquet = _package("pyarrow", file), _package("pyarrow.parquet", file)
     try:
@@ -37,12 +36,6 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
             schema = content.schema_arrow
             _check_photos(file, schema, arrow.types)
             names = [field.name for field in schema if _has_cells(field.type, arrow.types)]
-            for field in schema:
-                if field.name not in names and plain(field.name) in LABELS:
-                    raise Failure(
-                        f"{file}: its column {field.name!r} is of {short(str(field.type))}: write "
-                        "labels as a text or a list of texts"
-                    )
             classes = _class_names(schema.metadata or {})
             yield f"{file}, its columns", names
             number = 0
@@ -61,11 +54,12 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
         raise Failure(f"{file} is not Parquet: {' '.join(str(error).split())}") from None
 
 
-def left_out(file: Path) -> list[str]:
-    """The columns of a Parquet file that `parquet_rows` leaves out."""
+def columns_of(file: Path) -> tuple[list[str], list[str]]:
+    """The columns of a Parquet file that `parquet_rows` reads, and those that it leaves out."""
     arrow, parquet = _package("pyarrow", file), _package("pyarrow.parquet", file)
     schema = parquet.read_schema(file)
-    return [field.name for field in schema if not _has_cells(field.type, arrow.types)]
+    read = [field.name for field in schema if _has_cells(field.type, arrow.types)]
+    return read, [name for name in schema.names if name not in read]
 
 
 def xlsx_rows(file: Path, sheet: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.cells import is_names
-from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
+from mlic_jax.data.sources.columns import IMAGE, LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
-from mlic_jax.data.sources.sheets import left_out, other_sheets, parquet_rows, xlsx_rows
+from mlic_jax.data.sources.sheets import columns_of, other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
@@ -192,7 +192,9 @@ def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
 
 def _read_parquet(file: Path, **told: str) -> Rows:
     rows = read_cells(parquet_rows(file), **told)
-    others = left_out(file)
+    read, others = columns_of(file)
+    if not told.get("label_column"):
+        check_left_out(file, read, others)
     note = f"columns that are neither values nor lists: {', '.join(others)}"
     return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 
