@@ -77,9 +77,10 @@ def test_photos_of_one_name_would_share_labels(plant, read_own):
         read_own(plant(files, ["images/a.jpg", "images/a.png"]))
 
 
-def test_an_empty_line_does_not_renumber_classes(plant, read_own):
-    files = {"labels/a.txt": LINES["a"], "classes.txt": "cat\n\ndog\n\n"}
-    with pytest.raises(Failure, match=r"classes\.txt, line 2 is empty"):
+@pytest.mark.parametrize(("text", "line"), [("cat\n\ndog\n\n", 2), ("\ncat\ndog", 1)])
+def test_an_empty_line_does_not_renumber_classes(plant, read_own, text, line):
+    files = {"labels/a.txt": LINES["a"], "classes.txt": text}
+    with pytest.raises(Failure, match=rf"classes\.txt, line {line} is empty"):
         read_own(plant(files, ["images/a.jpg"]))
 
 
@@ -87,3 +88,14 @@ def test_an_empty_line_does_not_renumber_classes(plant, read_own):
 def test_names_are_as_they_are_written(plant, read_own, names):
     files = {"labels/a.txt": LINES["a"], "data.yaml": f"names: {names}\n"}
     assert read_own(plant(files, ["images/a.jpg"])).source.class_names == ("no", "010")
+
+
+def test_two_files_that_name_other_classes(plant, read_own):
+    files = {
+        "labels/a.txt": LINES["a"],
+        "data.yaml": "names: [cat, dog]\n",
+        "obj.names": "cat\ndog",
+    }
+    told = "2 names of classes are those of data.yaml"
+    own = read_own(plant(files | {"classes.txt": "dog\ncat\n"}, ["images/a.jpg"]))
+    assert f"{told}, and not those of classes.txt, which differ" in own.source.notes
