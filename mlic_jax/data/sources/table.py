@@ -29,7 +29,8 @@ class Table(RowSet):
 
     CSV: a header, and between columns commas, semicolons or tabs; see `text.read_text` about
     encodings. One column has the paths (image, path, file_name, ...: `columns.IMAGE`, else the
-    first one), `split` (or split_name) the splits. Then there is either
+    first one), `split` (or split_name) the splits; or `is_valid` says yes of
+    those of val. Then there is either
       a column `labels` (or tags, classes, ...: `columns.LABELS`) with the names of the labels
         present, separated by `;`, `|`, `,` or blanks, or as a list, tuple, set or array of Python
         or NumPy; a name that ends in `?` is unknown; the classes are sorted. An image may have a

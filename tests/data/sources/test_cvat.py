@@ -94,6 +94,7 @@ def test_what_is_refused(plant, read_own, content, message):
 def test_splits_from_the_folders_of_names(plant, read_own):
     images = [("train/a.jpg", SHAPES, ""), ("val/a.jpg", TAG, "")]
     own = read_own(plant({"annotations.xml": xml(*images)}, ["train/a.jpg", "val/a.jpg"]))
+    assert own.own_splits == ("train", "val")
     assert own.of == {
         "train": {"train/a.jpg": {"cat", "dog"}},
         "val": {"val/a.jpg": {"traffic light"}},
