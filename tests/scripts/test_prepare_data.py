@@ -341,6 +341,24 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_without_any_label(run, table, capsys):
+    (table / "labels.csv").write_text("image,labels\n0.jpg,\n1.jpg,\n")
+    assert run("--images", "data", "--dry-run") == 1
+    assert "no photo has a label (read as csv" in capsys.readouterr().err
+
+
+def test_splits_that_are_not_used_are_told(run, tmp_path, monkeypatch, capsys):
+    folder = write_csv_set(tmp_path / "data", 8)
+    lines = (folder / "labels.csv").read_text().splitlines()
+    names = ["split", *["train", "val", "valid", "holdout"] * 2]
+    table = "\n".join(f"{line},{name}" for line, name in zip(lines, names, strict=True))
+    (folder / "labels.csv").write_text(table)
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--test-share", "0.5")):
+        assert run("--images", "data", "--dry-run", *more) == 0
+        assert "splits that are not used: holdout, valid" in capsys.readouterr().out
+
+
 def test_dry_run(run, table, capsys):
     before = sorted(Path().rglob("*"))
     assert run("--images", "data", "--dry-run") == 0

@@ -78,8 +78,9 @@ def prepare(
         return final
     with locked(final):
         staging = final.with_name(final.name + ".incomplete")
-        if (staging / "old").exists() and not final.exists():  # killed between two renames
+        if not final.exists() and (staging / "old").exists():  # killed between two renames
             (staging / "old").rename(final)
+        shutil.rmtree(staging / "old", ignore_errors=True)  # killed after both
         reasons: list[str] = []
         if final.exists():  # another process may have prepared it while this one waited
             found = _compare(source, final, wanted, workers)

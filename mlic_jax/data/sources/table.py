@@ -9,11 +9,11 @@ from typing import Any
 
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.cells import is_names
-from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
+from mlic_jax.data.sources.columns import IMAGE, LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
-from mlic_jax.data.sources.sheets import other_sheets, parquet_rows, xlsx_rows
+from mlic_jax.data.sources.sheets import columns_of, other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
@@ -24,12 +24,13 @@ class Table(RowSet):
     """Own data: images, and a table that says what each of them shows.
 
     Every path is relative to the folder of images, and is the image's id. Images without labels are
-    kept, and show none of the classes. A table may name a split for each image, in a column or as
-    the first folder of its path, or be one of a file a split; else see `RowSet`.
+    kept, and show none of the classes. A table may name a split for each image, in a column or as a
+    folder of its path, see `split_by_path`, or be one of a file a split; else see `RowSet`.
 
     CSV: a header, and between columns commas, semicolons or tabs; see `text.read_text` about
     encodings. One column has the paths (image, path, file_name, ...: `columns.IMAGE`, else the
-    first one), `split` (or split_name) the splits. Then there is either
+    first one), `split` (or split_name) the splits; or `is_valid` says yes of
+    those of val. Then there is either
       a column `labels` (or tags, classes, ...: `columns.LABELS`) with the names of the labels
         present, separated by `;`, `|`, `,` or blanks, or as a list, tuple, set or array of Python
         or NumPy; a name that ends in `?` is unknown; the classes are sorted. An image may have a
@@ -191,7 +192,12 @@ def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _read_parquet(file: Path, **told: str) -> Rows:
-    return read_cells(parquet_rows(file), **told)
+    rows = read_cells(parquet_rows(file), **told)
+    read, others = columns_of(file)
+    if not told.get("label_column"):
+        check_left_out(file, read, others)
+    note = f"columns that are neither values nor lists: {', '.join(others)}"
+    return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 
 
 def _read_xlsx(file: Path, sheet: str = "", **told: str) -> Rows:

@@ -99,3 +99,13 @@ def test_what_is_refused(plant, read_own, content, message):
     with pytest.raises(Failure, match=message) as failure:
         read_own(plant({"annotations.xml": content}, PHOTOS))
     assert "\n" not in str(failure.value)
+
+
+def test_splits_from_the_folders_of_names(plant, read_own):
+    images = [("train/a.jpg", SHAPES, ""), ("val/a.jpg", TAG, "")]
+    own = read_own(plant({"annotations.xml": xml(*images)}, ["train/a.jpg", "val/a.jpg"]))
+    assert own.own_splits == ("train", "val")
+    assert own.of == {
+        "train": {"train/a.jpg": {"cat", "dog"}},
+        "val": {"val/a.jpg": {"traffic light"}},
+    }
