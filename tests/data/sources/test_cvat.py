@@ -101,7 +101,7 @@ def test_what_is_refused(plant, read_own, content, message):
     assert "\n" not in str(failure.value)
 
 
-def test_splits_from_the_folders_of_names(plant, read_own):
+def test_one_name_in_the_folders_of_two_splits(plant, read_own):
     images = [("train/a.jpg", SHAPES, ""), ("val/a.jpg", TAG, "")]
     own = read_own(plant({"annotations.xml": xml(*images)}, ["train/a.jpg", "val/a.jpg"]))
     assert own.own_splits == ("train", "val")
