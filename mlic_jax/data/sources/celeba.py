@@ -7,12 +7,10 @@ from mlic_jax.data.image_files import is_image
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.csv_table import photo_path
 from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.partition import partition_files, with_partition
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
 from mlic_jax.data.sources.text import read_text
 from mlic_jax.errors import Failure
-
-_SPLITS = {"0": "train", "1": "val", "2": "test"}
-_PARTITION = "list_eval_partition.txt"
 
 
 class CelebA(RowSet):
@@ -50,7 +48,7 @@ class CelebA(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_celeba(file),
-            files=lambda: [file, *filter(None, [_partition_of(file)])],
+            files=lambda: [file, *partition_files(file)],
             kind="celeba",
             options={"annotations": annotations, "image_dir": image_dir},
             train_share=train_share,
@@ -73,36 +71,17 @@ def read_celeba(file: Path) -> Rows:
             f"{file}: its first line must be the number of photos, and the second the names of the "
             "attributes, each once"
         )
-    splits, rows = _read_partition(file), []
+    rows = []
     for where, (photo, *values) in lines:
         if len(values) != len(names) or not {*values} <= {"1", "-1"}:
             raise Failure(
                 f"{where}: it must be a photo, and 1 or -1 for each of {len(names)} names"
             )
-        if splits and photo not in splits:
-            raise Failure(f"{where}: {photo} is not in {_PARTITION}, which has the splits")
         present = [name for name, value in zip(names, values, strict=True) if value == "1"]
-        rows.append(Row(where, photo_path(photo, where), present, split=splits.get(photo, "")))
+        rows.append(Row(where, photo_path(photo, where), present))
     if len(rows) != int(count):
         raise Failure(f"{file}: by its first line it is of {count} photos, and it has {len(rows)}")
-    return Rows(names, rows, [f"splits are those of {_PARTITION}"] * bool(splits))
-
-
-def _read_partition(annotations: Path) -> dict[str, str]:
-    """photo -> split; empty where there is no such file."""
-    splits: dict[str, str] = {}
-    file = _partition_of(annotations)
-    for where, words in _lines(file) if file else ():
-        if len(words) != 2 or words[1] not in _SPLITS:
-            raise Failure(f"{where}: it must be a photo, and 0 (train), 1 (val) or 2 (test)")
-        if splits.setdefault(words[0], _SPLITS[words[1]]) != _SPLITS[words[1]]:
-            raise Failure(f"{where}: {words[0]} is listed already, in another split")
-    return splits
-
-
-def _partition_of(annotations: Path) -> Path | None:
-    folders = annotations.parent, annotations.parent.parent / "Eval"
-    return next((f / _PARTITION for f in folders if (f / _PARTITION).is_file()), None)
+    return with_partition(Rows(names, rows), file)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:

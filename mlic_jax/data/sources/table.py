@@ -12,6 +12,7 @@ from mlic_jax.data.sources.cells import is_names
 from mlic_jax.data.sources.columns import IMAGE, LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
+from mlic_jax.data.sources.partition import is_partition, partition_files, with_partition
 from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
 from mlic_jax.data.sources.sheets import columns_of, other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
@@ -88,7 +89,7 @@ class Table(RowSet):
             root=root,
             image_dir=image_dir,
             read=lambda: read_tables(kind, root, annotations, **told),
-            files=lambda: list(_files(root, annotations).values()),
+            files=lambda: _read_files(root, annotations),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir} | told,
             train_share=train_share,
@@ -104,7 +105,8 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
         Failure: one is malformed, or they are not of the same classes.
     """
     if SPLIT not in annotations:
-        return split_by_path(TABLES[kind](root / annotations, **told))
+        file = root / annotations
+        return split_by_path(with_partition(TABLES[kind](file, **told), file))
     files = _files(root, annotations)
     if not files:
         raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
@@ -124,6 +126,12 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
     if without:
         notes[f"{', '.join(without)}: no labels, not read"] = None
     return Rows(names[0] if names else (), rows, tuple(notes))
+
+
+def _read_files(root: Path, annotations: str) -> list[Path]:
+    """All that `read_tables` reads."""
+    beside = [] if SPLIT in annotations else partition_files(root / annotations)
+    return [*_files(root, annotations).values(), *beside]
 
 
 def _files(root: Path, annotations: str) -> dict[str, Path]:
@@ -250,7 +258,7 @@ def find(
         for files in layout.files_in(images, _SUFFIXES[kind])[:2]:
             # Kaggle's list of what to predict, with labels for an example.
             files = [file for file in files if not file.stem.startswith("sample_submission")]
-            files = [file for file in files if _may_be_table(file)]
+            files = [file for file in files if _may_be_table(file) and not is_partition(file)]
             if len(files) > 1:
                 files = [file for file in files if has_labels(kind, file, told.get("sheet", ""))]
             files = [file for file in files if _is_in_place(images, file)]
