@@ -382,10 +382,10 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
 def images_folder(settings: Mapping[str, Any]) -> Path:
     """The folder of the images that are measured on, as a command is to name it here.
 
-    `photos`, if they are in no folder.
+    `PHOTOS`, to be filled in, if they are in no folder.
     """
     if settings["data.source"] == "hub":
-        return Path("photos")
+        return Path("PHOTOS")
     folder = os.path.join(settings["data.root"], settings.get("data.image_dir", ""))
     # What is divided from train lies among the images of train.
     own = [role for role in ("val", "test") if f"data.{role}_share" not in settings]
