@@ -18,16 +18,11 @@ Measured here: not yet.
 
 from ml_collections import ConfigDict
 
-from mlic_jax.config import apply_mcar_recipe, default_config
+from mlic_jax.config import apply_mcar_recipe, default_config, use_coco2014
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """The released recipe."""
     config = default_config()
-    config.data.source = "tfds"
-    config.data.tfds_name = "coco/2014"
-    config.data.name = "coco2014"
-    config.data.image_dir = "{split}2014"
-    config.data.annotations = "annotations/instances_{split}2014.json"
-    config.data.splits = {"train": "train", "val": "val", "test": "val"}
+    use_coco2014(config)
     return apply_mcar_recipe(config, variant)

@@ -16,15 +16,11 @@ Measured here: not yet.
 
 from ml_collections import ConfigDict
 
-from mlic_jax.config import apply_mcar_recipe, default_config
+from mlic_jax.config import apply_mcar_recipe, default_config, use_voc2007
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """The released recipe."""
     config = default_config()
-    config.data.source = "tfds"
-    config.data.tfds_name = "voc/2007"
-    config.data.year = "2007"
-    config.data.name = "voc2007"
-    config.data.splits = {"train": "trainval", "val": "test", "test": "test"}
+    use_voc2007(config)
     return apply_mcar_recipe(config, variant)

@@ -18,16 +18,12 @@ Measured here: not yet.
 
 from ml_collections import ConfigDict
 
-from mlic_jax.config import apply_msrn_recipe, default_config
+from mlic_jax.config import apply_msrn_recipe, default_config, use_voc2007
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """The released recipe."""
     config = default_config()
     config.model.pool_ratio = 0.2  # 4 groups
-    config.data.source = "tfds"
-    config.data.tfds_name = "voc/2007"
-    config.data.year = "2007"
-    config.data.name = "voc2007"
-    config.data.splits = {"train": "trainval", "val": "test", "test": "test"}
+    use_voc2007(config)
     return apply_msrn_recipe(config, variant)

@@ -220,6 +220,25 @@ def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
     return config
 
 
+def use_coco2014(config: ConfigDict) -> None:
+    """The data of COCO 2014, downloaded by TFDS; its folders and files where they are read."""
+    config.data.source = "tfds"
+    config.data.tfds_name = "coco/2014"
+    config.data.name = "coco2014"
+    config.data.image_dir = "{split}2014"
+    config.data.annotations = "annotations/instances_{split}2014.json"
+    config.data.splits = {"train": "train", "val": "val", "test": "val"}
+
+
+def use_voc2007(config: ConfigDict) -> None:
+    """The data of Pascal VOC 2007, downloaded by TFDS."""
+    config.data.source = "tfds"
+    config.data.tfds_name = "voc/2007"
+    config.data.year = "2007"
+    config.data.name = "voc2007"
+    config.data.splits = {"train": "trainval", "val": "test", "test": "test"}
+
+
 def apply_mcar_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
     """`apply_variant`, and the released rates: one variant alone has rates of its own."""
     apply_variant(config, variant)

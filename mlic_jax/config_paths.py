@@ -3,7 +3,7 @@
 On a command line a path is relative to the working directory, as ever. In a recipe of own data it
 is relative to the recipe's file, so that both may move together and be used from anywhere. In a
 checkpoint it is absolute, for the run may be looked at from anywhere; where run and data have moved
-together, it is where it was as seen from the run.
+(or were copied) together, it is where it was as seen from the run.
 """
 
 import copy
@@ -55,8 +55,8 @@ def located(metadata: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
         return config
 
     def moved(path: str) -> str:
-        found = os.path.exists(path)
-        return path if found else _joined(os.path.abspath(run), seen_from(metadata["folder"], path))
+        beside_run = _joined(os.path.abspath(run), seen_from(metadata["folder"], path))
+        return path if os.path.exists(path) and not os.path.exists(beside_run) else beside_run
 
     return _changed(config, moved)
 

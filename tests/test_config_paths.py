@@ -55,6 +55,8 @@ def test_files_that_moved_with_the_run_and_files_that_did_not(tmp_path):
     assert located(metadata, run) == moved
     metadata["config"] = _config(before / "here")
     assert located(metadata, run) == _config(before / "here")  # the run alone moved
+    (tmp_path / "new" / "here").mkdir(parents=True)
+    assert located(metadata, run) == _config(tmp_path / "new" / "here")  # all was copied
     assert located({"config": _config(before / "data")}, run) == _config(before / "data")
     assert located(metadata | {"config": moved}, None) == moved  # it is of no run
     assert located(metadata | {"config": _config("data")}, Path(folder)) == _config(

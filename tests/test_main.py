@@ -126,6 +126,9 @@ SAID = (
     r"on the images that it was learned from, .*",
     r"  at (0.5|the operating point): .*",
     r"stored in .*",
+    r"photo.png: .* \d\.\d\d",
+    r"photos: 1",
+    r"labels: .* 1",
     r"table, photos and page: .*",
 )
 LOGGED = (

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlic_jax.data import safe_pickle
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 
 HUB_FILE = "model.safetensors"
 _HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@sha256:([0-9a-f]{64}))?")
@@ -107,8 +107,7 @@ def _fetch(source: str) -> tuple[Path, str | None]:
     try:
         return Path(hf_hub_download(name[1], HUB_FILE)), name[2]
     except Exception as error:  # Its errors and its network library's have no base in common.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Failure(f"{source}: cannot be fetched ({reason})") from error
+        raise Failure(f"{source}: cannot be fetched ({reason(error)})") from error
 
 
 def open_tensors(path: Path) -> Tensors:

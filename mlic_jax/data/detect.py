@@ -175,8 +175,12 @@ def own_roles(splits: Sequence[str]) -> dict[str, str]:
     """Those of the roles that the splits of a set have names for.
 
     Raises:
-        UsageError: several have one for the same.
+        UsageError: several have one for the same; names differ in case alone.
     """
+    lower: dict[str, str] = {}
+    for split in splits:
+        if (other := lower.setdefault(split.lower(), split)) != split:
+            raise UsageError(f"are {other} and {split} one split? Then name both the same")
     usual = {"train": ("trainval",), "val": ("valid", "validation", "dev", "eval"), "test": ()}
     roles = {role: _of_role(splits, role, others) for role, others in usual.items()}
     return {role: split for role, split in roles.items() if split}

@@ -32,16 +32,38 @@ _KINDS = {
 }
 
 
+def _register_heic() -> bool:
+    """Has Pillow read HEIC, the format of iPhones, where the extra `heic` is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+READS_HEIC = _register_heic()
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+
+
+def lacks_heic(encoded: bytes) -> bool:
+    """Whether these bytes are a HEIC image, which Pillow alone does not read."""
+    return not READS_HEIC and encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIC_BRANDS
+
+
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The endings of names, `.jpg` and so on, of the image formats that Pillow reads."""
+    """The endings of names, `.jpg` and so on, of the image formats that Pillow reads, and HEIC's.
+
+    Without the extra `heic` its files are images all the same, which say what they need.
+    """
     Image.init()
     # Pillow knows a few formats by name alone, videos among them.
     return frozenset(
         suffix
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and Image.MIME.get(kind, "image/").startswith("image/")
-    ) | {".mpo"}
+    ) | {".mpo", ".heic", ".heif"}
 
 
 def is_image(path: Path) -> bool:

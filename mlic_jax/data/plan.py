@@ -37,6 +37,12 @@ def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
     return [text.encode("utf-8", "backslashreplace").decode() for text in sentences]
 
 
+def unused(source: Source, roles: Mapping[str, str]) -> list[str]:
+    """The splits that the set itself has, and that no role is for: a sentence if there are any."""
+    others = [split for split in getattr(source, "own_splits", ()) if split not in roles.values()]
+    return [f"splits that are not used: {', '.join(others)}"] if others else []
+
+
 def preview(layout: Layout, source: Source, roles: Mapping[str, str], origin: str) -> list[str]:
     """The splits, the classes with counts, the first photos with their labels; a line each.
 

@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mlic_jax.errors import Failure
+from mlic_jax.data.image_files import lacks_heic
+from mlic_jax.errors import Failure, reason
 
 # What `multi_scale_crop` chooses from: 19 pairs of scales, of the height and of the width, at most
 # two steps apart; and 13 anchors (y, x) in quarters of the free space: corners, centre, middles of
@@ -128,10 +129,12 @@ def opened(encoded: bytes, use: Callable[[Image.Image], Result]) -> Result:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from None
     except Exception as error:  # broken files reach Pillow's plugins, which raise nearly anything
-        reason = str(error) or type(error).__name__
+        why = reason(error)
         if isinstance(error, UnidentifiedImageError):  # it names an object of ours
-            reason = "not of a format that Pillow reads"
-        raise Failure(f"cannot decode the image ({len(encoded)} bytes): {reason}") from None
+            why = "not of a format that Pillow reads"
+        if lacks_heic(encoded):
+            why = "HEIC, which needs pillow-heif: pip install 'mlic_jax[heic]'"
+        raise Failure(f"cannot decode the image ({len(encoded)} bytes): {why}") from None
 
 
 def common_range(looks: Iterable[Look]) -> Range | None:

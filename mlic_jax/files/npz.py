@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.errors import Failure
+from mlic_jax.errors import Failure, reason
 from mlic_jax.files.atomic import written_whole
 
 # What the arrays of a file may take: 16 times its size, and 24 MB. Constant arrays are packed to a
@@ -54,8 +54,7 @@ def read(path: Path, what: str) -> dict[str, np.ndarray]:
                 arrays[name] = _read_array(archive, entry, name)
             return arrays
     except Exception as error:  # damaged bytes can end in almost any exception of zipfile
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(f"{path} is not {what}: {reason}; make or copy it again") from error
+        raise Failure(f"{path} is not {what}: {reason(error)}; make or copy it again") from error
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:

@@ -9,7 +9,6 @@ written: outputs grow in `.partial`, with a journal from which `resume` goes on.
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
 import os
@@ -24,8 +23,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlic_jax.data.image_files import image_suffixes, printable
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.data.image_files import printable
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files.atomic import (
     PARTIAL,
     finish_replacing,
@@ -33,29 +32,32 @@ from mlic_jax.files.atomic import (
     replace_together,
     write_bytes,
 )
+from mlic_jax.predict.finding import find_images
 from mlic_jax.predict.journal import JOURNAL, LINES, TABLE, Entry, Journal, begun, has_rows
 from mlic_jax.predict.predictor import (
     THREADS,
     LookOptions,
     Predictor,
-    even_batch_size,
+    common_batch_size,
     in_order,
     load_model,
-    reason,
 )
 from mlic_jax.reports.predictions import (
     ANNOTATED,
     GALLERY,
     as_json,
     encode_pictures,
+    from_json,
     page_picture,
     picture_files,
     render_page,
+    summary,
 )
 from mlic_jax.scores.predictions import Prediction
 from mlic_jax.scores.views import view_sizes
 
 PAGE = "index.html"
+PRINTED = 20  # photos whose labels the terminal shows
 OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
 
 
@@ -96,19 +98,20 @@ def predict_files(
         if resume:
             _check_same_run(out, run)
         limit = config.eval.batch_size * jax.local_device_count()
-        batch_size = even_batch_size(len(files), limit)
+        batch_size = common_batch_size(len(files), limit)
         predictor = Predictor(config, variables, metadata, batch_size)
-        failed = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
+        rows = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
     except OSError as error:
         kept = ""
         with contextlib.suppress(OSError):  # perhaps it cannot even be read
             if has_rows(out / PARTIAL):
                 kept = "; what was done is kept, and --resume goes on with it"
-        why = error.strerror or error
-        raise Failure(f"{printable(out)}: cannot be written ({why}){kept}") from error
+        raise Failure(f"{printable(out)}: cannot be written ({reason(error)}){kept}") from error
     table, annotated, page = (printable(out / name) for name in (TABLE, ANNOTATED, PAGE))
+    for line in summary(rows):
+        print(line)
     print(f"table, photos and page: {table}, {annotated}, {page}")
-    if failed:
+    if failed := [row["file"] for row in rows if row["error"]]:
         shown = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
         raise Failure(
             f"{len(failed)} of {len(files)} images could not be read or drawn: {shown}; {table} "
@@ -124,61 +127,6 @@ def _check_output(out: Path) -> None:
         raise UsageError(
             f"--out {printable(out)} holds something else than predictions; choose another"
         )
-
-
-def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
-    """The folder that all images lie in, and the images, sorted.
-
-    In folders and patterns only what has a name that ends as Pillow's formats do counts, nothing
-    hidden, and nothing in `out`. How many other files there are is printed. Links to nothing, pipes
-    and folders that cannot be opened are among the images: their rows say what is wrong.
-
-    Raises:
-        UsageError: there is no such folder or file, or no image in it.
-    """
-    path = Path(where)
-    if path.is_file():
-        return path.parent, [path]
-    if path.is_dir():
-        found, closed = _walk(path)
-    elif not os.path.lexists(path) and not glob.has_magic(where):
-        raise UsageError(f"--images {printable(where)}: there is no such file or folder")
-    else:
-        found, closed = [Path(file) for file in glob.glob(where, recursive=True)], []
-        if not found:
-            raise UsageError(f"--images {printable(where)}: no file matches this pattern")
-    real_out = Path(os.path.realpath(out))
-    files = [
-        file
-        for file in sorted(set(found))
-        if not os.path.isdir(file) and real_out not in Path(os.path.realpath(file)).parents
-    ]
-    suffixes = image_suffixes()
-    images = [file for file in files if file.suffix.lower() in suffixes]
-    others = sorted({file.suffix.lower() or file.name for file in files} - suffixes)
-    seen = ", ".join(map(printable, others[:5]))
-    if not images:
-        raise UsageError(
-            f"--images {printable(where)}: no image of a format that Pillow reads"
-            + (f"; there are {seen}" if seen else "")
-            + (f"; {printable(closed[0])} cannot be opened" if closed else "")
-        )
-    if others:
-        print(f"{len(files) - len(images)} files that are no images are passed over: {seen}")
-    root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in images]))
-    return root, sorted([*images, *closed])
-
-
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files of a folder and those in it, nothing hidden; and folders that cannot be opened."""
-    files: list[Path] = []
-    closed: list[Path] = []
-    for parent, folders, names in os.walk(
-        folder, onerror=lambda e: closed.append(Path(e.filename))
-    ):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return files, closed
 
 
 # --- a run, and going on with one
@@ -230,8 +178,8 @@ def write_predictions(
     checkpoint: str,
     run: dict[str, Any],
     resume: bool = False,
-) -> list[str]:
-    """Predicts files of the folder `root` and writes all outputs; gives the files that failed."""
+) -> list[dict[str, Any]]:
+    """Predicts files of the folder `root` and writes all outputs; gives the lines of JSON."""
     sources = {printable(file.relative_to(root)): file for file in files}
     thresholds = dict(zip(predictor.class_names, predictor.thresholds.tolist(), strict=True))
     with (
@@ -248,7 +196,7 @@ def write_predictions(
         page = render_page(pictures, describe_predictor(predictor, checkpoint))
         write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
         _sweep(folder, journal)
-    return [picture["file"] for picture in pictures if picture["error"]]
+        return [entry["row"] for entry in journal]
 
 
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
@@ -368,9 +316,14 @@ def _predict_missing(
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(names), initial=len(journal), desc="predict", unit="image") as bar,
     ):
-        for entry in in_order(pool, drawn, predicted(), 2 * THREADS):
+        new = len(names) - len(journal)
+        for done, entry in enumerate(in_order(pool, drawn, predicted(), 2 * THREADS)):
             journal.add(entry)
+            if done < PRINTED:
+                bar.write(str(from_json(entry["row"])))  # above the bar, on stdout
             bar.update()
+    if new > PRINTED:
+        print(f"... and {new - PRINTED} more")
 
 
 def _sweep(folder: Path, journal: Journal) -> None:

@@ -4,13 +4,16 @@
 
 writes files (see `files.py`); in a notebook the same is
 
-    Predictor.from_checkpoint("runs/voc")(["photo.jpg"])[0].labels
+    predictor = Predictor.from_checkpoint("runs/voc")
+    predictor("photo.jpg").labels  # one photo -> one Prediction
+    predictor(["a.jpg", "b.jpg"])  # several -> a list of them
+    predictor.annotated("photo.jpg")  # an image, with the regions of the labels
 """
 
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -23,19 +26,22 @@ from PIL import Image
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config import check_scales
 from mlic_jax.data import transforms
-from mlic_jax.data.image_files import printable, read_image_file
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.runtime import devices
+from mlic_jax.names import did_you_mean
+from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
+from mlic_jax.reports.predictions import annotate_prediction
+from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores.predictions import Box, Prediction, Region
 from mlic_jax.scores.scoring import create_eval_model, make_eval_step
-from mlic_jax.scores.views import host_size
+from mlic_jax.scores.views import host_size, view_sizes
 
 THREADS = 4  # that decode
+NAMED = 5  # labels in the name of a predictor
 
-Source = str | Path | Image.Image | np.ndarray
+Thresholds = float | Mapping[str, float]  # of all labels, or of those that are named
 
 
 class LookOptions(TypedDict, total=False):
@@ -101,6 +107,9 @@ class Predictor:
     ) -> "Predictor":
         """Reads a run (its best checkpoint), one of its checkpoints or a converted whole model.
 
+        Its program is compiled with the first photo, and kept for later sessions, see
+        `compilation.keep_programs`.
+
         Args:
             path: its folder.
             batch_size: photos that are looked at together.
@@ -110,62 +119,105 @@ class Predictor:
             UsageError: there is no checkpoint, it has no classes, or an argument is out of range.
             Failure: it cannot be read.
         """
+        compilation.keep_programs()
         return cls(*load_model(path, **look), batch_size)
 
-    def __call__(self, images: Iterable[Source]) -> list[Prediction]:
-        """Looks at images: paths, PIL images, or uint8 arrays `[H, W, 3]` of RGB.
+    def __repr__(self) -> str:
+        model, names = self.config.model, ", ".join(self.class_names[:NAMED])
+        sizes = ", ".join(str(size) for size in view_sizes(self.config))
+        more = ", ..." if len(self.class_names) > NAMED else ""
+        return (
+            f"Predictor({model.name} on {model.backbone}, {sizes} px; {len(self.class_names)} "
+            f"labels: {names}{more}; labels from {self.rule})"
+        )
 
-        Files and PIL images are turned upright as their EXIF orientation says. An image that cannot
-        be read, for whatever reason, has an `error` and nothing else.
+    def __call__(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        threshold: Thresholds | None = None,
+        top: int | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Looks at one photo, which gives one prediction, or at several, which give a list.
+
+        Photos that cannot be read, for whatever reason, have an `error` and nothing else.
+
+        Args:
+            images: a path, an address (http, https), a PIL image, bytes, an open file, or an array
+                (NumPy's or JAX's) of uint8 or of floats in [0, 1]: `[H, W, 3]` of RGB, `[H, W, 4]`
+                of RGBA or `[H, W]` of grey; see `photos.read_photo`. Or an iterable of these, or
+                arrays as one, `[B, H, W, 3]`.
+            threshold: the probability from which on a label counts as present, in the place of the
+                checkpoint's; or that of some labels, by their names.
+            top: the most labels that a photo has; without a `threshold` it has so many, the
+                likeliest, whatever their probabilities.
 
         Raises:
-            UsageError: an array of another type or shape.
-            Failure: the scores of an image are not finite.
+            UsageError: what is no photo, an array of another type or shape, a threshold that is no
+                probability or of an unknown label, a `top` out of range.
+            Failure: the scores of a photo are not finite.
         """
-        return list(self.stream(images))
+        predictions = list(self.stream(images, threshold=threshold, top=top))
+        return predictions[0] if is_one(images) else predictions
 
-    def stream(self, images: Iterable[Source]) -> Iterator[Prediction]:
-        """As a call, one after the other; images are read a batch ahead, by threads."""
+    def stream(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        threshold: Thresholds | None = None,
+        top: int | None = None,
+    ) -> Iterator[Prediction]:
+        """As a call, one after the other; photos are read a batch ahead, by threads."""
+        thresholds = self.thresholds
+        if top is not None:
+            if top not in range(1, len(self.class_names) + 1):
+                raise UsageError(f"top is {top}; it must be 1 to {len(self.class_names)} labels")
+            threshold = 0.0 if threshold is None else threshold
+        if threshold is not None:
+            thresholds = changed_thresholds(self.class_names, thresholds, threshold)
+        return self._stream(each_photo(images), thresholds, top)
+
+    def _stream(
+        self, images: Iterable[Source], thresholds: np.ndarray, top: int | None
+    ) -> Iterator[Prediction]:
         with ThreadPoolExecutor(THREADS) as pool:
             loaded = in_order(pool, self._load, images, self.batch_size + THREADS)
             while batch := list(itertools.islice(loaded, self.batch_size)):
-                yield from self._predict(batch)
+                for known, outputs in self._outputs(batch):
+                    yield self._prediction(known, outputs, thresholds, top) if outputs else known
 
     def read(self, source: Source) -> Image.Image:
-        """An image as the model is to see it: RGB, turned as its EXIF orientation says.
+        """A photo as the model is to see it; see `photos.read_photo`, also for what it raises."""
+        return read_photo(source, lambda image: self._to_rgb(image, name_of(source)))
+
+    def annotated(self, source: Source, prediction: Prediction | None = None) -> Image.Image:
+        """A photo with its labels and their regions drawn, which a notebook shows.
+
+        Args:
+            source: see a call.
+            prediction: of this photo, where there is one already.
 
         Raises:
-            UsageError: an array that is not uint8 `[H, W, 3]`.
-            Failure, OSError: it cannot be read.
-            Others: of a PIL image that is not loaded yet, nearly anything.
+            UsageError: it is no photo.
+            Failure, OSError, others: it cannot be read, see `photos.read_photo`.
         """
-        if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
-                raise UsageError(
-                    f"an image is {source.dtype} of the shape {source.shape}; arrays must be uint8 "
-                    "of (height, width, 3), RGB"
-                )
-            return Image.fromarray(source)
-        if isinstance(source, Image.Image):
-            return self._to_rgb(source, getattr(source, "filename", ""))
-        encoded = read_image_file(Path(source))
-        return transforms.opened(encoded, lambda image: self._to_rgb(image, source))
+        image = self.read(source)  # which is upright, whatever its tag still says
+        return annotate_prediction(image, prediction or self(np.asarray(image)))
 
-    def _to_rgb(self, image: Image.Image, name: str | Path) -> Image.Image:
+    def _to_rgb(self, image: Image.Image, name: str) -> Image.Image:
         value_range = self.value_range or transforms.range_of(image)
         if value_range not in (None, self.value_range, *self._ranges_told):
             self._ranges_told.add(value_range)
             black, white = value_range
             print(
-                f"{printable(name) or 'a photo'} has more than 8 bits, and the model was trained "
+                f"{name or 'a photo'} has more than 8 bits, and the model was trained "
                 f"on none such: black is {black:g} and white {white:g}, as its pixels look"
             )
         return transforms.to_rgb(image, upright=True, value_range=value_range)
 
     def _load(self, source: Source) -> tuple[Prediction, np.ndarray | None]:
         """The prediction as far as it is known from the file, and the pixels for the model."""
-        name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
-        file = "" if isinstance(source, np.ndarray) else printable(name or "")
+        file = name_of(source)
         try:
             image = self.read(source)
             pixels = transforms.resize(image, host_size(self.config))
@@ -175,7 +227,10 @@ class Predictor:
             return Prediction(file, error=reason(error)), None
         return Prediction(file, image.width, image.height), pixels
 
-    def _predict(self, batch: list[tuple[Prediction, np.ndarray | None]]) -> Iterator[Prediction]:
+    def _outputs(
+        self, batch: list[tuple[Prediction, np.ndarray | None]]
+    ) -> Iterator[tuple[Prediction, dict[str, np.ndarray]]]:
+        """Each photo of a batch with what the model says of it, nothing where it was not read."""
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
             size = host_size(self.config)
@@ -186,18 +241,24 @@ class Predictor:
         row = 0
         for known, pixels in batch:
             if pixels is None:
-                yield known
+                yield known, {}
                 continue
-            yield self._prediction(known, {name: rows[row] for name, rows in outputs.items()})
+            yield known, {name: rows[row] for name, rows in outputs.items()}
             row += 1
 
-    def _prediction(self, known: Prediction, outputs: dict[str, np.ndarray]) -> Prediction:
+    def _prediction(
+        self,
+        known: Prediction,
+        outputs: dict[str, np.ndarray],
+        thresholds: np.ndarray,
+        top: int | None,
+    ) -> Prediction:
         """Adds what the model said, `outputs` of one row."""
         if not np.isfinite(outputs["logits"]).all():
             raise Failure(f"{known.file}: its scores are not finite; the checkpoint is damaged")
         probabilities = calibrated(outputs["logits"], self.temperature)
         ranked = np.argsort(-probabilities, kind="stable")
-        present = ranked[(probabilities >= self.thresholds)[ranked]]
+        present = ranked[(probabilities >= thresholds)[ranked]][:top]
         return dataclasses.replace(
             known,
             labels=tuple(self.class_names[c] for c in present),
@@ -255,10 +316,20 @@ def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule
 
 
-def reason(error: Exception) -> str:
-    """What went wrong with an image, in one line; an image's name is said elsewhere."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+def changed_thresholds(
+    class_names: Sequence[str], thresholds: np.ndarray, threshold: Thresholds
+) -> np.ndarray:
+    """The thresholds `[C]` with those that are asked for; see `Predictor.__call__`."""
+    if not isinstance(threshold, Mapping):
+        threshold = dict.fromkeys(class_names, threshold)
+    changed = np.array(thresholds, np.float64)
+    for name, value in threshold.items():
+        if name not in class_names:
+            raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
+        if not 0 <= value <= 1:
+            raise UsageError(f"a threshold is {value}; it must be a probability, 0 to 1")
+        changed[class_names.index(name)] = value
+    return changed
 
 
 def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
@@ -282,10 +353,13 @@ def spread(batch_size: int, devices: int) -> tuple[int, int]:
     return used, share * used
 
 
-def even_batch_size(images: int, limit: int) -> int:
-    """The rows of a batch, at most `limit`, with which the fewest rows are padding."""
-    batches = -(-images // limit)
-    return -(-images // batches)
+def common_batch_size(images: int, limit: int) -> int:
+    """The rows of a batch: `limit`, or for few images a power of two that holds them all.
+
+    So a handful of programs, which are kept, serves every number of images; what the last batch
+    lacks is padding.
+    """
+    return min(limit, 1 << (images - 1).bit_length())
 
 
 def in_order(

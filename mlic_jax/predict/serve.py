@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from mlic_jax.data.image_files import printable
-from mlic_jax.errors import Failure, UsageError
-from mlic_jax.predict.predictor import Predictor, reason
+from mlic_jax.errors import Failure, UsageError, reason
+from mlic_jax.predict.predictor import Predictor
 from mlic_jax.reports.page import REGION_COLOURS, data_uri, is_drawn, page_template
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.scores.predictions import Prediction

@@ -149,12 +149,15 @@ def _run(options: argparse.Namespace) -> None:
         settings = data_settings(options, layout) | start_settings(options)
         check_config(configured(settings))
         source = sources.create(configured(settings).data)
+        if not source.class_names:
+            raise Failure("no photo has a label")
         for split in source.splits:
             source.examples(split)
     except Failure as error:
         was = "as said" if options.format else f"told from {layout.seen}"
         raise Failure(f"{error} (read as {layout.format}, {was}; see --format)") from None
     decided = plan.decisions(layout, source, options.format is not None)
+    decided += plan.unused(source, settings["data.splits"])
     print("\n".join(decided))
     if options.dry_run:
         print("\n".join(plan.preview(layout, source, settings["data.splits"], origin(settings))))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlic_jax.data.card import findings
 from mlic_jax.data.records import Split
-from mlic_jax.reports.page import data_uri, page_template
+from mlic_jax.reports.page import class_colours, data_uri, page_template
 
 PHOTOS = 12
 PHOTOS_HELD_OUT = 4  # of each other split
@@ -191,6 +191,7 @@ def _photo(split: Split, position: int) -> dict[str, Any]:
     image = split.decode(record)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     labels = split.labels()[position]
+    colours = class_colours(record.box_classes.tolist())
     return {
         "split": split.split,
         "id": record.image_id,
@@ -200,7 +201,14 @@ def _photo(split: Split, position: int) -> dict[str, Any]:
         "present": [split.class_names[c] for c in np.flatnonzero(labels == 1)],
         "unknown": [split.class_names[c] for c in np.flatnonzero(labels == 0)],
         "boxes": [
-            {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "name": split.class_names[c]}
+            {
+                "x": x1,
+                "y": y1,
+                "width": x2 - x1,
+                "height": y2 - y1,
+                "name": split.class_names[c],
+                "colour": colours[c],
+            }
             for (y1, x1, y2, x2), c in zip(
                 record.boxes.tolist(), record.box_classes.tolist(), strict=True
             )

@@ -27,7 +27,14 @@ from mlic_jax.reports.charts import (
     draw_validation,
 )
 from mlic_jax.reports.label_graph import LabelGraph, describe
-from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, data_uri, is_drawn, page_template
+from mlic_jax.reports.page import (
+    LEAST_GLOBAL,
+    REGION_COLOURS,
+    class_colours,
+    data_uri,
+    is_drawn,
+    page_template,
+)
 from mlic_jax.scores.files import Scores
 
 GALLERY_SIZE = 24
@@ -179,6 +186,9 @@ def _picture(
     final = sigmoid(scores.logits[i])
     ranked = np.argsort(-final, kind="stable")
     boxes, classes = ((), ()) if objects_at is None else objects_at(i)
+    # A true box has the colour of the region of its class, where there is one.
+    seen = () if scores.boxes is None else scores.box_classes[i].tolist()
+    colours = class_colours([*seen, *map(int, classes)])
     return {
         "id": scores.image_ids[i],
         "src": data_uri(Image.fromarray(image_at(i))),
@@ -189,7 +199,8 @@ def _picture(
             and is_drawn(sigmoid(scores.global_logits[i, scores.box_classes[i, k]]))
         ],
         "objects": [
-            {"name": names[c], **_rectangle(box)} for box, c in zip(boxes, classes, strict=True)
+            {"name": names[c], "colour": colours[int(c)], **_rectangle(box)}
+            for box, c in zip(boxes, classes, strict=True)
         ],
         "verdicts": [
             (verdict, [(names[c], final[c]) for c in ranked[where[ranked]]])

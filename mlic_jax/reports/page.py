@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -23,6 +23,12 @@ def is_drawn(global_probability: float) -> bool:
     Of that the six digits count that files hold, so that all that is made of them agrees.
     """
     return round(float(global_probability), 6) > LEAST_GLOBAL
+
+
+def class_colours(classes: Iterable[int]) -> dict[int, str]:
+    """The colour of each class of a photo, by the order in which they first come."""
+    distinct = dict.fromkeys(classes)
+    return {c: REGION_COLOURS[k % len(REGION_COLOURS)] for k, c in enumerate(distinct)}
 
 
 def data_uri(image: Image.Image) -> str:

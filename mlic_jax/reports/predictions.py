@@ -4,7 +4,7 @@ import collections
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ ANNOTATED, GALLERY = "annotated", "gallery"  # folders
 PHOTO_SIDE = 640  # of the longer side of a photo in the gallery, pixels
 MAP_SIDE = 112  # of an activation map there, which the page stretches over the photo
 RUNNERS_UP = 3  # labels below their thresholds that the gallery shows
+COUNTED = 12  # labels that a summary counts
 JPEG = (".jpg", ".jpeg")
 LONGEST_PART, LONGEST_NAME = 240, 1000  # bytes of an annotated photo's name; systems take 255, 4095
 _TEMPLATE = Path(__file__).with_name("predictions.html.jinja")
@@ -46,6 +47,47 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
         ],
         "error": prediction.error,
     }
+
+
+def from_json(row: Mapping[str, Any]) -> Prediction:
+    """What a line of `predictions.jsonl` says, without the regions."""
+    return Prediction(
+        file=row["file"],
+        width=row["width"],
+        height=row["height"],
+        labels=tuple(row["labels"]),
+        scores=row["scores"],
+        error=row["error"],
+    )
+
+
+def counted(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """How many photos have each label that any of them has, the most frequent first.
+
+    Args:
+        rows: anything with `labels`, of photos that were read.
+    """
+    counts = collections.Counter(name for row in rows for name in row["labels"])
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What there is to say of all lines of `predictions.jsonl` together: photos, labels, failures.
+
+    Few lines of text, however many photos and labels there are.
+    """
+    good = [row for row in rows if not row["error"]]
+    failed = len(rows) - len(good)
+    photos = f"photos: {len(rows)}"
+    if failed:
+        photos += f", of which {failed} could not be read or drawn"
+    counts = counted(good)
+    labels = [f"{name} {count}" for name, count in counts[:COUNTED]]
+    if len(counts) > COUNTED:
+        labels.append(f"{len(counts) - COUNTED} other labels")
+    if without := sum(not row["labels"] for row in good):
+        labels.append(f"no label {without}")
+    return [photos, f"labels: {', '.join(labels)}"] if good else [photos]
 
 
 def annotated_name(file: str) -> str:
@@ -196,11 +238,10 @@ def render_page(pictures: Sequence[Mapping[str, Any]], about: Mapping[str, str])
         about: what is to be known of the model, a line each.
     """
     good = [picture for picture in pictures if not picture["error"]]
-    counts = collections.Counter(name for picture in good for name in picture["labels"])
     return page_template(_TEMPLATE, {"probability": lambda value: f"{value:.2f}"}).render(
         pictures=good,
         failures=[picture for picture in pictures if picture["error"]],
-        counts=sorted(counts.items(), key=lambda item: (-item[1], item[0])),
+        counts=counted(good),
         unlabelled=sum(not picture["labels"] for picture in good),
         about=about,
         has_regions=any(picture["regions"] for picture in good),

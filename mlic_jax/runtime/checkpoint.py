@@ -15,7 +15,6 @@ import glob
 import itertools
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
 
@@ -34,17 +33,6 @@ Tree = dict[str, Any]
 
 RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in a few words: of the many lines that an error may have the telling one."""
-    text = str(error).strip() or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if found := re.search(r"os_error_code='(\d+)'", text):  # as tensorstore says it
-        return os.strerror(int(found[1]))
-    line = text.splitlines()[0]
-    return line if len(line) <= 200 else line[:200] + " ..."
 
 
 class DigestedHandler(ocp.StandardCheckpointHandler):

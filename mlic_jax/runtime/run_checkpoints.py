@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from mlic_jax.errors import Failure
+from mlic_jax.errors import Failure, reason
 from mlic_jax.files import digests
 from mlic_jax.runtime import processes, profiling
 from mlic_jax.runtime.checkpoint import (
@@ -20,7 +20,6 @@ from mlic_jax.runtime.checkpoint import (
     Tree,
     best_of,
     read_metadata,
-    reason,
     remove_unfinished,
     steps_in,
     update_metadata,

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-pass
+SHOWN = 8  # labels of a photo in a line
 
 Box = tuple[int, int, int, int]  # (y1, x1, y2, x2) in pixels, upper bounds exclusive
 
@@ -21,7 +21,7 @@ class Region:
     class_map: np.ndarray = dataclasses.field(repr=False, compare=False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """What the model says of one photo, or why it could not be read."""
 
@@ -32,3 +32,23 @@ class Prediction:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # class -> probability
     regions: tuple[Region, ...] = ()  # the likeliest in the whole photo first
     error: str | None = None
+
+    def __str__(self) -> str:
+        """One line: the labels with their probabilities, or why there are none."""
+        return f"{self.file or 'a photo'}: {self.found()}"
+
+    def __repr__(self) -> str:
+        return f"Prediction({self})"
+
+    def found(self) -> str:
+        """The labels with their probabilities in a few words, or why there are none."""
+        if self.error is not None:
+            return self.error
+        if not self.labels:
+            likeliest = sorted(self.scores, key=self.scores.get)[-1:]
+            return "no label" + "".join(
+                f"; the likeliest is {name} {self.scores[name]:.2f}" for name in likeliest
+            )
+        shown = [f"{name} {self.scores[name]:.2f}" for name in self.labels[:SHOWN]]
+        more = len(self.labels) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more else "")

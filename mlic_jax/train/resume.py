@@ -1,5 +1,6 @@
 """Going on with a run: what its checkpoint says of itself, and what may differ now."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -36,11 +37,20 @@ def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, A
             "set": split.name,
             "split": split.split,
             "examples": len(split),
+            "digest of the images' names": _digest_of_names(split),
             "batch_size": config.batch_size,
             "seed": config.seed,
         },
         "changes": [],  # of options, made in resuming: {"step": ..., "options": {name: [old, new]}}
     }
+
+
+def _digest_of_names(split: Split) -> str:
+    """By which a set of the same name and size is known for another, as one divided anew is."""
+    digest = hashlib.blake2b(digest_size=8)
+    for i in range(len(split)):
+        digest.update(split.image_id(i).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def check_resumable(
@@ -65,9 +75,10 @@ def check_resumable(
     """
     scoring.check_same_model(saved, current, path)
     for name, value in current["stream"].items():
-        if saved["stream"][name] != value:
+        before = saved["stream"].get(name, value)  # an earlier version noted less
+        if before != value:
             raise UsageError(
-                f"the run in {path} read batches with {name} {saved['stream'][name]!r}, now it is "
+                f"the run in {path} read batches with {name} {before!r}, now it is "
                 f"{value!r}: resuming would not be exact; use the same or another --workdir"
             )
     changes = changed_options(config_paths.located(saved, run_of(path)), current["config"])

@@ -90,6 +90,42 @@ def test_changed_annotations_are_prepared_again(before, after, train, data, look
     assert looked_at == []  # no photo changed
 
 
+def test_photos_that_change_splits_are_told_of(data, capsys):
+    sources.open_splits(data)
+    _edit(data, "b.jpg,dog,train", "b.jpg,cat,train")
+    sources.open_splits(data)
+    assert "another split" not in capsys.readouterr().out
+    _edit(data, "b.jpg,cat,train", "b.jpg,cat,val")
+    sources.open_splits(data)
+    assert "photos in another split than before: 1 from train to val; " in capsys.readouterr().out
+
+
+def test_a_label_that_moves_photos_between_divided_splits_is_told_of(data, jpeg, capsys):
+    labels = ["cat", "dog", "cat;dog", "cat", "bird", "dog", "bird;cat", "cat", "dog", "dog"]
+
+    def splits_of(labels):
+        rows = ["image,labels", *(f"{i}.jpg,{of}" for i, of in enumerate(labels))]
+        with open(os.path.join(data.root, "labels.csv"), "w") as table:
+            table.write("\n".join(rows))
+        opened = sources.open_splits(data)
+        return {
+            split.image_id(i): name for name, split in opened.items() for i in range(len(split))
+        }
+
+    for i in range(len(labels)):
+        with open(_photo(data, i), "wb") as photo:
+            photo.write(jpeg(i))
+    data.train_share = 0.6
+    before = splits_of(labels)
+    capsys.readouterr()
+    after = splits_of(["bird", *labels[1:]])
+    moved = [(before[i], after[i]) for i in before if before[i] != after[i]]
+    assert moved  # else the test shows nothing
+    printed = capsys.readouterr().out
+    for old, new in {*moved}:
+        assert f"{moved.count((old, new))} from {old} to {new}" in printed
+
+
 def test_a_photo_that_was_turned_in_place_is_prepared_again_and_it_alone(
     data, looked_at, monkeypatch, capsys
 ):

@@ -325,3 +325,8 @@ def test_roles_of_what_is_divided(splits, divided, roles):
 def test_splits_without_roles(splits, message):
     with pytest.raises(UsageError, match=message):
         roles_of(splits)
+
+
+def test_splits_that_differ_in_case_alone_are_asked_about():
+    with pytest.raises(UsageError, match="are Train and train one split"):
+        roles_of(["Train", "train", "val"])

@@ -1,14 +1,18 @@
 """Which names are those of images, how they are shown, and what is read."""
 
+import io
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mlic_jax.data.image_files import is_image, printable, read_image_file
+from mlic_jax.data import image_files, transforms
+from mlic_jax.data.image_files import image_suffixes, is_image, printable, read_image_file
 from mlic_jax.errors import Failure
 
 
@@ -68,3 +72,26 @@ def test_what_might_never_end_is_not_read(tmp_path):
             read_image_file(path)
     with pytest.raises(FileNotFoundError):
         read_image_file(tmp_path / "b.jpg")
+
+
+def test_heic_is_read_or_says_what_it_needs(monkeypatch):
+    assert {".heic", ".heif"} <= image_suffixes()
+    header = b"\0\0\0\x18ftypheic" + bytes(40)
+    monkeypatch.setattr(image_files, "READS_HEIC", False)
+    needs = r"HEIC, which needs pillow-heif: pip install 'mlic_jax\[heic\]'$"
+    with pytest.raises(Failure, match=needs):
+        transforms.decode(header)
+    with pytest.raises(Failure, match="not of a format that Pillow reads"):
+        transforms.decode(b"\0\0\0\x18ftypqt  " + bytes(40))
+
+
+def test_heic_is_read_with_the_extra():
+    pytest.importorskip("pillow_heif", reason="needs the extra `heic`")
+    left_black = np.zeros((64, 96, 3), np.uint8)
+    left_black[:, 48:] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(left_black).save(buffer, "HEIF")
+    for upright in (False, True):
+        seen = np.asarray(transforms.decode(buffer.getvalue(), upright=upright))
+        assert seen.shape == (64, 96, 3)
+        assert seen[:, :40].mean() < 10 and seen[:, -40:].mean() > 245

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,14 @@ def test_preparing_again_is_a_no_op(toy_source, tmp_path, capsys):
     assert records.prepare(source, tmp_path) == folder
     assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == before
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_kill_after_the_renames_left_is_in_nobodys_way(toy_source, tmp_path):
+    folder = records.prepare(toy_source(train=3), tmp_path)
+    shutil.copytree(folder, tmp_path / "toy.incomplete" / "old")
+    records.prepare(toy_source(train=3, val=2), tmp_path)
+    assert len(records.open_split(folder, "val")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
 def test_another_source_under_the_same_name_is_refused(toy_source, tmp_path):

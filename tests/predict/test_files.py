@@ -24,13 +24,14 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models.ops.regions import interpolation_matrix
+from mlic_jax.predict import files
 from mlic_jax.predict.files import (
     describe_predictor,
     draw_pictures,
-    find_images,
     predict_files,
     write_predictions,
 )
+from mlic_jax.predict.finding import find_images
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.reports.drawing import MOST_SIDE
 from mlic_jax.reports.predictions import (
@@ -41,6 +42,7 @@ from mlic_jax.reports.predictions import (
     page_picture,
     picture_files,
     render_page,
+    summary,
 )
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.scores.predictions import Prediction, Region
@@ -339,6 +341,49 @@ def test_a_run_that_breaks_off_leaves_nothing(checkpoint, photos, tmp_path, monk
     assert not (tmp_path / "new").exists()
 
 
+def test_the_terminal_shows_a_few_labels_and_sums_up(
+    checkpoint, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(files, "PRINTED", 4)
+    with pytest.raises(Failure, match="1 of 6 images could not be read or drawn"):
+        predict_files(checkpoint, str(photos), tmp_path / "out")
+    shown = capsys.readouterr()
+    said, rows = shown.out.splitlines()[1:], lines(tmp_path / "out")  # after what is passed over
+    for line, row in zip(said[:4], rows, strict=False):
+        found = [f"{name} {row['scores'][name]:.2f}" for name in row["labels"]]
+        start = f"{row['file']}: {row['error'] or ', '.join(found[:8])}"
+        assert line in (start, f"{start} and {len(found) - 8} more")
+    assert said[4:6] == ["... and 2 more", "photos: 6, of which 1 could not be read or drawn"]
+    counts = {name: sum(name in row["labels"] for row in rows) for name in rows[0]["scores"]}
+    assert said[6] == "labels: " + ", ".join(
+        f"{name} {counts[name]}"
+        for name in sorted(counts, key=lambda name: (-counts[name], name))
+        if counts[name]
+    )
+    assert said[7].startswith("table, photos and page: ")
+    assert not any("image/s" in line or "\r" in line for line in said)  # of the bar
+    assert "6/6" in shown.err
+    with pytest.raises(Failure):
+        predict_files(checkpoint, str(photos), tmp_path / "out", resume=True)
+    assert "... and" not in capsys.readouterr().out
+
+
+def test_a_summary_is_short():
+    def row(labels, error=None):
+        return {"labels": labels, "error": error}
+
+    names = [f"label {k:02}" for k in range(15)]
+    rows = [*([row(names)] * 3), row(names[2:3]), row([]), row([], "gone")]
+    assert summary(rows) == [
+        "photos: 6, of which 1 could not be read or drawn",
+        "labels: label 02 4, label 00 3, label 01 3, "
+        + ", ".join(f"label {k:02} 3" for k in range(3, 12))
+        + ", 3 other labels, no label 1",
+    ]
+    assert summary([row([], "gone")]) == ["photos: 1, of which 1 could not be read or drawn"]
+    assert summary([row(["cat"])]) == ["photos: 1", "labels: cat 1"]
+
+
 def test_which_files_are_images(photos, tmp_path, capsys):
     def found(where, out=tmp_path):
         root, files = find_images(str(where), out)
@@ -450,18 +495,19 @@ def test_what_is_no_photo_is_a_row(checkpoint, photos, tmp_path, capsys):
 def test_a_photo_that_cannot_be_drawn_keeps_its_labels(predictor, photos, tmp_path):
     """It goes after it was read. `write_predictions` has what is common to all ways to call it."""
     shutil.copytree(photos, tmp_path / "photos")
-    files = [tmp_path / "photos" / name for name in ("a.jpg", "turned.png")]
+    two = [tmp_path / "photos" / name for name in ("a.jpg", "turned.png")]
 
     class Vanishing(Predictor):
         def stream(self, images):
             for prediction in super().stream(images):
-                files[0].unlink(missing_ok=True)
+                two[0].unlink(missing_ok=True)
                 yield prediction
 
     vanishing = copy.copy(predictor)
     vanishing.__class__ = Vanishing
     out = tmp_path / "out"
-    assert write_predictions(vanishing, files[0].parent, files, out, "run", {}) == ["a.jpg"]
+    written = write_predictions(vanishing, two[0].parent, two, out, "run", {})
+    assert [row["file"] for row in written if row["error"]] == ["a.jpg"]
     rows = by_file(out)
     assert rows["a.jpg"]["error"] == "cannot be drawn: No such file or directory"
     assert rows["a.jpg"]["labels"]
@@ -622,9 +668,9 @@ def test_only_what_is_new_is_predicted(checkpoint, many, whole, tmp_path, monkey
 
     monkeypatch.setattr(Predictor, "stream", watched)
     predict_files(checkpoint, str(folder), out, resume=True)
-    # Batches of seven.
+    # Batches of eight.
     assert [file.name for file in asked] == [
-        *(f"{i:02}.jpg" for i in (*range(7), *range(14, 19))),
+        *(f"{i:02}.jpg" for i in (*range(8), *range(16, 19))),
         "99.jpg",
     ]
     rows = by_file(out)

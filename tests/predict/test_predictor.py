@@ -1,11 +1,13 @@
 """Photos to labels: what `Predictor` says is what the model says, in the photo's own pixels."""
 
 import copy
+import dataclasses
 import io
 import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +19,14 @@ from mlic_jax.data.sources.folders import FolderSet
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.predict.predictor import Predictor, box_in_photo, even_batch_size, load_model, spread
+from mlic_jax.predict.predictor import (
+    Predictor,
+    box_in_photo,
+    common_batch_size,
+    load_model,
+    spread,
+)
+from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.train import resume
 from weight_conversion import convert
@@ -189,12 +198,72 @@ def test_paths_images_and_arrays_are_the_same(predictor, photos):
     assert "truncated" in cut.error
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
-)
-def test_arrays_of_another_kind(predictor, array):
-    with pytest.raises(UsageError, match="arrays must be uint8"):
-        predictor([array])
+def test_one_photo_gives_one_prediction_and_several_a_list(predictor, photos):
+    pixels = np.array(Image.open(photos[0]))
+    (want,) = predictor([photos[0]])
+    for one in (str(photos[0]), photos[0].read_bytes(), pixels, jnp.asarray(pixels), pixels / 255):
+        assert predictor(one) == dataclasses.replace(want, file=str(photos[0]) * (one is str(one)))
+    with photos[0].open("rb") as file:
+        assert predictor(file) == want  # which has a name
+    both = np.stack([pixels, pixels[::-1]])
+    first, second = predictor(both)
+    assert [first, second] == predictor(iter([pixels, both[1]]))
+    assert first.scores == want.scores != second.scores
+    missing = predictor("missing.jpg")
+    assert (missing.file, missing.error) == ("missing.jpg", "No such file or directory")
+    assert str(missing) == "missing.jpg: No such file or directory"
+
+
+@pytest.mark.parametrize("wrong", [3, None, [3], [None], np.zeros(3), [[photo] for photo in "ab"]])
+def test_what_is_no_photo_is_refused(predictor, wrong):
+    with pytest.raises(UsageError, match="is no photo; it must be"):
+        predictor(wrong)
+
+
+def test_thresholds_and_numbers_of_labels_are_asked_for(predictor, photos):
+    ranked = sorted(predictor(photos[0]).scores.items(), key=lambda item: -item[1])
+    names, scores = zip(*ranked, strict=True)
+    assert predictor(photos[0], threshold=scores[4]).labels == names[:5]
+    assert predictor(photos[0], threshold=scores[4], top=2).labels == names[:2]
+    assert predictor(photos[0], threshold=1.0).labels == ()
+    assert predictor(photos[0], top=12).labels == names
+    assert [one.labels for one in predictor(photos[:1] * 2, top=3)] == [names[:3]] * 2
+    # Of one label alone: the others keep the checkpoint's.
+    kept = {name for name, score in ranked if score >= 0.6}
+    assert 1 <= len(kept) < 12
+    assert set(predictor(photos[0], threshold={names[0]: 1.0}).labels) == kept - {names[0]}
+    assert set(predictor(photos[0], threshold={names[-1]: 0.0}).labels) == kept | {names[-1]}
+    name = predictor.class_names[0]
+    with pytest.raises(UsageError, match=rf"no label '{name}s'; did you mean '{name}'\?$"):
+        predictor(photos[0], threshold={f"{name}s": 0.5})
+    for wrong in (1.5, -0.1, float("nan"), {name: 2}):
+        with pytest.raises(UsageError, match="must be a probability, 0 to 1"):
+            predictor(photos[0], threshold=wrong)
+    for wrong in (0, 13, 2.5):
+        with pytest.raises(UsageError, match="must be 1 to 12 labels"):
+            predictor(photos[0], top=wrong)
+
+
+def test_what_a_notebook_shows(predictor, photos, tmp_path):
+    assert repr(predictor).startswith("Predictor(mcar on resnet10, 64 px; 12 labels: "), repr(
+        predictor
+    )
+    assert repr(predictor).endswith("; labels from the threshold of the protocol mcar, 0.6)")
+    prediction = predictor(photos[0], top=2)
+    first, second = prediction.labels
+    scores = prediction.scores
+    said = f"{photos[0]}: {first} {scores[first]:.2f}, {second} {scores[second]:.2f}"
+    assert (str(prediction), repr(prediction)) == (said, f"Prediction({said})")
+    assert predictor(photos[0], top=12).found().endswith(" and 4 more")
+    nothing = predictor(photos[0].read_bytes(), threshold=1)
+    assert str(nothing) == f"a photo: no label; the likeliest is {first} {scores[first]:.2f}"
+    image = predictor.annotated(photos[0])
+    assert image == predictor.annotated(photos[0], predictor(photos[0]))
+    assert image == annotate_prediction(Image.open(photos[0]), predictor(photos[0]))
+    assert image != predictor.annotated(photos[0], nothing)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(Failure, match="not of a format"):
+        predictor.annotated(tmp_path / "broken.jpg")
 
 
 # What a camera stores for each EXIF orientation, of a photo whose upright pixels are u.
@@ -228,6 +297,10 @@ def test_every_orientation_gives_the_upright_photo(predictor, photos, tmp_path, 
             assert [region.box for region in prediction.regions] == [
                 region.box for region in want.regions
             ]
+    sideways = paths[5]
+    assert predictor.annotated(sideways) == predictor.annotated(sideways, predictor(sideways))
+    sideways = paths[5]
+    assert predictor.annotated(sideways) == predictor.annotated(sideways, predictor(sideways))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's
@@ -392,10 +465,11 @@ def test_boxes_in_a_photo_touch_all_that_the_model_saw():
 
 
 @pytest.mark.parametrize(
-    ("images", "limit", "want"), [(1, 16, 1), (16, 16, 16), (17, 16, 9), (100, 16, 15), (3, 1, 1)]
+    ("images", "limit", "want"),
+    [(1, 16, 1), (2, 16, 2), (5, 16, 8), (16, 16, 16), (100, 16, 16), (3, 1, 1), (9, 12, 12)],
 )
-def test_batches_have_little_padding(images, limit, want):
-    assert even_batch_size(images, limit) == want
+def test_few_programs_serve_all_numbers_of_photos(images, limit, want):
+    assert common_batch_size(images, limit) == want
 
 
 @pytest.mark.parametrize(

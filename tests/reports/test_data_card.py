@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from mlic_jax.data import card, records
 from mlic_jax.data.scenes import CLASS_NAMES, Scenes
 from mlic_jax.reports import data_card
+from mlic_jax.reports.page import REGION_COLOURS, page_template
 
 ROLES = {"train": "train", "val": "val", "test": "val"}
 COMMANDS = {"train": "python -m mlic_jax.main --config 'a <b>.py'"}
@@ -66,6 +68,34 @@ def test_the_page(described, splits):
     assert all(photo["src"].startswith("data:image/jpeg;base64,") for photo in photos)
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)  # it loads nothing
     assert "http" not in text
+
+
+def test_true_boxes_have_the_names_and_colours_of_their_classes(described, splits):
+    text = data_card.render_page(described, ROLES, splits["train"], COMMANDS)
+    drawings = re.findall(r'<svg class="boxes".*?</svg>', text, re.DOTALL)
+    assert len(drawings) == data_card.PHOTOS
+    for drawing in drawings:
+        titles = re.findall("<title>(.*?)</title>", drawing)
+        assert re.findall("<text .*?>(.*?)</text>", drawing) == titles
+        colours = re.findall(' stroke="(.*?)"', drawing)
+        assert re.findall('<text fill="(.*?)"', drawing) == colours
+        assert len({*zip(titles, colours, strict=True)}) == len({*titles})
+        assert len({*colours}) == min(len({*titles}), len(REGION_COLOURS))
+
+
+@pytest.mark.parametrize("name", ["data_card", "evaluation_page"])
+def test_no_page_is_wider_than_a_phone(name, described, splits):
+    """What is wide scrolls in a frame of its own, and no name breaks within a word."""
+    folder = Path(data_card.__file__).parent
+    template = (folder / f"{name}.html.jinja").read_text()
+    frames = re.findall(r'<div class="([^"]*)"[^>]*>\s*<table', template)
+    assert len(frames) == template.count("<table") > 0
+    assert all("scroll" in frame.split() for frame in frames)
+    style = page_template(folder / "scroll.css.jinja", {}).render()
+    assert re.search(r"\.scroll, pre {\s*overflow-x: auto;", style)
+    assert '{% include "scroll.css.jinja" %}' in template
+    for rule in re.findall(r"^(?:th|td|\.label|.*\.name)\b[^{]*{[^}]*}", template, re.MULTILINE):
+        assert "anywhere" not in rule
 
 
 def test_names_are_escaped(described, splits):

@@ -15,7 +15,7 @@ from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.reports import charts, evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
-from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, class_colours
 from mlic_jax.scores.files import Scores
 
 SIZE = 64
@@ -565,6 +565,12 @@ def test_true_boxes_are_there_on_demand(page, tmp_path, scores):
         i = int(image_id.removeprefix("photo"))
         objects = figure.find("g", class_="objects")[0]
         assert [t.text for t in objects.find("text")] == [f"class{i % 12}", "class3"]
+        # Of the colour of the region of that class, or of one that no region of the photo has.
+        colours = class_colours([*scores.box_classes[i].tolist(), i % 12, 3])
+        drawn = [e.attributes["fill"] for e in objects.find("text")]
+        assert drawn == [colours[i % 12], colours[3]]
+        outlines = [e.attributes.get("stroke") for e in objects.find("rect")]
+        assert outlines == [None, drawn[0], None, drawn[1]]
         first = objects.find("rect")[1].attributes
         assert [first[name] for name in ("x", "y", "width", "height")] == ["8", "4", "32", "16"]
     (switch,) = (e for e in page.find("input") if e.attributes["id"] == "show-objects")

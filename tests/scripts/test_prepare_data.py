@@ -23,7 +23,8 @@ from mlic_jax.prepare import own_data
 from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.scoring import create_eval_model
-from mlic_jax.train import loop, resume, start
+from mlic_jax.train import resume, start
+from mlic_jax.train.loop import train
 from mlic_jax.train.optim import create_optimizer, rate_scale
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -340,6 +341,24 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_without_any_label(run, table, capsys):
+    (table / "labels.csv").write_text("image,labels\n0.jpg,\n1.jpg,\n")
+    assert run("--images", "data", "--dry-run") == 1
+    assert "no photo has a label (read as csv" in capsys.readouterr().err
+
+
+def test_splits_that_are_not_used_are_told(run, tmp_path, monkeypatch, capsys):
+    folder = write_csv_set(tmp_path / "data", 8)
+    lines = (folder / "labels.csv").read_text().splitlines()
+    names = ["split", *["train", "val", "valid", "holdout"] * 2]
+    table = "\n".join(f"{line},{name}" for line, name in zip(lines, names, strict=True))
+    (folder / "labels.csv").write_text(table)
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--test-share", "0.5")):
+        assert run("--images", "data", "--dry-run", *more) == 0
+        assert "splits that are not used: holdout, valid" in capsys.readouterr().out
+
+
 def test_dry_run(run, table, capsys):
     before = sorted(Path().rglob("*"))
     assert run("--images", "data", "--dry-run") == 0
@@ -504,7 +523,7 @@ def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_ru
     recipe.model.name = "pooled"  # which compiles sooner
     recipe.epochs = recipe.eval.every = 20
     recipe.batch_size, recipe.log_every = 8, 1
-    loop.train(recipe, Path("run"))
+    train(recipe, Path("run"))
     lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 40

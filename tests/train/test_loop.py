@@ -281,6 +281,7 @@ def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, c
     assert set(variables) == {"params", "batch_stats"}
     assert metadata["preprocessing"]["image_size"] == 64
     assert metadata["stream"]["examples"] == 20
+    assert len(metadata["stream"]["digest of the images' names"]) == 16
     assert metadata["class_names"][0] == "blue disc"
 
     changed = config.copy_and_resolve_references()

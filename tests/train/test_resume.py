@@ -76,6 +76,15 @@ def test_a_run_that_is_already_further_is_refused(compare):
         compare([("epochs", 1)], last_step=3)
 
 
+def test_what_an_earlier_version_did_not_note_is_as_it_was(make_config, tmp_path):
+    saved, current = metadata_of(make_config(), 6), metadata_of(make_config())
+    current["stream"]["digest"] = "ab"
+    assert check_resumable(saved, current, tmp_path, 9) == {}
+    saved["stream"]["digest"] = "cd"
+    with pytest.raises(UsageError, match="digest 'cd', now it is 'ab'"):
+        check_resumable(saved, current, tmp_path, 9)
+
+
 @pytest.mark.parametrize("name", ["set", "split", "examples", "batch_size", "seed"])
 def test_other_batches_are_refused_whatever_is_allowed(make_config, tmp_path, name):
     saved, current = metadata_of(make_config(), 6), metadata_of(make_config())

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from mlic_jax.data import transforms
 from mlic_jax.data.records import stamps
 from mlic_jax.data.records.changes import NOT_NOTED, Comparison, compare
-from mlic_jax.data.records.checking import Journal, scan_split
+from mlic_jax.data.records.checking import Journal, Scan, scan_split
 from mlic_jax.data.records.contract import (
     check_class_names,
     check_names,
@@ -23,6 +24,7 @@ from mlic_jax.data.records.lock import locked
 from mlic_jax.data.records.reading import (
     PREPARED,
     Prepared,
+    Split,
     is_prepared,
     prepared_splits,
     read_prepared,
@@ -76,8 +78,9 @@ def prepare(
         return final
     with locked(final):
         staging = final.with_name(final.name + ".incomplete")
-        if (staging / "old").exists() and not final.exists():  # killed between two renames
+        if not final.exists() and (staging / "old").exists():  # killed between two renames
             (staging / "old").rename(final)
+        shutil.rmtree(staging / "old", ignore_errors=True)  # killed after both
         reasons: list[str] = []
         if final.exists():  # another process may have prepared it while this one waited
             found = _compare(source, final, wanted, workers)
@@ -164,6 +167,7 @@ def _prepare(
         if isinstance(error, Failure):
             raise
         raise Failure(f"writing {records} failed: {error}") from error
+    moved = _moved(final, scans) if earlier else []
     if final.exists():
         final.rename(staging / "old")
     records.rename(final)
@@ -178,6 +182,29 @@ def _prepare(
     misfits = [image_id for of_split in prepared.misfits.values() for image_id in of_split]
     told = f"; boxes do not fit their image in {first_of(misfits)}" if misfits else ""
     print(f"prepared {final}: {sizes}; {len(source.class_names)} classes{same}{told}")
+    if moved:
+        print(
+            f"photos in another split than before: {', '.join(moved)}; a run from before may have "
+            "trained on what it is evaluated on now: train anew, in another --workdir"
+        )
+
+
+def _moved(before: Path, scans: Mapping[str, Scan]) -> list[str]:
+    """How many images go from which split of the set that is there to which, in words.
+
+    Changed labels can do that to a set that is divided by a hash, fair to rare labels.
+    """
+    then, now = {}, {split: {*scan.image_ids} for split, scan in scans.items()}
+    for split in prepared_splits(before):
+        with contextlib.suppress(Failure):
+            opened = Split(before, split)
+            then[split] = {opened.image_id(i) for i in range(len(opened))}
+    return [
+        f"{count:,} from {old} to {new}"
+        for old, of_old in then.items()
+        for new, of_new in now.items()
+        if (count := len((of_old & of_new) - then.get(new, set()) - now.get(old, set())))
+    ]
 
 
 def _read_earlier(final: Path) -> Earlier | None:

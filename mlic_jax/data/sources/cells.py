@@ -130,6 +130,13 @@ def separator_of(where: str, cells: Sequence[str]) -> str:
     """
     plain = {cell for cell in cells if cell not in MISSING and not is_object(cell)}
     cells = sorted({cell.removesuffix("?").strip() for cell in plain})
+    for cell in cells:
+        if len(marks := [mark for mark in ";|," if mark in cell]) > 1:
+            said = " or ".join(f"--cell-separator {mark!r}" for mark in marks)
+            raise Failure(
+                f"{where}: what divides the labels of {short(cell)}, and what belongs to names? "
+                f"Say {said}"
+            )
     if any(re.search(_USUAL_SEPARATORS, cell) for cell in cells):
         return ""
     for mark in _OTHER_SEPARATORS:

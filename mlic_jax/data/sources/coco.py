@@ -22,6 +22,7 @@ from mlic_jax.data.sources.labels import (
 )
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.photos import Photos
+from mlic_jax.data.sources.rows import Row, Rows, split_by_path
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.data.splitting import divide_examples
 from mlic_jax.errors import Failure, UsageError
@@ -132,12 +133,21 @@ class CocoFolder:
 
     @property
     def own_splits(self) -> tuple[str, ...]:
-        """The splits that have a file of annotations, sorted; empty where one file is of all.
+        """The splits that have a file of annotations, or a folder in the paths of one file; sorted.
 
         A list of images to predict, without annotations, is none.
         """
+        if self._is_divided:
+            return tuple(sorted({*self._by_path.values()} - {""}))
         splits = splits_of(self._root, self.description["annotations"])
         return tuple(s for s in splits if _has_annotations(self._annotation_file(s))) or splits
+
+    @cached_property
+    def _by_path(self) -> dict[str, str]:
+        """The splits of images of one file of annotations, as their paths have them, else ""."""
+        names = _file_names(self._annotation_file("")) if self._is_divided else []
+        rows = split_by_path(Rows((), [Row(name, name, ()) for name in names])).rows
+        return {row.image: row.split for row in rows}
 
     @property
     def annotation_files(self) -> list[Path]:
@@ -148,6 +158,8 @@ class CocoFolder:
     def notes(self) -> tuple[str, ...]:
         """What was decided in reading, for a person."""
         notes = []
+        if self._is_divided and self.own_splits:
+            notes.append(f"splits are the folders of the paths: {', '.join(self.own_splits)}")
         if root := self._root_category:
             notes.append(f"the category {root} is above all others, and no class")
         files = {self._annotation_file(s): self._annotations[s] for s in self.splits}.values()
@@ -200,7 +212,11 @@ class CocoFolder:
     @cached_property
     def _divided(self) -> dict[str, list[Example]]:
         """The splits of one file of annotations."""
-        return divide_examples(self, self._annotated(self.splits[0]))
+        examples = self._annotated(self.splits[0])
+        if not {*self.splits} <= {*self.own_splits}:
+            return divide_examples(self, examples)
+        of = self._by_path
+        return {s: [e for e in examples if of.get(e.image_id) == s] for s in self.splits}
 
     @cached_property
     def _annotations(self) -> dict[str, CocoFile]:

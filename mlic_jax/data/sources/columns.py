@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlic_jax.data.image_files import image_suffixes
@@ -24,6 +24,10 @@ LABELS = (
 )
 SPLIT = ("split", "splitname")
 _PERHAPS_SPLIT = ("subset", "set", "partition", "datasplit")  # if the cells are names of splits
+# Whether a photo is of a split, as fastai writes it; all others are of train.
+_IS_SPLIT = {"isvalid": "val", "isval": "val", "isvalidation": "val", "istest": "test"}
+# What divides photos and is no class, whatever its cells are.
+_DIVIDES = ("subset", "partition", "datasplit", *_IS_SPLIT, "istrain", "fold", "kfold")
 _ROW_NUMBERS = ("", "index", "unnamed0", "row", "rowid", "indexlevel0")
 _OF_A_LABEL = ("confidence", "value", "present")
 _VALUES = PRESENT | ABSENT | UNKNOWN | MINUS_ONE
@@ -35,6 +39,7 @@ class Columns:
 
     image: int
     split: int | None = None
+    is_split: str = ""  # what `split` answers by yes or no, of photos of train and of this one
     labels: int | None = None
     value: int | None = None  # beside a label: whether it is there
     classes: Mapping[int, str] = field(default_factory=dict)
@@ -45,6 +50,22 @@ class Columns:
 def plain(name: str) -> str:
     """The name of a column as it is compared: `Image Index` is imageindex."""
     return re.sub(r"[\W_]+", "", name.lower())
+
+
+def check_left_out(where: object, read: Sequence[str], left_out: Sequence[str]) -> None:
+    """Refuses to pass over a column of labels for the type of its values.
+
+    Raises:
+        Failure: one that is left out has a name for labels, and none that is read has.
+    """
+    if any(plain(name) in LABELS for name in read):
+        return
+    for name in left_out:
+        if plain(name) in LABELS:
+            raise Failure(
+                f"{where}: the column {name!r} holds neither texts nor lists of texts, and is not "
+                "read: write labels so, or say which column has them with --label-column NAME"
+            )
 
 
 def find_columns(
@@ -76,7 +97,15 @@ def find_columns(
         for i, name in enumerate(header)
         if i not in (image_at, split_at) and i not in numbered
     }
-    return _of_labels(where, header, cells, image_at, split_at, others, labels)
+    columns = _of_labels(where, header, cells, image_at, split_at, others, labels)
+    for name in columns.classes.values():
+        if plain(name) in _DIVIDES:
+            raise Failure(
+                f"{where}: the column {name!r} seems to divide the photos: name the splits train, "
+                "val and test in a column split, or remove it; if it is a class, name it otherwise"
+            )
+    is_split = "" if split_at is None else _IS_SPLIT.get(plain(header[split_at]), "")
+    return replace(columns, is_split=is_split)
 
 
 def _of_labels(where, header, cells, image_at, split_at, others, said) -> Columns:
@@ -108,7 +137,8 @@ def _of_labels(where, header, cells, image_at, split_at, others, said) -> Column
     several = {i: n for i, n in others.items() if plain(n).rstrip("0123456789") in LABELS}
     if len(several) > 1 and not several.keys() & classes.keys():
         return Columns(image_at, split_at, attributes=several, ignored=ignored(*several))
-    if classes:
+    are_said = any(cell not in MISSING for i in classes for cell in cells[i])
+    if classes and (are_said or classes.keys() == others.keys()):
         return Columns(image_at, split_at, classes=classes, ignored=ignored(*classes))
     attributes = {i: name for i, name in others.items() if _is_attribute(cells[i])}
     if attributes and attributes.keys() == others.keys():
@@ -163,6 +193,9 @@ def _split(header, cells) -> int | None:
             return i
         if plain(name) in _PERHAPS_SPLIT and given and all(map(role_of, given)):
             return i
+    answers = [i for i, name in enumerate(header) if plain(name) in _IS_SPLIT]
+    if len(answers) == 1 and {cell.lower() for cell in cells[answers[0]]} <= PRESENT | ABSENT:
+        return answers[0]
     return None
 
 

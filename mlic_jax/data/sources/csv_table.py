@@ -51,6 +51,8 @@ def read_cells(
     notes = []
     if columns.ignored:
         notes.append(f"columns that do not count: {', '.join(columns.ignored)}")
+    if columns.is_split:
+        notes.append(f"{header[columns.split]}: yes is of {columns.is_split}, no of train")
     if columns.classes:
         if wrong := suspicious(list(columns.classes.values())):
             raise Failure(f"{where}: the names of the columns {wrong}: name each after its class")
@@ -87,6 +89,8 @@ def _row(
 ) -> Row:
     path = photo_path(cells[columns.image], f"{where}, column {header[columns.image]!r}")
     split = "" if columns.split is None else cells[columns.split]
+    if columns.is_split:
+        split = columns.is_split if split.lower() in PRESENT else "train"
     return Row(where, path, present, unknown, split)
 
 

@@ -54,6 +54,10 @@ class Divided:
         return self._source.annotation_files
 
     @property
+    def own_splits(self) -> tuple[str, ...]:
+        return getattr(self._source, "own_splits", ())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was decided in reading, for a person."""
         shares = " and ".join(f"{share:.3g} for {split}" for split, share in self._shares.items())
@@ -83,7 +87,7 @@ class Divided:
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
         """Split -> the positions of its images in the one that is divided."""
-        own = {*self._source.splits, *getattr(self._source, "own_splits", ())}
+        own = {*self._source.splits, *self.own_splits}
         if taken := sorted(own & {*self._shares}):
             raise UsageError(
                 f"set {self.name} has a split {taken[0]} of its own: none is divided, "

@@ -12,7 +12,7 @@ import numpy as np
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources import layout
-from mlic_jax.data.sources.columns import LABELS, plain
+from mlic_jax.data.sources.columns import LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import read_cells
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.on_demand import OnDemand
@@ -133,6 +133,7 @@ class _Table:
 
         self.split = split
         self.image_column = image_column
+        dataset = dataset.with_format(None)  # some are saved with one, of tensors or fewer columns
         images = dataset.select_columns([image_column])
         self._images = images.cast_column(image_column, Image(decode=False))
         paths = list(self._images.flatten()[f"{image_column}.path"])
@@ -182,6 +183,9 @@ def read_tables(tables: Sequence[_Table], label_column: str = "", cell_separator
     if any(table.features != first.features for table in tables):
         raise Failure(f"the columns of {first.split} are not those of every other split")
     column = label_column or _column_of_names(first.features)
+    if not column:
+        others = [name for name in first.features if name not in header]
+        check_left_out("the dataset", header, others)
     if names := names_of(first.features.get(column)):
         names = [" ".join(name.split()) for name in names]
         rows = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from mlic_jax.data.image_files import printable
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources.labels import check_extent
 from mlic_jax.data.sources.photos import Photos
-from mlic_jax.data.sources.split_names import SPLIT
+from mlic_jax.data.sources.split_names import SPLIT, role_of
 from mlic_jax.data.splitting import divide
 from mlic_jax.errors import Failure, UsageError
 
@@ -197,3 +198,35 @@ def _check_rows(name: str, rows: list[Row], by_split: bool) -> None:
             raise Failure(f"{without.where}: it names no split, and other images have one")
         if both := set(row.present) & set(row.unknown):
             raise Failure(f"{row.where}: {min(both)!r} is both present and unknown")
+
+
+def split_by_path(read: Rows) -> Rows:
+    """Takes the splits from the paths, unless rows name them.
+
+    They are the first folders that not all paths have, as train in train/a.jpg; or, as in
+    2019/train/a.jpg, the first after them of which all are those of splits.
+
+    Raises:
+        UsageError: some of the first ones are those of splits, and others are not.
+    """
+    if not read.rows or any(row.split for row in read.rows):
+        return read
+    above = [row.image.split("/")[:-1] for row in read.rows]
+    levels = [{*names} for names in zip(*above, strict=False)]
+    first = len(list(takewhile(lambda names: len(names) == 1, levels)))
+    roles = [{role_of(name) for name in names} for names in levels]
+    whole = (k for k, of in enumerate(roles) if {"train"} < of and None not in of)
+    depth = next(whole, first)
+    folders = [(*names[depth:], "")[0] for names in above]
+    of_role = {role_of(f): row for row, f in zip(read.rows, folders, strict=True)}
+    if not {"train"} < of_role.keys() - {None}:
+        return read
+    if None in of_role:
+        raise UsageError(
+            f"{of_role[None].where}: the folder of {of_role[None].image} is not named like a split "
+            f"as that of {of_role['train'].image} is: name all of them like splits, or say in a "
+            "column split which each photo is of"
+        )
+    rows = [row._replace(split=f) for row, f in zip(read.rows, folders, strict=True)]
+    note = f"splits are the folders of the paths: {', '.join(sorted({*folders}))}"
+    return Rows(read.class_names, rows, (*read.notes, note))

@@ -3,24 +3,28 @@
 import importlib
 import json
 import warnings
+import xml.etree.ElementTree as ElementTree
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
-from mlic_jax.data.sources.cells import short
+from mlic_jax.data.sources.cells import MISSING, short
 from mlic_jax.data.sources.columns import IMAGE, plain
 from mlic_jax.errors import Failure, UsageError
 
 _MOST_ROWS = 2**20  # of Excel
+# What tells types of lists; earlier versions of pyarrow have no views.
+_LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     """The header and the rows of a Parquet file: where each is, for messages, and its cells.
 
-    Columns of neither single values nor lists are left out. Numbers that are classes, as Hugging
-    Face notes in the schema, become their names.
+    Columns of neither single values nor lists are left out, see `columns_of`. Numbers that are
+    classes, as Hugging Face notes in the schema, become their names.
 
     Raises:
         UsageError: there is no such file, or no pyarrow.
@@ -50,12 +54,21 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
         raise Failure(f"{file} is not Parquet: {' '.join(str(error).split())}") from None
 
 
+def columns_of(file: Path) -> tuple[list[str], list[str]]:
+    """The columns of a Parquet file that `parquet_rows` reads, and those that it leaves out."""
+    arrow, parquet = _package("pyarrow", file), _package("pyarrow.parquet", file)
+    schema = parquet.read_schema(file)
+    read = [field.name for field in schema if _has_cells(field.type, arrow.types)]
+    return read, [name for name in schema.names if name not in read]
+
+
 def xlsx_rows(file: Path, sheet: str = "") -> Iterator[tuple[str, list[str]]]:
     """The header and the rows of a sheet of Excel; "" is the first. Empty rows are left out.
 
     Raises:
         UsageError: there is no such file or sheet, or no openpyxl.
-        Failure: it is no file of Excel, or is empty, or a row goes on beyond the header.
+        Failure: it is no file of Excel, or is empty, or a row goes on beyond the header; or a cell
+            has no value of its own, as one that is merged with others.
     """
     names, rows = _read_sheet(file, sheet)
     if rows is None:
@@ -93,10 +106,45 @@ def _read_sheet(file: Path, sheet: str | None) -> tuple[list[str], list[Sequence
             rows = list(islice(table.iter_rows(values_only=True), _MOST_ROWS + 1))
             if len(rows) > _MOST_ROWS:  # one far below makes them all
                 raise ValueError(f"a sheet has at most {_MOST_ROWS:,} rows")
+            with zipfile.ZipFile(file) as parts, parts.open(table._worksheet_path) as part:
+                _check_cells(f"{file}, sheet {table.title!r}", part, rows)
             return list(tables), rows
+    except Failure:
+        raise
     except Exception as error:  # whatever zip, XML and openpyxl raise of a malformed file
         said = " ".join(str(error).split())
         raise Failure(f"{file} is no .xlsx file of Excel: {type(error).__name__} {said}") from None
+
+
+def _check_cells(where: str, part: IO[bytes], rows: Sequence[Sequence[Any]]) -> None:
+    """Refuses cells whose values openpyxl does not give, in the columns that have a header.
+
+    Raises:
+        Failure: a cell with a value is merged with others, which have none; a formula was not
+            worked out, or to an error.
+    """
+    from openpyxl.utils import range_boundaries
+
+    widths = (max((i for i, v in enumerate(row, 1) if v is not None), default=0) for row in rows)
+    width = next(filter(None, widths), 0)
+    for _, element in ElementTree.iterparse(part):
+        kind = element.tag.rpartition("}")[2]
+        if kind == "row":
+            element.clear()
+        fault, place = "", element.get("ref" if kind == "mergeCell" else "r", "A1")
+        if kind == "mergeCell":
+            left, top, *_ = range_boundaries(place)
+            if top <= len(rows) and left <= len(rows[top - 1]):
+                is_blank = rows[top - 1][left - 1] is None
+                fault = "" if is_blank else "these cells are merged, and one alone has the value"
+        elif kind == "c":
+            parts = {child.tag.rpartition("}")[2]: child.text for child in element}
+            if "f" in parts and not parts.get("v") and element.get("t") != "str":
+                fault = "the formula was never worked out: open and save the file in Excel"
+            elif element.get("t") == "e" and parts.get("v") not in MISSING:
+                fault = f"{parts.get('v')} is the error of a formula, and no value"
+        if fault and range_boundaries(place)[0] <= width:
+            raise Failure(f"{where}, {place}: {fault}")
 
 
 def _package(name: str, file: Path) -> ModuleType:
@@ -126,7 +174,7 @@ def _check_photos(file: Path, schema: Any, types: ModuleType) -> None:
 
 def _has_cells(kind: Any, types: ModuleType) -> bool:
     """Whether a column is of single values or of lists of them."""
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if any(is_list(kind) for name in _LISTS if (is_list := getattr(types, name, None))):
         kind = kind.value_type
     return not (types.is_nested(kind) or _is_bytes(kind, types))
 

@@ -4,17 +4,16 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.cells import is_names
-from mlic_jax.data.sources.columns import IMAGE, LABELS, plain
+from mlic_jax.data.sources.columns import IMAGE, LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import photo_path, read_cells, read_csv
 from mlic_jax.data.sources.layout import Layout
-from mlic_jax.data.sources.rows import Row, Rows, RowSet
-from mlic_jax.data.sources.sheets import other_sheets, parquet_rows, xlsx_rows
+from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
+from mlic_jax.data.sources.sheets import columns_of, other_sheets, parquet_rows, xlsx_rows
 from mlic_jax.data.sources.split_names import SPLIT, role_of, splits_of
 from mlic_jax.data.sources.text import csv_rows
 from mlic_jax.errors import Failure, UsageError
@@ -25,12 +24,13 @@ class Table(RowSet):
     """Own data: images, and a table that says what each of them shows.
 
     Every path is relative to the folder of images, and is the image's id. Images without labels are
-    kept, and show none of the classes. A table may name a split for each image, in a column or as
-    the first folder of its path, or be one of a file a split; else see `RowSet`.
+    kept, and show none of the classes. A table may name a split for each image, in a column or as a
+    folder of its path, see `split_by_path`, or be one of a file a split; else see `RowSet`.
 
     CSV: a header, and between columns commas, semicolons or tabs; see `text.read_text` about
     encodings. One column has the paths (image, path, file_name, ...: `columns.IMAGE`, else the
-    first one), `split` (or split_name) the splits. Then there is either
+    first one), `split` (or split_name) the splits; or `is_valid` says yes of
+    those of val. Then there is either
       a column `labels` (or tags, classes, ...: `columns.LABELS`) with the names of the labels
         present, separated by `;`, `|`, `,` or blanks, or as a list, tuple, set or array of Python
         or NumPy; a name that ends in `?` is unknown; the classes are sorted. An image may have a
@@ -104,7 +104,7 @@ def read_tables(kind: str, root: Path, annotations: str, **told: str) -> Rows:
         Failure: one is malformed, or they are not of the same classes.
     """
     if SPLIT not in annotations:
-        return _split_by_path(TABLES[kind](root / annotations, **told))
+        return split_by_path(TABLES[kind](root / annotations, **told))
     files = _files(root, annotations)
     if not files:
         raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
@@ -130,30 +130,6 @@ def _files(root: Path, annotations: str) -> dict[str, Path]:
     """The file of every split; that of all splits is of ""."""
     splits = splits_of(root, annotations) if SPLIT in annotations else ("",)
     return {split: root / annotations.replace(SPLIT, split) for split in splits}
-
-
-def _split_by_path(table: Rows) -> Rows:
-    """Takes the splits from the paths: the first folder that not all have, as train in train/a.jpg.
-
-    Raises:
-        UsageError: some of these folders are those of splits, and others are not.
-    """
-    if not table.rows or any(row.split for row in table.rows):
-        return table
-    above = [row.image.split("/")[:-1] for row in table.rows]
-    depth = len(list(takewhile(lambda names: len({*names}) == 1, zip(*above, strict=False))))
-    folders = [(*names[depth:], "")[0] for names in above]
-    of_role = {role_of(f): row for row, f in zip(table.rows, folders, strict=True)}
-    if not {"train"} < of_role.keys() - {None}:
-        return table
-    if None in of_role:
-        raise UsageError(
-            f"{of_role[None].where}: the folder of {of_role[None].image} is not named like a split "
-            f"as that of {of_role['train'].image} is: say in a column split which each photo is of"
-        )
-    rows = [row._replace(split=f) for row, f in zip(table.rows, folders, strict=True)]
-    note = f"splits are the folders of the paths: {', '.join(sorted({*folders}))}"
-    return Rows(table.class_names, rows, (*table.notes, note))
 
 
 def has_labels(kind: str, file: Path, sheet: str = "") -> bool:
@@ -216,12 +192,24 @@ def _field(fields: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _read_parquet(file: Path, **told: str) -> Rows:
-    return read_cells(parquet_rows(file), **told)
+    rows = read_cells(parquet_rows(file), **told)
+    read, others = columns_of(file)
+    if not told.get("label_column"):
+        check_left_out(file, read, others)
+    note = f"columns that are neither values nor lists: {', '.join(others)}"
+    return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 
 
 def _read_xlsx(file: Path, sheet: str = "", **told: str) -> Rows:
-    rows = read_cells(xlsx_rows(file, sheet), **told)
     others = [] if sheet else other_sheets(file)
+    try:
+        rows = read_cells(xlsx_rows(file, sheet), **told)
+    except Failure as failure:
+        if not others:
+            raise
+        raise Failure(
+            f"{failure}. This is the first sheet; for another say --sheet: {', '.join(others)}"
+        ) from failure
     note = f"the first sheet is read, not {', '.join(others)}; see --sheet"
     return rows._replace(notes=[*[note] * bool(others), *rows.notes])
 

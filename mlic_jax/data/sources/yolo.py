@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlic_jax.data.image_files import is_image, visible
+from mlic_jax.data.image_files import is_image, printable, visible
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.layout import Layout
 from mlic_jax.data.sources.rows import Row, Rows, RowSet
@@ -94,7 +94,10 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
         photos = root / image_dir.replace(SPLIT, split)
         if not photos.is_dir():
             raise UsageError(f"no image folder {photos}: check `root` and `image_dir`")
-        named = {file.stem: file.name for file in visible(photos) if is_image(file)}
+        named: dict[str, str] = {}
+        for file in filter(is_image, visible(photos)):
+            if (other := named.setdefault(file.stem, file.name)) != file.name:
+                raise Failure(f"{photos}: {other} and {file.name} would have the same labels")
         for stem in sorted(named.keys() | files):
             file = files.get(stem)
             present = [] if file is None else _classes(file, names)
@@ -147,7 +150,7 @@ def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
     for split, part in photos.items():
         for where, file in part:
             if not file.is_file():
-                raise Failure(f"{where}: there is no such photo in {images}")
+                raise Failure(f"{where}: there is no photo {printable(file.name)} in {images}")
             labels = files[file]
             present = [] if labels is None else _classes(labels, names)
             image = Path(os.path.relpath(file, images)).as_posix()
@@ -160,25 +163,42 @@ def _class_names(
     root: Path, folders: list[Path], first: Sequence[Path] = ()
 ) -> tuple[str, list[str]]:
     """The file that names the classes, `first` if it does, and the names."""
-    files = [*first, *_naming_files(root, folders)]
-    for file in files:
-        if file.suffix.lower() in YAML:
-            names = read_yaml(file).get("names")
-            if isinstance(names, dict):  # by number
-                if {*names} != {*range(len(names))}:
-                    raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
-                names = [names[number] for number in sorted(names)]
-            if isinstance(names, list) and names:
-                return file.name, [str(name).strip() for name in names]
-    for file in files:
-        if file.name in _LISTS:
-            return file.name, [
-                line.strip() for line in read_text(file)[0].split("\n") if line.strip()
-            ]
+    files = dict.fromkeys([*first, *_naming_files(root, folders)])
+    files = sorted(files, key=lambda file: file.suffix.lower() not in YAML)  # these first
+    for at, file in enumerate(files):
+        if names := _names_in(file):
+            others = [other.name for other in files[at + 1 :] if _differ(other, names)]
+            but = f", and not those of {', '.join(others)}, which differ" if others else ""
+            return file.name + but, names
     raise Failure(
         f"nothing in {root} names the classes of its YOLO labels: put a file classes.txt there, "
         "with a name a line"
     )
+
+
+def _names_in(file: Path) -> list[str]:
+    """The names of classes in a file, in order; none where it names none."""
+    if file.suffix.lower() in YAML:
+        names = read_yaml(file).get("names")
+        if isinstance(names, dict):  # by number
+            numbers = [str(number) for number in range(len(names))]
+            if {*names} != {*numbers}:
+                raise Failure(f"{file}: the numbers of `names` must be 0, 1, 2 and so on")
+            names = [names[number] for number in numbers]
+        return [str(name).strip() for name in names] if isinstance(names, list) else []
+    text = read_text(file)[0].rstrip()
+    names = [line.strip() for line in text.split("\n")] if text else []
+    if "" in names:
+        raise Failure(f"{file}, line {names.index('') + 1} is empty: each must name a class")
+    return names
+
+
+def _differ(file: Path, names: list[str]) -> bool:
+    """Whether a file names other classes, or in another order."""
+    try:
+        return _names_in(file) not in ([], names)
+    except (Failure, UsageError):  # a file of anything else
+        return False
 
 
 def _classes(file: Path, names: list[str]) -> list[str]:

@@ -20,6 +20,16 @@ YAML = (".yaml", ".yml")
 _KEYS = ("train", "val", "valid", "validation", "test")
 
 
+class _Texts(yaml.SafeLoader):
+    """Reads no, 1e3 and 010 as they are written, which are names of classes; none is null."""
+
+
+_Texts.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def is_lists(annotations: str) -> bool:
     """Whether annotations are a YAML file, or a pattern of lists, and no folder of labels."""
     return annotations.endswith(YAML) or (SPLIT in annotations and annotations.endswith(".txt"))
@@ -107,14 +117,14 @@ def _photos(place: Path, images: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:
-    """What a YAML file holds; nothing if that is no mapping.
+    """What a YAML file holds; nothing if that is no mapping. Keys and values are texts as written.
 
     Raises:
         UsageError: there is no such file.
         Failure: it is no YAML.
     """
     try:
-        content = yaml.safe_load(read_text(file)[0])
+        content = yaml.load(read_text(file)[0], _Texts)
     except (yaml.YAMLError, RecursionError) as error:
         raise Failure(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     return content if isinstance(content, dict) else {}

@@ -293,3 +293,18 @@ def test_coco128(shared, tmp_path):
             assert {split.class_names[c] for c in np.flatnonzero(record.labels == 1)} == present
             assert {split.class_names[c] for c in record.box_classes} == present
             assert (record.boxes[:, :2] < record.boxes[:, 2:]).all()
+
+
+def test_splits_from_the_folders_of_file_names(plant, read_own):
+    photos = ["train/a.jpg", "train/b.jpg", "val/a.jpg"]
+    content = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(photos)],
+        "annotations": [{"id": i, "image_id": i, "category_id": i % 2} for i in range(3)],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    own = read_own(plant({"all.json": json.dumps(content)}, photos))
+    assert own.of == {
+        "train": {photos[0]: {"cat"}, photos[1]: {"dog"}},
+        "val": {photos[2]: {"cat"}},
+    }
+    assert "splits are the folders of the paths: train, val" in own.source.notes

@@ -315,3 +315,34 @@ def test_a_table_in_a_text_file(plant, read_own, header):
         assert own.layout.format == "csv"
         labels = [{"cat"} if i % 2 else {"dog", "cat"} for i in range(4)]
         assert own.labels == dict(zip(photos, labels, strict=True))
+
+
+YES_NO = "image,cat,dog,is_valid\na.jpg,1,0,False\nb.jpg,0,1,True\nc.jpg,1,1,False\n"
+
+
+@pytest.mark.parametrize(
+    "table", [YES_NO, "image,labels,is_valid\na.jpg,cat,0\nb.jpg,dog,1\nc.jpg,cat;dog,0\n"]
+)
+def test_a_column_that_says_what_is_for_validation(plant, read_own, table):
+    own = read_own(plant({"labels.csv": table}, ["a.jpg", "b.jpg", "c.jpg"]))
+    assert own.source.class_names == ("cat", "dog")
+    assert own.of == {
+        "train": {"a.jpg": {"cat"}, "c.jpg": {"cat", "dog"}},
+        "val": {"b.jpg": {"dog"}},
+    }
+
+
+@pytest.mark.parametrize("name", ["fold", "Partition", "is_train"])
+def test_what_divides_photos_is_no_class(plant, read_own, name):
+    table = YES_NO.replace("is_valid", name)
+    with pytest.raises(Failure, match=f"'{name}' seems to divide the photos"):
+        read_own(plant({"labels.csv": table}, ["a.jpg", "b.jpg", "c.jpg"]))
+
+
+def test_two_marks_in_a_cell_are_asked_about(plant, read_own):
+    table = 'image,labels\na.jpg,"tench, Tinca tinca;fish"\nb.jpg,fish\n'
+    folder = plant({"labels.csv": table}, ["a.jpg", "b.jpg"])
+    with pytest.raises(Failure, match="what divides the labels of 'tench, Tinca tinca;fish'"):
+        read_own(folder)
+    own = read_own(folder, cell_separator=";")
+    assert own.labels == {"a.jpg": {"tench, Tinca tinca", "fish"}, "b.jpg": {"fish"}}

@@ -56,6 +56,16 @@ def test_one_subset_is_divided(plant, read_own):
     assert own.own_splits == () and len(own.labels) == 3
 
 
+@pytest.mark.parametrize("subset", ["", 'subset="default"'])
+def test_splits_from_the_folders_of_names(plant, read_own, subset):
+    images = [("train/a.jpg", SHAPES, subset), ("test/b.jpg", TAG, subset)]
+    photos = ["images/train/a.jpg", "images/test/b.jpg"]
+    own = read_own(plant({"annotations.xml": xml(*images)}, photos))
+    assert own.of["train"] == {photos[0]: {"cat", "dog"}}
+    assert own.of["test"] == {photos[1]: {"traffic light"}}
+    assert "splits are the folders of the paths: test, train" in own.notes
+
+
 def test_a_file_a_split(plant, read_own):
     files = {
         f"{split}/annotations.xml": xml(("a.jpg", inside, ""))
@@ -89,3 +99,13 @@ def test_what_is_refused(plant, read_own, content, message):
     with pytest.raises(Failure, match=message) as failure:
         read_own(plant({"annotations.xml": content}, PHOTOS))
     assert "\n" not in str(failure.value)
+
+
+def test_one_name_in_the_folders_of_two_splits(plant, read_own):
+    images = [("train/a.jpg", SHAPES, ""), ("val/a.jpg", TAG, "")]
+    own = read_own(plant({"annotations.xml": xml(*images)}, ["train/a.jpg", "val/a.jpg"]))
+    assert own.own_splits == ("train", "val")
+    assert own.of == {
+        "train": {"train/a.jpg": {"cat", "dog"}},
+        "val": {"val/a.jpg": {"traffic light"}},
+    }

@@ -251,3 +251,22 @@ def test_a_name_is_a_dataset_of_the_hub():
     source = sources.HubSet("mine", ("train",), hub_name="owner/name:small")
     assert source.description["hub_name"] == "owner/name:small" and "root" not in source.description
     assert source.annotation_files == []  # so that training asks nobody for it
+
+
+@needs_datasets
+def test_labels_that_are_no_texts_are_not_passed_over(save, kinds):
+    columns = {"labels": (kinds["boxes"], [[[1.0]]] * 4), "kind": (kinds["text"], ["a", "b"] * 2)}
+    folder = save(train=columns)
+    with pytest.raises(Failure, match="the column 'labels' holds neither texts nor lists"):
+        _ = open_source(folder).class_names
+    assert open_source(folder, label_column="kind").class_names == ("a", "b")
+
+
+@needs_datasets
+def test_a_dataset_that_was_saved_with_a_format(save, kinds, tmp_path):
+    import datasets
+
+    saved = datasets.load_from_disk(save(train={"labels": (kinds["names"], NUMBERS)}))
+    saved.set_format("numpy", columns=["labels"])
+    saved.save_to_disk(tmp_path / "formatted")
+    assert labels_of(open_source(tmp_path / "formatted")) == expected()

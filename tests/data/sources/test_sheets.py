@@ -117,6 +117,13 @@ def test_sheets(plant, read_own):
         read_own(folder, sheet="third")
 
 
+def test_a_first_sheet_that_is_no_table_of_labels_says_what_others_there_are(plant, read_own):
+    notes = [["note"], ["labels are on sheet 2"]]
+    folder = plant({"t.xlsx": xlsx(about=notes, data=[["image", "labels"], ["a.jpg", "dog"]])})
+    with pytest.raises(Failure, match="first sheet; for another say --sheet: data"):
+        read_own(folder)
+
+
 def altered(book, old, new):
     """A file of Excel with a text in its XML replaced."""
     content, found = io.BytesIO(), 0
@@ -214,3 +221,57 @@ def test_without_the_package(plant, read_own, monkeypatch, file, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"the package {package} is needed .*\[tables\]"):
         read_own(plant({file: b""}, NAMES))
+
+
+def _sheet_with(change, rows):
+    """A file of Excel of rows, of which `change` changes the sheet."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    change(book.active)
+    content = io.BytesIO()
+    book.save(content)
+    return content.getvalue()
+
+
+LABELLED = [["image", "label"], *([name, "cat"] for name in NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sheet: sheet.merge_cells("B2:B4"), "B2:B4: these cells are merged"),
+        (lambda sheet: sheet.merge_cells("A5:B5"), "A5:B5: these cells are merged"),
+        (lambda sheet: sheet.cell(3, 2, '=IF(1,"cat","dog")'), "B3: the formula was never worked"),
+        (lambda sheet: sheet.cell(3, 2, "#REF!"), "B3: #REF! is the error of a formula"),
+        (lambda sheet: sheet.cell(3, 2, "#NAME?"), "B3: #NAME[?] is the error of a formula"),
+    ],
+)
+def test_cells_without_a_value_of_their_own(plant, read_own, change, message):
+    with pytest.raises(Failure, match=message):
+        read_own(plant({"t.xlsx": _sheet_with(change, LABELLED)}, NAMES))
+
+
+def test_cells_without_a_value_beside_the_table_do_not_count(plant, read_own):
+    def change(sheet):
+        sheet.merge_cells("A7:B9")  # empty
+        sheet.merge_cells("D1:E1")
+        sheet.cell(2, 7, "=1+1")
+
+    content = _sheet_with(change, LABELLED)
+    assert read_own(plant({"t.xlsx": content}, NAMES)).labels == of_each(*[{"cat"}] * 4)
+
+
+@pytest.mark.parametrize("labels", [[b"cat", b"dog"] * 2, [[["cat"]]] * 4, [{"name": "cat"}] * 4])
+def test_labels_that_are_no_texts_are_not_passed_over(plant, read_own, labels):
+    content = parquet({"file_name": NAMES, "label": labels, "source": ["web", "web", "me", "me"]})
+    folder = plant({"t.parquet": content}, NAMES)
+    with pytest.raises(Failure, match="the column 'label' holds neither texts nor lists"):
+        read_own(folder)
+    assert read_own(folder, label_column="source").source.class_names == ("me", "web")
+
+
+def test_columns_that_are_left_out_are_told(plant, read_own):
+    content = parquet(NUMBERS | {"box": [{"x": 1}] * 4, "digest": [b"\xff"] * 4}, FEATURES)
+    told = "columns that are neither values nor lists: box, digest"
+    assert told in read_own(plant({"t.parquet": content}, NAMES)).source.notes

@@ -350,6 +350,17 @@ def test_splits_from_the_folders_of_paths(plant, read_own, path, kind):
     assert "splits are the folders of the paths: Val, test2, train" in own.notes
 
 
+def test_splits_from_later_folders_of_paths(plant, read_own):
+    photos = [f"{year}/{split}/a.jpg" for year in (2019, 2020) for split in ("train", "val")]
+    own = read_own(
+        plant({"t.csv": "\n".join(["image,labels", *(f"{p},cat" for p in photos)])}, photos)
+    )
+    assert {split: list(of) for split, of in own.of.items()} == {
+        "train": photos[::2],
+        "val": photos[1::2],
+    }
+
+
 def test_folders_of_paths_that_are_no_splits(plant, read_own):
     """A column of splits counts before them; and trains are a class beside buses."""
     text = "image,labels,split\ntrain/a.jpg,cat,val\nval/b.jpg,dog,train\n"
@@ -358,6 +369,15 @@ def test_folders_of_paths_that_are_no_splits(plant, read_own):
     text = "image,labels\ntrain/a.jpg,fast\nbus/b.jpg,slow\n"
     own = read_own(plant({"t.csv": text}, ["train/a.jpg", "bus/b.jpg"]))
     assert own.own_splits == () and len(own.labels) == 2
+
+
+def test_an_empty_column_is_no_class_beside_one_of_words(plant, read_own):
+    text = "image;Etiketten;Notiz\na.jpg;dog, cat;\nb.jpg;cat;\n"
+    folder = plant({"t.csv": text}, ["a.jpg", "b.jpg"])
+    with pytest.raises(Failure, match="say --label-column"):
+        read_own(folder)
+    own = read_own(folder, label_column="Etiketten")
+    assert own.labels == {"a.jpg": {"cat", "dog"}, "b.jpg": {"cat"}}
 
 
 @pytest.mark.parametrize("other", ["more/c.jpg", "c.jpg"])

@@ -69,3 +69,33 @@ def test_what_is_refused(plant, read_own, files, message):
 def test_texts_of_something_else(plant, read_own):
     with pytest.raises(UsageError, match="nothing of any format"):
         read_own(plant({"notes.txt": "10 good photos", "labels/a.txt": "a dog"}, PHOTOS))
+
+
+def test_photos_of_one_name_would_share_labels(plant, read_own):
+    files = {"labels/a.txt": LINES["a"]} | NAMES
+    with pytest.raises(Failure, match=r"a\.jpg and a\.png would have the same labels"):
+        read_own(plant(files, ["images/a.jpg", "images/a.png"]))
+
+
+@pytest.mark.parametrize(("text", "line"), [("cat\n\ndog\n\n", 2), ("\ncat\ndog", 1)])
+def test_an_empty_line_does_not_renumber_classes(plant, read_own, text, line):
+    files = {"labels/a.txt": LINES["a"], "classes.txt": text}
+    with pytest.raises(Failure, match=rf"classes\.txt, line {line} is empty"):
+        read_own(plant(files, ["images/a.jpg"]))
+
+
+@pytest.mark.parametrize("names", ["[no, 010]", "{1: 010, 0: no}", "{'0': no, '1': 010}"])
+def test_names_are_as_they_are_written(plant, read_own, names):
+    files = {"labels/a.txt": LINES["a"], "data.yaml": f"names: {names}\n"}
+    assert read_own(plant(files, ["images/a.jpg"])).source.class_names == ("no", "010")
+
+
+def test_two_files_that_name_other_classes(plant, read_own):
+    files = {
+        "labels/a.txt": LINES["a"],
+        "data.yaml": "names: [cat, dog]\n",
+        "obj.names": "cat\ndog",
+    }
+    told = "2 names of classes are those of data.yaml"
+    own = read_own(plant(files | {"classes.txt": "dog\ncat\n"}, ["images/a.jpg"]))
+    assert f"{told}, and not those of classes.txt, which differ" in own.source.notes

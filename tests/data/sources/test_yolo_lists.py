@@ -101,7 +101,7 @@ def test_lists_of_other_photos(plant, read_own):
     [
         (
             lists() | {"val.txt": "images/b.jpg\nimages/z.jpg\n"},
-            "val.txt, line 2: there is no such",
+            "val.txt, line 2: there is no photo z.jpg in ",
         ),
         (lists() | {"val.txt": "images/b.jpg\nimages/a.jpg\n"}, "a.jpg is listed already, in .*tr"),
         (lists() | {"val.txt": "images/b.jpg\nimages/b.jpg\n"}, "b.jpg is listed already, in .*va"),

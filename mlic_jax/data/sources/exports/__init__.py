@@ -24,7 +24,7 @@ from mlic_jax.data.sources.exports import (
 )
 from mlic_jax.data.sources.exports.photo import Malformed, Parser
 from mlic_jax.data.sources.layout import Layout
-from mlic_jax.data.sources.rows import Row, Rows, RowSet
+from mlic_jax.data.sources.rows import Row, Rows, RowSet, split_by_path
 from mlic_jax.data.sources.split_names import SPLIT, splits_of
 from mlic_jax.errors import Failure, UsageError
 
@@ -71,7 +71,7 @@ class Export(RowSet):
             splits,
             root=root,
             image_dir=image_dir,
-            read=lambda: Rows((), _rows(kind, root, annotations)),
+            read=lambda: _read(kind, root, annotations),
             files=lambda: _read_files(root, annotations, PARSERS[kind]),
             kind=kind,
             options={"annotations": annotations, "image_dir": image_dir},
@@ -80,11 +80,12 @@ class Export(RowSet):
         )
 
 
-def _rows(kind: str, root: Path, annotations: str) -> list[Row]:
+def _read(kind: str, root: Path, annotations: str) -> Rows:
     files = _files(root, annotations, PARSERS[kind])
     if not files:
         raise UsageError(f"no file fits {root / annotations}: check `root` and `annotations`")
-    return [row for split, file in files for row in _rows_of_file(kind, file, split)]
+    rows = [row for split, file in files for row in _rows_of_file(kind, file, split)]
+    return split_by_path(Rows((), rows))
 
 
 def _rows_of_file(kind: str, file: Path, split: str) -> Iterator[Row]:
@@ -159,7 +160,7 @@ def find(
     if not files or not all(f.suffix == parser.suffix and parser.knows(f) for f in files):
         return None
     names: dict[str, list[str]] = defaultdict(list)
-    for row in _rows(kind, root, pattern):
+    for row in _read(kind, root, pattern).rows:
         names[row.split].append(row.image)
     own = annotations / "x.json" if parser.file_an_image else annotations
     folder, notes = layout.image_folder(images, own, names)

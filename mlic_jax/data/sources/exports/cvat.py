@@ -8,6 +8,7 @@ from mlic_jax.data.sources.exports.photo import Malformed, Parser, Photo
 from mlic_jax.data.sources.voc_xml import parse_xml
 
 _LARGEST_FILE = 2**30  # bytes
+_NO_SUBSET = "default"  # what CVAT writes of images that nobody put into one
 
 
 def _read(file: Path) -> ElementTree.Element:
@@ -23,6 +24,8 @@ def _photos(root: ElementTree.Element) -> Iterator[Photo]:
     if root.find("track") is not None:
         raise Malformed("it is of a video; export it as CVAT for images 1.1")
     listed = {_name(label.findtext("name")) for label in root.iterfind("meta//labels/label")}
+    subsets = {image.get("subset", "") for image in root.iterfind("image")}
+    of_none = subsets <= {"", _NO_SUBSET}
     for image in root.iterfind("image"):
         # Shapes (box, polygon, mask, skeleton, ...) and tags alike; what they hold are attributes.
         labels = [_name(part.get("label")) for part in image]
@@ -30,7 +33,7 @@ def _photos(root: ElementTree.Element) -> Iterator[Photo]:
             if not label or (listed and label not in listed):
                 said = f"{image.get('name')!r} has the label {label!r}"
                 raise Malformed(f"{said}, which is none of its list <labels>")
-        yield Photo(image.get("name"), labels, split=image.get("subset", ""))
+        yield Photo(image.get("name"), labels, split="" if of_none else image.get("subset", ""))
 
 
 def _name(text: str | None) -> str:
