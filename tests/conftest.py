@@ -1,4 +1,4 @@
-"""Strict dtype promotion and eight CPU devices for every test; sets and settings they share."""
+"""No dtype or rank promoted and eight CPU devices for every test; sets and settings they share."""
 
 import os
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

@@ -71,15 +71,15 @@ class ConvBatchNorm(nn.Module):
         used_mean, used_var, members = mean.value[None], var.value[None], None
         if train:
             members = members_of_groups(mask, len(x), self.bn_groups)
-            running = mean.value, var.value
+            running = used_mean, used_var
             used_mean, used_var, count = batch_statistics(x, members, *running, self.axis)
             if not self.is_initializing():
                 # The first group is empty only where nothing is real; then nothing moves.
                 unbiased = jnp.where(count[0] > 0, count[0] / jnp.maximum(count[0] - 1, 1), 1)
                 mean.value += BATCH_NORM_MOMENTUM * (used_mean[0] - mean.value)
                 var.value += BATCH_NORM_MOMENTUM * (used_var[0] * unbiased - var.value)
-        gain = scale * lax.rsqrt(used_var + BATCH_NORM_EPSILON)
-        x = scale_and_shift(x, gain, bias - used_mean * gain, members).astype(self.dtype)
+        gain = scale[None] * lax.rsqrt(used_var + BATCH_NORM_EPSILON)
+        x = scale_and_shift(x, gain, bias[None] - used_mean * gain, members).astype(self.dtype)
         return x if self.activation is None else self.activation(x)
 
 
@@ -107,7 +107,7 @@ def members_of_groups(mask: jax.Array | None, rows: int, groups: int) -> jax.Arr
         mask = jnp.ones(rows, bool)
     if mask.dtype == bool:
         mask = deal_rows(mask, groups)
-    return mask == jnp.arange(groups, dtype=mask.dtype)[:, None]
+    return mask[None] == jnp.arange(groups, dtype=mask.dtype)[:, None]
 
 
 def batch_statistics(
@@ -126,15 +126,15 @@ def batch_statistics(
     Args:
         x: the rows that are here.
         members: bool `[G, B]`, which of them every group has.
-        running_mean: `[F]`.
-        running_var: `[F]`.
+        running_mean: `[1, F]`.
+        running_var: `[1, F]`.
         axis: of the devices that have the other rows, if any.
 
     Returns:
         Mean and variance `[G, F]`, of a group without rows the running ones; and the number of
         values `[G]` that each is of.
     """
-    x = at_least_float32(x) - running_mean
+    x = at_least_float32(x) - running_mean[:, None, None]
     places = jnp.full((len(x), 1), x.shape[1] * x.shape[2], x.dtype)
     # Of every row, then of its group: what padding holds is selected away, whatever it is.
     of_rows = [jnp.sum(x, axis=(1, 2)), jnp.sum(jnp.square(x), axis=(1, 2)), places]

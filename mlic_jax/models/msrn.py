@@ -126,11 +126,11 @@ class Linear(nn.Module):
         bias = self.param("bias", start, (self.features,))
         if x.ndim == 4:
             kernel = kernel[None, None].astype(x.dtype)
-            return convolve(x, kernel) + bias.astype(x.dtype)
+            return convolve(x, kernel) + bias[None, None, None].astype(x.dtype)
         x = jnp.dot(x.astype(kernel.dtype), kernel, precision=lax.Precision.HIGHEST)
         if self.axis is not None:  # the sums over all slices, of the rows that are here
             x = lax.psum_scatter(x, self.axis, scatter_dimension=0, tiled=True)
-        return x + bias
+        return x + bias[None]
 
 
 class PerLabel(nn.Module):
@@ -142,7 +142,7 @@ class PerLabel(nn.Module):
         start = uniform(x.shape[-1])
         kernel = self.param("kernel", start, x.shape[1:])
         bias = self.param("bias", start, x.shape[1:2])
-        return jnp.sum(x * kernel, axis=-1) + bias
+        return jnp.sum(x * kernel[None], axis=-1) + bias[None]
 
 
 def uniform(inputs: int) -> nn.initializers.Initializer:

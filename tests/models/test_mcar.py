@@ -99,7 +99,7 @@ def test_regions_come_from_sigmoid_maps_of_the_chosen_classes(apply, variables, 
     backbone = create_backbone(settings.backbone, settings.width)
     maps = jax.jit(backbone.apply)(features, images)[-1]
     classifier = variables["params"]["convclass"]
-    scores = jax.nn.sigmoid(maps @ classifier["kernel"] + classifier["bias"])
+    scores = jax.nn.sigmoid(maps @ classifier["kernel"] + classifier["bias"][None, None, None])
     for i, n in np.ndindex(3, 2):
         class_map = scores[i, :, :, out["box_classes"][i, n]]
         box = class_regions(class_map, (64, 64), settings.threshold, "exact")
@@ -183,7 +183,8 @@ class Brightness(nn.Module):
 def scored_by_brightness():
     """(bound) -> outputs, and the rows of each run of the backbone: 8 images with 3 regions."""
     images = jax.random.normal(jax.random.key(5), (8, 64, 64, 3))
-    images += jnp.linspace(-3, 3, 8)[:, None, None, None] + jnp.linspace(0, 2, 64)[:, None]
+    images += jnp.linspace(-3, 3, 8).reshape(-1, 1, 1, 1)
+    images += jnp.linspace(0, 2, 64).reshape(1, 1, -1, 1)
     kernel = jax.random.normal(jax.random.key(6), (2, NUM_CLASSES))
     weights = {"params": {"convclass": {"kernel": kernel, "bias": jnp.zeros(NUM_CLASSES)}}}
 

@@ -164,8 +164,8 @@ def test_tree(build):
 
 def test_layers_start_as_those_of_pytorch():
     x = jnp.zeros((4, 100))
-    for layer in (Linear(500), PerLabel()):
-        for leaf in jax.tree.leaves(layer.init(jax.random.key(0, impl="rbg"), x[None])):
+    for layer, inputs in ((Linear(500), x), (PerLabel(), x[None])):
+        for leaf in jax.tree.leaves(layer.init(jax.random.key(0, impl="rbg"), inputs)):
             assert jnp.abs(leaf).max() <= 0.1
             assert leaf.size < 300 or jnp.abs(leaf).max() > 0.0995
 

@@ -13,6 +13,7 @@ from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring
 from mlic_jax.train import start
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion import sides
 
 CLASSES = 3
@@ -55,9 +56,9 @@ def training(config):
     optimizer = create_optimizer(config.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    state = step.TrainState(step=step, **variables, opt_state=opt_state)
+    state = TrainState(step=step, **variables, opt_state=opt_state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = step.make_train_step(model, optimizer, schedule, config)
+    train_step = make_train_step(model, optimizer, schedule, config)
     return precisions(train_step, state, batch_of(config)[1], key)
 
 
@@ -73,7 +74,7 @@ def prediction(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
     step = scoring.make_eval_step(model, config, mesh, class_maps=True)
-    return precisions(step, variables_of(model, config), batch["image"])
+    return precisions(step, variables_of(model, config), {"image": batch["image"]})
 
 
 @pytest.mark.parametrize("name", ["mcar", "msrn"])

@@ -47,7 +47,8 @@ class PointwiseClassifier(nn.Module):
             lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * inputs**-0.5,
             (self.num_classes,),
         )
-        return jnp.dot(at_least_float32(features), kernel, precision=lax.Precision.HIGHEST) + bias
+        logits = jnp.dot(at_least_float32(features), kernel, precision=lax.Precision.HIGHEST)
+        return logits + jnp.broadcast_to(bias, logits.shape)
 
 
 class Pooled(nn.Module):

@@ -127,7 +127,9 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         return plain(x, kernel, stride)
     slices = _strided_slices(_pad(x, (size - 1) // 2), size, stride, x.shape)
     return sum(
-        part[..., c : c + 1] * kernel[i, j, c] for (i, j), part in slices for c in range(channels)
+        part[..., c : c + 1] * kernel[i, j, None, None, c : c + 1]
+        for (i, j), part in slices
+        for c in range(channels)
     )
 
 
@@ -183,7 +185,7 @@ def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Ar
     # The barrier keeps the middle slice from being what was padded, to be computed anew.
     padded = lax.optimization_barrier(_pad(x, (kernel.shape[0] - 1) // 2))
     slices = _strided_slices(padded, kernel.shape[0], stride, x.shape)
-    return sum(part * kernel[i, j, 0] for (i, j), part in slices)
+    return sum(part * kernel[i, j, None, None] for (i, j), part in slices)
 
 
 def depthwise_gradients(
@@ -210,7 +212,7 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: in
     def add_row(index, sums):
         image, row = index // rows, index % rows
         cotangent = lax.dynamic_slice(g, (image, row, 0, 0), (1, 1, columns, channels))
-        cotangent = cotangent.reshape(row_shape)
+        cotangent = cotangent.reshape(1, *row_shape)
         corner = (image, row * stride, 0, 0)
         inputs = lax.dynamic_slice(padded, corner, (1, size, *padded.shape[2:]))[0]
         products = (shifted(inputs, j) * cotangent for j in range(size))

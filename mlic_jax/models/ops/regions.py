@@ -108,7 +108,7 @@ def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
         (start, end), int32 `[...]`, end exclusive, 0 <= start < end <= L.
     """
     length = profile.shape[-1]
-    index = jnp.arange(length, dtype=jnp.int32)
+    index = lax.broadcasted_iota(jnp.int32, profile.shape, profile.ndim - 1)
     sign = jnp.sign(profile - threshold).astype(jnp.int32)
     # Position i begins a new piece where s[i] and s[i + 1] lie on opposite sides.
     crossing = jnp.concatenate(
@@ -117,7 +117,7 @@ def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     axis = profile.ndim - 1
     piece_start = lax.cummax(jnp.where(crossing, index, 0), axis=axis)
     # The first crossing *after* a position ends its piece.
-    following = jnp.where(jnp.roll(crossing, -1, axis=-1), jnp.roll(index, -1), length)
+    following = jnp.where(jnp.roll(crossing, -1, axis=-1), jnp.roll(index, -1, axis=-1), length)
     following = following.at[..., -1].set(length)
     piece_end = lax.cummin(following, axis=axis, reverse=True)
 
@@ -166,7 +166,7 @@ def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     """
     length = profile.shape[-1]
     shortest = -(-length // 8)
-    index = jnp.arange(length, dtype=jnp.int32)
+    index = lax.broadcasted_iota(jnp.int32, profile.shape, profile.ndim - 1)
     peak = jnp.argmax(profile, axis=-1, keepdims=True).astype(jnp.int32)
     below = profile < threshold
     start = jnp.max(jnp.where(below & (index < peak), index + 1, 0), axis=-1)
@@ -224,7 +224,7 @@ def crops_by_products(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax
 
 def _weights(first: jax.Array, second: jax.Array, weight: jax.Array, size: int) -> jax.Array:
     """How much of every source position an output takes, `[B, N, L, size]`, from its `_taps`."""
-    position = jnp.arange(size, dtype=jnp.int32)
+    position = jnp.arange(size, dtype=jnp.int32)[None, None, None]
     first, second, weight = (x[..., None] for x in (first, second, weight))
     return jnp.where(position == first, 1 - weight, 0) + jnp.where(position == second, weight, 0)
 
@@ -242,7 +242,7 @@ def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any) -> Taps:
     weight of the second, of that dtype."""
     last = (end - start - 1)[..., None]
     # Whole-number arithmetic: exact where a product of floats would put a corner one tap off.
-    scaled = jnp.arange(size, dtype=jnp.int32) * last
+    scaled = jnp.arange(size, dtype=jnp.int32)[None, None] * last
     steps = max(size - 1, 1)
     before = jnp.minimum(scaled // steps, last)
     weight = (scaled - before * steps).astype(dtype) / steps

@@ -98,7 +98,8 @@ def _prepare(features, embeddings):
     f, e = map(at_least_float32, (features, embeddings))
     highest, lowest = jnp.max(f, axis=1, keepdims=True), jnp.min(f, axis=1, keepdims=True)
     middle = (highest + lowest) / 2
-    return f - middle, e, middle, e * (jnp.where(e >= 0, highest, lowest) - middle)
+    slope = e[None]
+    return f - middle, e, middle, slope * (jnp.where(slope >= 0, highest, lowest) - middle)
 
 
 def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Array) -> Moments:
@@ -117,7 +118,7 @@ def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Ar
     """
 
     def add_positions(sums, f):  # [K, B, 1, D]
-        w = exp_of_negative(embeddings * f - largest)
+        w = exp_of_negative(embeddings[None, None] * f - largest[None])
         # In one reduction: apart, each of the three would compute the weights anew.
         terms = lax.reduce((w, w * f, w * jnp.square(f)), zero, add, (0,))
         return add(sums, tuple(terms)), None
@@ -166,7 +167,7 @@ def gradient_by_labels(
     def add_labels(gradient, labels):
         return gradient + sum(map(of_label, labels)), None
 
-    by_label = (embeddings, *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, scale)))
+    by_label = (embeddings[:, None], *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, scale)))
     whole = len(embeddings) // LABELS * LABELS
     lanes = [jax.tree.map(lambda x, i=i: x[i:whole:LABELS], by_label) for i in range(LABELS)]
     rest = [jax.tree.map(lambda x: x[whole:], by_label)]
@@ -203,7 +204,7 @@ def sums_by_label(features: jax.Array, embeddings: jax.Array, largest: jax.Array
 
     def of_label(label):
         e, largest = label
-        w = jnp.exp(e * features - largest[:, None])
+        w = jnp.exp(e[None, None] * features - largest[:, None])
         return tuple(jnp.sum(x, axis=1) for x in (w, w * features, w * jnp.square(features)))
 
     sums = lax.map(of_label, (embeddings, jnp.moveaxis(largest, 1, 0)))

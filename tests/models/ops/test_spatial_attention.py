@@ -38,7 +38,7 @@ def literal(features, embeddings):
 def naive(features, embeddings):
     """The formula with everything materialised; JAX derives its gradients."""
     f = features[:, None]
-    return jnp.sum(jax.nn.softmax(f * embeddings[:, None], axis=2) * f, axis=2)
+    return jnp.sum(jax.nn.softmax(f * embeddings[None, :, None], axis=2) * f, axis=2)
 
 
 def random_inputs(positions, batch=2, labels=6, channels=3):
