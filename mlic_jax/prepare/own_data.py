@@ -19,29 +19,39 @@ as JSON; `label_graph.npz` and, where there are any, `word_vectors.npz`, for MSR
 
 import argparse
 import json
-import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
-
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, check_config, default_config
-from mlic_jax.config_paths import beside, is_path, seen_from
+from mlic_jax.config import check_config
+from mlic_jax.config_paths import seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
-from mlic_jax.data.detect import FORMATS, Layout, detect, own_roles, roles_of
+from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
-from mlic_jax.data.records import Source, Split, open_split, prepare
+from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
+from mlic_jax.prepare.recipe import (
+    RECIPE,
+    command_lines,
+    digest_of,
+    place_of_recipe,
+    recipe_text,
+)
+from mlic_jax.prepare.settings import (
+    LABEL_POLICY,
+    VAL_SHARE,
+    configured,
+    data_settings,
+    origin,
+    start_settings,
+    train_settings,
+)
 from mlic_jax.reports import data_card
 
-LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
 # Options of sources that are told from the files if nobody says them.
 TOLD = (
     ("image_column", "NAME", "tables: the column of the photos; default: told"),
@@ -51,17 +61,6 @@ TOLD = (
     ("label_separator", "TEXT", "folders: between labels in a name, as _ in red_shirt"),
     ("crowds", "WHAT", "coco: objects with iscrowd are `unknown`, or `present` as CVAT means it"),
 )
-VAL_SHARE = 0.15  # of the images to train on, for a set with a test and nothing to choose on
-FINE_TUNED_FROM = 2000  # images to train on; with fewer a pretrained backbone stays as it is
-
-_COMMENTS = {
-    "init_prior": "the share of the labels that are present",
-    "freeze_statistics": "with few images the backbone stays as it is",
-    "model.threshold": "coarse maps: regions with some margin",
-    "optim.multipliers.features": "0 freezes",
-    "optim.reference_classes": "the rate goes with the number of classes, see optim.rate_scale",
-    "eval.top_n": "more regions than in training",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,7 +174,7 @@ def _run(options: argparse.Namespace) -> None:
     settings["data.label_graph"] = os.path.abspath(graph_file)
     settings["data.word_vectors"] = os.path.abspath(vectors_file) if vectors else "one_hot"
     check_config(configured(settings))
-    recipe = output / f"{options.name}.py"
+    recipe = place_of_recipe(output, options.name)
     commands = command_lines(recipe, options.name, roles, images_folder(settings))
 
     described = card.describe(splits, count_unlisted(source, settings)) | {"decided": decided}
@@ -185,170 +184,14 @@ def _run(options: argparse.Namespace) -> None:
         co_occurrence.from_split(train, LABEL_POLICY).save(graph_file)
         if vectors:
             vectors.save(vectors_file)
-        write_text(output / "data_card.json", json.dumps(described | {"roles": roles}, indent=1))
+        text = recipe_text(recipe, settings, train, roles, commands)
+        described |= {"roles": roles, RECIPE: digest_of(text)}
+        write_text(output / "data_card.json", json.dumps(described, indent=1))
         write_text(output / "data_card.html", page)
-        write_text(recipe, recipe_text(recipe, settings, train, roles, commands))
+        write_text(recipe, text)
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
     print_summary(described, roles, output, commands, settings)
-
-
-# --- the configuration, as option -> value of what differs from the default
-
-
-def configured(settings: Mapping[str, Any]) -> ConfigDict:
-    """The default configuration with other values."""
-    config = default_config()
-    for option, value in settings.items():
-        *parents, last = option.split(".")
-        part = config
-        for parent in parents:
-            part = part[parent]
-        part[last] = value
-    return config
-
-
-def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]:
-    """Where the data lie and how they are divided.
-
-    Raises:
-        UsageError: a value is out of range, or the splits of the set have no roles.
-        Failure: the annotations are malformed.
-    """
-    settings: dict[str, Any] = {
-        "data.source": layout.format,
-        "data.name": options.name,
-        "data.prepared_dir": os.path.abspath(options.prepared_dir),
-        "data.on_corrupt": options.on_corrupt,
-        "data.upright": True,
-    }
-    settings |= {f"data.{option}": value for option, value in layout.options.items()}
-    if options.keep_unlabelled:
-        settings["data.keep_unlabelled"] = True
-    if options.merge_classes:
-        settings["data.merge_classes"] = True
-    source = sources.create(configured(settings | {"data.splits": {}}).data)
-    return settings | division_settings(options, source.own_splits)
-
-
-def division_settings(options: argparse.Namespace, own_splits: Sequence[str]) -> dict[str, Any]:
-    """The splits of a set, by role; what is divided, and how.
-
-    A set without splits is divided into train and val, or where a share of val or test is asked
-    for, into these and train. Of one with splits, those that it lacks are divided from its train:
-    a val always, where there is a test, and else what is asked for.
-
-    Raises:
-        UsageError: a share is out of range, or does not count; the splits have no roles.
-    """
-    if options.split is not None and not 0 < options.split < 1:
-        raise UsageError(f"--split is {options.split:g}; it must be between 0 and 1")
-    own, shares = own_roles(own_splits), {"val": options.val_share, "test": options.test_share}
-    for role, share in shares.items():
-        if share is not None and not 0 <= share < 1:
-            raise UsageError(f"--{role}-share is {share:g}; it must be 0, or between 0 and 1")
-        if share and role in own:
-            raise UsageError(f"--{role}-share does not count: the set has {own[role]} for {role}")
-    by_shares = any(share is not None for share in shares.values())
-    if own_splits and options.split is not None:
-        print(f"--split does not count: the set has the splits {', '.join(own_splits)}")
-    elif options.split is not None and by_shares:
-        raise UsageError(
-            "--split is for two splits; beside --val-share or --test-share leave it out"
-        )
-    seed = {"data.split_seed": options.seed}
-    if not (own_splits or by_shares):
-        share = 0.8 if options.split is None else options.split
-        return {"data.train_share": share, **seed, "data.splits": roles_of(())}
-    if shares["val"] is None and "val" not in own and ("test" in own or shares["test"]):
-        shares["val"] = VAL_SHARE
-    settings = {f"data.{role}_share": share for role, share in shares.items() if share}
-    if settings:
-        settings |= seed
-    if not own_splits:
-        settings["data.train_share"] = 1.0  # of which the others are divided
-    divided = [role for role, share in shares.items() if share]
-    return settings | {"data.splits": roles_of(own_splits or ("train",), divided)}
-
-
-def origin(settings: Mapping[str, Any]) -> str:
-    """Where the splits come from, in words."""
-    divided = [role for role in ("val", "test") if f"data.{role}_share" in settings]
-    if "data.train_share" in settings:
-        return "none of its own, it is divided"
-    return "the set's own" + "".join(f", and {role} divided from train" for role in divided)
-
-
-def start_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What training starts from, as far as it is known before the data are.
-
-    Raises:
-        UsageError: there are no such weights.
-    """
-    usual_size = 256 if options.init_from else 96
-    size = usual_size if options.image_size is None else options.image_size
-    settings: dict[str, Any] = {"data.image_size": size}
-    if options.epochs is not None:
-        settings["epochs"] = options.epochs
-    if not options.init_from:
-        return settings
-    from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata  # takes seconds
-
-    metadata = read_metadata(find_checkpoint(options.init_from))
-    model = metadata["config"]["model"] if "config" in metadata else {"backbone": metadata["arch"]}
-    settings |= {
-        "init_from": os.path.abspath(options.init_from),
-        "model.backbone": model["backbone"],
-        "model.width": float(model.get("width", 1.0)),
-    }
-    preprocessing = metadata.get("preprocessing", {})
-    for statistic, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        value = tuple(preprocessing.get(statistic, usual))
-        if value != usual:
-            settings[f"augment.{statistic}"] = value
-    return settings
-
-
-def train_settings(train: Split, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe for a training split: that of configs/mcar_custom.py, or of mcar_scenes.py."""
-    labels, classes = train.labels(), len(train.class_names)
-    few = len(train) < FINE_TUNED_FROM
-    pretrained = "init_from" in settings
-    prior = np.mean(labels[labels != 0] > 0) if (labels != 0).any() else 0.5
-    epochs = settings.get("epochs", (30 if few else 15) * (1 if pretrained else 2))
-    result: dict[str, Any] = {
-        "epochs": epochs,
-        "init_prior": round(float(np.clip(prior, 0.01, 0.99)), 3),
-        "loss.label_policy": LABEL_POLICY,
-        "model.top_n": min(2, classes),
-        "model.threshold": 0.3,
-        "optim.schedule": "cosine",
-        "optim.warmup_epochs": min(1.0, epochs / 2),
-        "eval.label_policy": LABEL_POLICY,
-        "eval.top_n": min(4, classes),
-        "eval.every": max(1, epochs // 6),
-    }
-    if classes < 20:
-        result["model.pool_ratio"] = math.ceil(100 / classes) / 100  # one group, for MSRN
-    if pretrained:
-        return result | {
-            "model.pooling": "avg",
-            "data.train_crop": "random_resized_crop",
-            "freeze_statistics": few,
-            "optim.learning_rate": 0.3,
-            "optim.reference_classes": 80,
-            # A backbone serves all classes: its rate is 0.003, however many there are.
-            "optim.multipliers.features": 0.0 if few else round(0.8 / classes, 6),
-        }
-    return result | {
-        "model.backbone": "resnet10",
-        "model.width": 0.25,
-        "augment.jitter": 0.1,
-        "optim.name": "adamw",
-        "optim.learning_rate": 5e-3,
-        "optim.weight_decay": 1e-2,
-        "optim.multipliers.features": 1.0,
-    }
 
 
 # --- checks and looks at the data
@@ -405,85 +248,6 @@ def count_unlisted(source: Source, settings: Mapping[str, Any]) -> int:
 
 
 # --- what is written
-
-
-def command_lines(
-    recipe: Path, name: str, roles: Mapping[str, str], images: Path
-) -> dict[str, str]:
-    """What each command is for -> the command, for a shell."""
-
-    def line(*words: str | Path) -> str:
-        return shlex.join(["python", "-m", "mlic_jax.main", *map(str, words)])
-
-    run = ("--workdir", f"runs/{name}")
-    # Where there is no split to spare, it has to be said that the operating point is of test.
-    allowed = ("--config.calibration.allow_test=True",) if roles["val"] == roles["test"] else ()
-    return {
-        "train": line("--config", recipe, *run),
-        "evaluate": line("--mode", "evaluate", *run),
-        "calibrate": line("--mode", "calibrate", *run, *allowed),
-        "predict": line(
-            *("--mode", "predict", "--checkpoint", f"runs/{name}"),
-            *("--images", images, "--out", f"runs/{name}/predictions"),
-        ),
-    }
-
-
-def recipe_text(
-    recipe: Path,
-    settings: Mapping[str, Any],
-    train: Split,
-    roles: Mapping[str, str],
-    commands: Mapping[str, str],
-) -> str:
-    """The recipe, a Python file as those in configs/, with paths relative to itself."""
-    held_out = roles["val"] if roles["val"] == roles["test"] else f"{roles['val']}, {roles['test']}"
-    start, msrn = "from random initialisation", "--config.model.name=msrn"
-    if "init_from" in settings:  # at a rate that MSRN's dense layers do not bear
-        start = "from pretrained weights"
-        msrn += " --config.optim.name=adamw --config.optim.learning_rate=0.001"
-    said = "\n\n".join(f"    {command}" for command in commands.values())
-    docstring = (
-        f"MCAR on {train.name}, {start}: {len(train.class_names)} classes, {len(train)} images to "
-        f"train on.\n\n{said}\n\nValidated and evaluated on {held_out}. MSRN, with the label graph "
-        f"beside this file: {msrn} and\nanother --workdir. Paths are relative to this file. "
-        "Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
-    )
-    docstring = docstring.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    lines = []
-    for option in sorted(settings, key=_section):
-        comment = f"  # {_COMMENTS[option]}" if option in _COMMENTS else ""
-        value = _literal(settings[option])
-        if is_path(option, settings[option]):
-            value = f"beside(__file__, {_literal(seen_from(recipe.parent, settings[option]))})"
-        lines.append(f"    config.{option} = {value}{comment}\n")
-    return (
-        f'"""{docstring}\n"""\n\n'
-        "from ml_collections import ConfigDict\n\n"
-        "from mlic_jax.config import apply_variant, default_config\n"
-        f"from {beside.__module__} import beside\n\n\n"
-        "def get_config(variant: str | None = None) -> ConfigDict:\n"
-        f'    """The recipe that prepare_data.py chose for {len(train)} images."""\n'
-        "    config = default_config()\n"
-        f"{''.join(lines)}"
-        "    return apply_variant(config, variant)\n"
-    )
-
-
-def _section(option: str) -> int:
-    """Where the recipe has an option: those of no section first."""
-    section = option.split(".")[0] if "." in option else ""
-    return ("", "model", "data", "augment", "loss", "optim", "eval").index(section)
-
-
-def _literal(value: Any) -> str:
-    """A value as Python code."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping):
-        items = (f"{_literal(key)}: {_literal(item)}" for key, item in value.items())
-        return f"{{{', '.join(items)}}}"
-    return repr(value)
 
 
 def print_summary(

@@ -341,6 +341,23 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_a_recipe_that_was_edited_stays(run, table, capsys):
+    arguments = ("--images", "data", "--name", "ours")
+    assert run(*arguments) == 0
+    recipe = Path("own/ours/ours.py")
+    edited = recipe.read_text().replace("config.epochs = ", "config.epochs = 1 + ")
+    recipe.write_text(edited)
+    for _ in range(2):
+        capsys.readouterr()
+        assert run(*arguments) == 0
+        said = capsys.readouterr().out
+        assert "own/ours/ours.py has been changed and stays as it is" in said
+        assert "--config own/ours/ours_new.py" in said
+        assert recipe.read_text() == edited
+    recipe.unlink()
+    assert run(*arguments) == 0 and "has been changed" not in capsys.readouterr().out
+
+
 def test_without_any_label(run, table, capsys):
     (table / "labels.csv").write_text("image,labels\n0.jpg,\n1.jpg,\n")
     assert run("--images", "data", "--dry-run") == 1
