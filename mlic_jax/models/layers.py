@@ -71,7 +71,7 @@ class ConvBatchNorm(nn.Module):
         used_mean, used_var, members = mean.value[None], var.value[None], None
         if train:
             members = members_of_groups(mask, len(x), self.bn_groups)
-            running = used_mean, used_var
+            running = mean.value, var.value
             used_mean, used_var, count = batch_statistics(x, members, *running, self.axis)
             if not self.is_initializing():
                 # The first group is empty only where nothing is real; then nothing moves.
@@ -126,15 +126,15 @@ def batch_statistics(
     Args:
         x: the rows that are here.
         members: bool `[G, B]`, which of them every group has.
-        running_mean: `[1, F]`.
-        running_var: `[1, F]`.
+        running_mean: `[F]`.
+        running_var: `[F]`.
         axis: of the devices that have the other rows, if any.
 
     Returns:
         Mean and variance `[G, F]`, of a group without rows the running ones; and the number of
         values `[G]` that each is of.
     """
-    x = at_least_float32(x) - running_mean[:, None, None]
+    x = at_least_float32(x) - running_mean[None, None, None]
     places = jnp.full((len(x), 1), x.shape[1] * x.shape[2], x.dtype)
     # Of every row, then of its group: what padding holds is selected away, whatever it is.
     of_rows = [jnp.sum(x, axis=(1, 2)), jnp.sum(jnp.square(x), axis=(1, 2)), places]
@@ -145,7 +145,7 @@ def batch_statistics(
     first, second = jnp.split(sums[:, :-1] / jnp.maximum(count, 1)[:, None], 2, axis=1)
     is_empty = (count == 0)[:, None]
     var = jnp.maximum(second - jnp.square(first), 0)
-    return running_mean + first, jnp.where(is_empty, running_var, var), count
+    return running_mean[None] + first, jnp.where(is_empty, running_var[None], var), count
 
 
 def scale_and_shift(

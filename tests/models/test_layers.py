@@ -63,8 +63,7 @@ def test_where_nothing_is_real_everything_stays_finite(layer):
     batch = jnp.concatenate([x, x[:1]])
     for groups, mask in ((1, jnp.zeros(6, bool)), (2, jnp.arange(6) >= 3), (3, jnp.arange(6) < 2)):
         members = members_of_groups(mask, 6, groups)
-        running = jnp.full((1, 6), 7.0), jnp.full((1, 6), 3.0)
-        mean, var, _ = batch_statistics(batch, members, *running)
+        mean, var, _ = batch_statistics(batch, members, jnp.full(6, 7.0), jnp.full(6, 3.0))
         of_nothing = ~np.asarray(members).any(axis=1)
         assert of_nothing.any() or groups == 2
         np.testing.assert_array_equal(mean[of_nothing], 7)
@@ -112,7 +111,7 @@ def test_statistics_lose_the_square_of_the_distance_to_the_running_mean(mean, ru
     """A large mean loses nothing near the running one; from elsewhere, so many roundings."""
     x = mean + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
     members = members_of_groups(None, 64, 1)
-    _, var, _ = batch_statistics(x, members, jnp.full((1, 1), running), jnp.ones((1, 1)))
+    _, var, _ = batch_statistics(x, members, jnp.full(1, running), jnp.ones(1))
     # 16 values are summed and then 64 rows, and the mean of the squares is rounded with each.
     roundings = 80 * (1 + (mean - running) ** 2)
     bound = roundings * np.finfo(np.float32).eps
@@ -123,7 +122,7 @@ def test_statistics_do_not_look_at_padding(layer):
     """Not even where it is not finite."""
     x = layer[2]
     padded = jnp.concatenate([x, jnp.full_like(x[:3], jnp.inf), jnp.full_like(x[:1], jnp.nan)])
-    running = jnp.zeros((1, 6)), jnp.ones((1, 6))
+    running = jnp.zeros(6), jnp.ones(6)
     found = batch_statistics(padded, members_of_groups(jnp.arange(9) < 5, 9, 2), *running)
     expected = batch_statistics(x, members_of_groups(None, 5, 2), *running)
     for a, b in zip(found, expected, strict=True):
@@ -214,5 +213,5 @@ def test_in_bfloat16_statistics_are_float32(layer):
         assert np.all(np.abs(moved - wanted) < 0.11 * lost)  # a tenth is new, and unbiased
     half = (100 + jax.random.normal(jax.random.key(3), (8, 8, 8, 1))).astype(jnp.bfloat16)
     members = members_of_groups(None, 8, 1)
-    _, var, _ = batch_statistics(half, members, jnp.full((1, 1), 100.0), jnp.ones((1, 1)))
+    _, var, _ = batch_statistics(half, members, jnp.full(1, 100.0), jnp.ones(1))
     np.testing.assert_allclose(var[0], np.asarray(half, np.float64).var((0, 1, 2)), rtol=1e-4)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from mlic_jax.runtime import compilation
+from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.compilation import compile_ahead, keep_programs, make_deterministic
 from mlic_jax.train.loop import train
 
@@ -107,6 +108,22 @@ def test_compiling_ahead_says_where_the_program_came_from(caplog):
     assert compiled(jnp.ones(3)).tolist() == [7, 7, 7]
     with pytest.raises(TypeError, match="compiled"):
         compiled(jnp.ones(4))
+
+
+def test_a_step_moves_nothing_to_its_devices():
+    mesh = devices.create_mesh()
+    rows, factor = np.ones((8, 3), np.float32), np.float32(7)
+    everywhere = devices.lay_out(factor, devices.replicated(mesh))
+    batch = devices.to_devices({"rows": rows}, mesh)
+    step = compile_ahead(
+        "it", jax.jit(lambda batch, factor: batch["rows"] * factor), batch, everywhere
+    )
+    np.testing.assert_array_equal(step(batch, everywhere), 7 * rows)
+    for host in (({"rows": rows}, everywhere), (batch, factor), (batch, 7.0)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+            step(*host)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed device-to-device transfer"):
+        step(batch, jnp.float32(7))  # on the first of them alone
 
 
 def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
