@@ -71,7 +71,7 @@ def test_the_curve(curve, run_options, capsys):
         (["--config.model.name=pooled"], "--config.model.name: the arrays of"),
         (["--checkpoint", "pooled"], "model.name is 'pooled'; only mcar looks twice"),
         (["--config", "nowhere.py"], "nowhere.py"),
-        (["--config.model.colour=red"], "has no option 'colour'"),
+        (["--config.model.colour=red"], "has no option 'model.colour'"),
         (["--local-sizes", 40], "model.local_size is 40"),
         (["--bounds", 1.5], "eval.local_bound is 1.5"),
         (["--top-n", 99], "model.top_n is 99"),
