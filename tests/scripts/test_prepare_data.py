@@ -19,7 +19,7 @@ from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
-from mlic_jax.prepare import own_data
+from mlic_jax.prepare import own_data, settings
 from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.scoring import create_eval_model
@@ -548,7 +548,7 @@ def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_ru
 
 
 def test_many_images_tune_the_weights(table, weights, monkeypatch):
-    monkeypatch.setattr(own_data, "FINE_TUNED_FROM", 16)
+    monkeypatch.setattr(settings, "FINE_TUNED_FROM", 16)
     folder = weights(config={"model": {"backbone": "resnet18", "width": 0.5}})
     arguments = ["--images", "data", "--name", "ours", "--init-from", str(folder)]
     assert own_data.main([*arguments, "--epochs", "2", "--image-size", "64"]) == 0
