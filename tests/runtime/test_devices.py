@@ -41,7 +41,7 @@ class HeadOfMSRN(msrn.MSRN):
     def attend(self, maps, embeddings):
         x = nn.Dense(3 * msrn.CHANNELS, name="project")(maps[-1].reshape(len(maps[-1]), -1))
         scale = self.param("scale", nn.initializers.normal(1.0), (len(embeddings), 1))
-        return jnp.tanh(x[:, None] * scale)
+        return jnp.tanh(x[:, None] * scale[None])
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def layer(kernel, images):
     seen = jax.lax.conv_general_dilated(
         images, kernel, *window, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    mean = seen.mean(0)  # over the rows of all devices
+    mean = seen.mean(0, keepdims=True)  # over the rows of all devices
     return jnp.tanh(seen - mean).sum(), jnp.sort(seen[:, :, 0, 0]), jnp.asarray(images.mT)
 
 
@@ -138,7 +138,7 @@ def contents_of(function, *arguments):
     ("function", "group"),
     [
         (lambda x: x @ x, profiling.PRODUCTS),
-        (lambda x: jnp.tanh(x) * x.sum(0), profiling.ELEMENTWISE),
+        (lambda x: jnp.tanh(x) * x.sum(0)[None], profiling.ELEMENTWISE),
         (lambda x: jnp.flip(x.T), profiling.MOVES),
         (lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, jnp.sin, x), profiling.OTHER),
     ],
