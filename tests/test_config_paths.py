@@ -18,11 +18,11 @@ def test_a_path_of_a_recipe_is_relative_to_its_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("folder", "path", "seen"),
     [
-        ("/home/me/clone/own/ours", "/home/me/clone/data", "../../data"),
-        ("/home/me/clone/own/ours", "/home/me/photos", "../../../photos"),
-        ("/home/me/clone/own/ours", "/mounted/photos", "/mounted/photos"),
-        ("/home/me/clone/own/ours", "/home/me/clone/own/ours", "."),
-        ("/home", "/", "/"),
+        ("/users/me/clone/own/ours", "/users/me/clone/data", "../../data"),
+        ("/users/me/clone/own/ours", "/users/me/photos", "../../../photos"),
+        ("/users/me/clone/own/ours", "/mounted/photos", "/mounted/photos"),
+        ("/users/me/clone/own/ours", "/users/me/clone/own/ours", "."),
+        ("/users", "/", "/"),
     ],
 )
 def test_a_path_seen_from_a_folder(folder, path, seen):
@@ -36,11 +36,11 @@ def _config(root, **data):
 
 def test_only_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     before = _config("data", word_vectors="one_hot", label_graph="", prepared_dir="~/ready")
     kept = copy.deepcopy(before)
     assert absolute(before) == _config(
-        tmp_path / "data", word_vectors="one_hot", label_graph="", prepared_dir="/home/me/ready"
+        tmp_path / "data", word_vectors="one_hot", label_graph="", prepared_dir="/users/me/ready"
     )
     assert before == kept
 

@@ -19,7 +19,7 @@ def lists(line="{}", place="{}.txt"):
     }
 
 
-@pytest.mark.parametrize("line", ["{}", "./{}", "../{}", "/home/me/set/{}", "C:\\set\\{}", "x/{}"])
+@pytest.mark.parametrize("line", ["{}", "./{}", "../{}", "/users/me/set/{}", "C:\\set\\{}", "x/{}"])
 @pytest.mark.parametrize("place", ["{}.txt", "lists/{}_list.txt"])
 def test_lists(plant, read_own, line, place):
     own = read_own(plant(NAMES | LABELS | lists(line, place), PHOTOS))
@@ -32,7 +32,7 @@ def test_lists(plant, read_own, line, place):
     [
         ("train.txt", "val.txt", lists()),
         ("./train.txt", "[val.txt]", lists()),
-        ("lists/train.txt", "/home/me/set/lists/val.txt", lists(place="lists/{}.txt")),
+        ("lists/train.txt", "/users/me/set/lists/val.txt", lists(place="lists/{}.txt")),
         ("train.txt", "val.txt\ntest: val.txt", lists()),  # of the same photos: one split
         ("train.txt", "val.txt\npath: ../set", lists()),
     ],
