@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -53,6 +52,7 @@ from mlic_jax.reports.predictions import (
     render_page,
     summary,
 )
+from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.predictions import Prediction
 from mlic_jax.scores.views import view_sizes
 
@@ -136,14 +136,9 @@ def describe_run(
     config: ConfigDict, variables: dict[str, Any], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same for a run to go on: the checkpoint and the options."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
     said = json.dumps(metadata, sort_keys=True).encode()
     return {
-        "weights": digest.hexdigest(),
+        "weights": digest_of_arrays(variables),
         "metadata": hashlib.blake2b(said, digest_size=16).hexdigest(),
         "flip": config.eval.flip,
         "scales": list(config.eval.scales),

@@ -12,11 +12,12 @@ it follows from the validation that each of them has in its own metadata.
 
 import contextlib
 import glob
+import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,16 @@ def merge_weights(fresh: Tree, loaded: Tree, modules: Collection[str], source: s
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise Failure(f"the weights of {source} do not fit the model: {shown}")
     return merged
+
+
+def digest_of_arrays(tree: Mapping[str, Any]) -> str:
+    """By which arrays, in the order of a tree, are known: their names, types, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _flatten(tree: Tree) -> dict[str, Any]:

@@ -6,18 +6,17 @@ file says what it was made with, and one that was made with anything else is ref
 """
 
 import functools
-import hashlib
 import json
 import operator
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
+from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
 
 # The options that decide the global outputs, beside the weights and the images.
@@ -45,13 +44,8 @@ def origin_of(variables: Mapping[str, Any], config: ConfigDict) -> dict[str, Any
     Returns:
         What JSON can hold, and gives back the same.
     """
-    digest = hashlib.blake2b(digest_size=16)
     weights = {name: variables[name] for name in ("params", "batch_stats")}
-    for path, array in jax.tree_util.tree_leaves_with_path(weights):
-        array = np.ascontiguousarray(array)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(array.data)
-    origin = {"weights": digest.hexdigest()}
+    origin = {"weights": digest_of_arrays(weights)}
     origin |= {o: functools.reduce(operator.getitem, o.split("."), config) for o in OPTIONS}
     return json.loads(json.dumps(origin))
 
