@@ -9,8 +9,8 @@ from typing import Any
 from comparison import Comparison
 from measure import CPU, FRAMEWORK_TITLES, Machine, Measured, Row, Table
 
-from mlic_jax.errors import UsageError
-from mlic_jax.files.atomic import write_text, written_whole
+from mlic_jax.files.atomic import written_whole
+from mlic_jax.files.marked import update_page
 
 MEGABYTE = 2**20  # as in the column heads of every tool that shows a process's memory
 
@@ -275,36 +275,21 @@ def _draw_bars(
     ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
-def update_page(path: Path, name: str, text: str, chart: Path | None) -> None:
-    """Puts `text` between the lines `<!-- benchmark: NAME -->` and `<!-- end -->` of a file.
+def mark_of(name: str) -> str:
+    """How the place of a comparison's table is marked in a page."""
+    return f"benchmark: {name}"
 
-    Below it goes the chart, where there is one.
+
+def update_table(path: Path, name: str, text: str, chart: Path | None) -> None:
+    """Puts `text`, and below it the chart, where there is one, into its place in a page.
 
     Raises:
         UsageError: there is no such file, or not exactly one such place in it.
     """
-    before, after = split_page(path, name)
     text = text.strip()
     if chart:
         text += f"\n\n![{name}]({Path(os.path.relpath(chart, path.parent)).as_posix()})"
-    write_text(path, f"{before}{text}\n{after}")
-
-
-def split_page(path: Path, name: str) -> tuple[str, str]:
-    """A file up to where the table of a comparison stands, and from its end on.
-
-    Raises UsageError as `update_page`.
-    """
-    begin, end = f"<!-- benchmark: {name} -->\n", "<!-- end -->"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    before, _, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not closed or begin in rest:
-        raise UsageError(f"{path} must have one line {begin.strip()} and a line {end} after it")
-    return before + begin, end + after
+    update_page(path, mark_of(name), f"{text}\n")
 
 
 def _megabytes(count: int) -> str:

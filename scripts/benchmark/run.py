@@ -30,6 +30,7 @@ from present import Results
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
+from mlic_jax.files.marked import split_page
 
 ROUNDS = 7
 SECONDS = 60
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
     }
     if options.page:
         for path in paths:  # before minutes of measuring, not after
-            present.split_page(options.page, Path(path).stem)
+            split_page(options.page, present.mark_of(Path(path).stem))
 
     machine = look_around(name for each in comparisons.values() for name in each.frameworks)
     missing = dict.fromkeys(
@@ -117,7 +118,7 @@ def _publish(results: Results, out: Path | None, page: Path | None) -> None:
         picture = out / f"{results.name}.svg"
         chart = picture if present.write_chart(picture, results) else None
     if page:
-        present.update_page(page, results.name, text, chart)
+        present.update_table(page, results.name, text, chart)
 
 
 def _say_targets(everything: Sequence[Results]) -> None:

@@ -13,7 +13,7 @@ from fuzzer import load, names
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
 
-BEGIN, END = "<!-- campaign -->\n", "<!-- end -->"
+MARK = "campaign"  # of the place of the table in a page
 
 _KINDS_SHOWN = 6
 
@@ -130,26 +130,3 @@ def _kinds(held: Counter) -> str:
     shown = [f"{count:,} {kind}" for kind, count in held.most_common(_KINDS_SHOWN)]
     rest = held.total() - sum(count for _, count in held.most_common(_KINDS_SHOWN))
     return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
-
-
-def split_page(page: Path) -> tuple[str, str]:
-    """A page up to where the table stands, and from its end on.
-
-    Raises:
-        UsageError: there is no such file, or not exactly one such place in it.
-    """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{page} cannot be read: {error.strerror}") from error
-    before, _, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not closed or BEGIN in rest:
-        raise UsageError(f"{page} must have one line {BEGIN.strip()} and a line {END} after it")
-    return before + BEGIN, END + after
-
-
-def update_page(page: Path, table: str) -> None:
-    """Puts the table between the lines `<!-- campaign -->` and `<!-- end -->` of a page."""
-    before, after = split_page(page)
-    write_text(page, f"{before}{table}{after}")

@@ -30,6 +30,7 @@ from worker import Worker
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.marked import split_page, update_page
 
 MINUTES = 60.0
 
@@ -85,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.only and (options.resume or options.retry):
         raise UsageError("--only is for cases by themselves: leave --resume and --retry out")
     if options.page:
-        present.split_page(options.page)  # before an hour of work, not after
+        split_page(options.page, present.MARK)  # before an hour of work, not after
     left_out = {name: lacking for name, each in fuzzers.items() if (lacking := each.lacks())}
     for name, lacking in left_out.items():
         _say(f"{name} is left out: {lacking}")
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
                 if options.out:
                     tally.write(options.out)
     if options.page:
-        present.update_page(options.page, present.to_markdown(present.read_all(options.out)))
+        update_page(options.page, present.MARK, present.to_markdown(present.read_all(options.out)))
     print(present.to_markdown(tallies), end="")
     if failed := sum(len(tally.faults) for tally in tallies):
         raise Failure(f"{failed} cases did not hold; what they had is in {options.keep}")
