@@ -33,10 +33,8 @@ HOW = (
     *("data.annotations", "eval.every", "eval.batch_size"),
 )
 
-
 # Groups of options that hold whatever a recipe names.
 FREELY_NAMED = ("optim.multipliers", "data.splits")
-
 
 Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 

@@ -1,4 +1,4 @@
-"""The only evaluation code: a model's scores of a split, and what they are worth.
+"""What a model's scores of a split are worth, of a checkpoint: figures, and the report of them.
 
 `python -m mlic_jax.evaluate scores_test.npz` evaluates a score file again, without the model.
 """
@@ -20,7 +20,10 @@ from mlic_jax.data.label_policy import POLICIES, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
-from mlic_jax.metrics import average_precision, classification, protocols, significance
+from mlic_jax.metrics import significance
+from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
+from mlic_jax.metrics.classification import evaluate_scores
+from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
@@ -35,7 +38,7 @@ def compute_metrics(
     scores: Scores, config: ConfigDict, frequent: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The metrics of the configured protocol, and the mAP of the global stream if there is one."""
-    values = classification.evaluate_scores(
+    values = evaluate_scores(
         scores.logits,
         scores.labels,
         config.eval.protocol,
@@ -46,10 +49,10 @@ def compute_metrics(
     )
     if scores.global_logits is not None:
         labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-        global_ap = average_precision.average_precision(
+        global_ap = average_precision(
             scores.global_logits, labels, values["ap_kind"], values["ties"]
         )
-        values["global_mAP"] = average_precision.mean_average_precision(global_ap)
+        values["global_mAP"] = mean_average_precision(global_ap)
     return values
 
 
@@ -197,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of this module; returns the exit code."""
     parser = Parser(prog="python -m mlic_jax.evaluate", description=__doc__)
     parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
-    parser.add_argument("--protocol", default="mcar", choices=sorted(protocols.PROTOCOLS))
+    parser.add_argument("--protocol", default="mcar", choices=sorted(PROTOCOLS))
     parser.add_argument(
         "--label-policy", choices=POLICIES, help="of unknown labels; default: the protocol's"
     )
@@ -222,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         other = Scores.load(options.against) if options.against else None
         if other is not None:
             check_same_images(scores, other)
-        values = classification.evaluate_scores(
+        values = evaluate_scores(
             scores.logits,
             scores.labels,
             options.protocol,
