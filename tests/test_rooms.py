@@ -22,7 +22,7 @@ STOREYS = (
     ("data", "runtime"),
     ("models",),
     ("files", "command_line"),
-    ("names",),
+    ("names", "options"),
     ("errors",),
 )
 STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}

@@ -5,7 +5,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.mcar import MCAR
+from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
@@ -49,7 +51,7 @@ class Checkpoint:
     name: str
     variables: dict[str, Any]  # {"params", "batch_stats"}
     label_inputs: dict[str, Any]  # of MSRN, word_vectors [C, 300] and attention_mask [C, C]
-    model: ConfigDict  # name (trunk | mcar | msrn), backbone, width; the options of that model
+    model: ModelOptions  # with the name trunk of a backbone alone
     class_names: tuple[str, ...]  # "0", "1", ... where nobody says; none for a trunk
     image_size: int
     mean: tuple[float, ...]
@@ -59,7 +61,7 @@ class Checkpoint:
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] to what both models take, float32."""
-        return np.asarray(normalise(images, ConfigDict({"mean": self.mean, "std": self.std})))
+        return np.asarray(normalise(images, InputOptions.of(InputOptions(self.mean, self.std))))
 
 
 def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
@@ -74,7 +76,7 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
     size = image_size or preprocessing.get("image_size", TRUNK_IMAGE_SIZE)
     if size < 32 or size % 32:
         raise UsageError(f"the image size is {size}; it must be a positive multiple of 32")
-    model = _model_config(variables, info)
+    model = _model_options(info)
     names: Sequence[str] = ()
     if model.name != "trunk":
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]
@@ -93,12 +95,12 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
     )
 
 
-def _model_config(variables: Mapping, info: Mapping) -> ConfigDict:
+def _model_options(info: Mapping) -> ModelOptions:
     if "config" in info:
-        model = ConfigDict(info["config"]["model"])
-        model.localizer = "exact"  # the released one, which the reference has, whatever was chosen
-        return model
-    return ConfigDict({"name": "trunk", "backbone": info["arch"], "width": 1.0})
+        model = ModelOptions.of({**UNSAID, **info["config"]["model"]})
+        # The released one, which the reference has, whatever was chosen.
+        return replace(model, localizer="exact")
+    return ModelOptions.of({**UNSAID, "name": "trunk", "backbone": info["arch"]})
 
 
 def _label_inputs(variables: Mapping, path: Path) -> Arrays:
@@ -113,7 +115,7 @@ def training_config(checkpoint: Checkpoint) -> ConfigDict:
     And with all products in full, whatever it is trained with: the reference runs on a CPU.
     """
     config = default_config().unlock()
-    config.model = ConfigDict({**checkpoint.model, "precision": "highest"})
+    config.model.update(asdict(checkpoint.model), precision="highest")
     slow, fast = config.optim.multipliers.features, config.optim.multipliers.rest
     config.optim.multipliers = {
         name: slow if name in TRUNK_MODULES else fast for name in checkpoint.variables["params"]
@@ -145,7 +147,7 @@ class JaxSide:
             self._model = create_model(checkpoint.model, len(checkpoint.class_names), **inputs)
 
         def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-            with in_precision(checkpoint.model, training=False):  # as `evaluate` has it
+            with in_precision(checkpoint.model.precision, training=False):  # as `evaluate` has it
                 outputs, state = self._model.apply(
                     variables,
                     images,
@@ -165,10 +167,11 @@ class JaxSide:
         """Takes a step a batch, with the training step that `mlic_jax.main` runs."""
         variables = jax.tree.map(jnp.array, self._checkpoint.variables)  # a step reuses its memory
         params = variables["params"]
-        schedule = create_schedule(config.optim, len(batches), config.epochs)
-        optimizer = create_optimizer(config.optim, params, schedule)
+        options = TrainOptions.of(config)
+        schedule = create_schedule(options.optim, len(batches), options.epochs)
+        optimizer = create_optimizer(options.optim, params, schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(params))
-        train_step = make_train_step(self._model, optimizer, schedule, config)
+        train_step = make_train_step(self._model, optimizer, schedule, options)
         losses, regions = [], []
 
         def note_regions(method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -292,7 +295,7 @@ def _impose(module: Any, regions: Arrays) -> Arrays:
     return own
 
 
-def torch_state(variables: Mapping, model: ConfigDict) -> Arrays:
+def torch_state(variables: Mapping, model: ModelOptions) -> Arrays:
     """Our variables as the state_dict of the reference module, under its names."""
     if model.name == "msrn":
         state = to_torch(variables, model.backbone, "msrn")
@@ -318,7 +321,9 @@ def _torch_module(checkpoint: Checkpoint) -> Any:
     if model.name == "trunk":
         return backbones.create_backbone(model.backbone, model.width)
     if model.name == "mcar":
-        options = {name: model[name] for name in ("pooling", "top_n", "threshold", "width")}
+        options = {
+            name: getattr(model, name) for name in ("pooling", "top_n", "threshold", "width")
+        }
         return mcar.MCAR(model.backbone, len(checkpoint.class_names), **options)
     # What the layers read of the graph is the sign alone.
     inputs = checkpoint.label_inputs.values()
@@ -326,7 +331,7 @@ def _torch_module(checkpoint: Checkpoint) -> Any:
     return msrn.MSRN(model.backbone, vectors, graph, model.pool_ratio)
 
 
-def _check_reference(model: ConfigDict, resnets: Collection[str]) -> None:
+def _check_reference(model: ModelOptions, resnets: Collection[str]) -> None:
     known = {"trunk": (*resnets, "mobilenet_v2"), "mcar": (*resnets, "mobilenet_v2")}
     known["msrn"] = tuple(resnets)
     per_label = model.name == "msrn" and model.head != "dense"
