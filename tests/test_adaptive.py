@@ -52,9 +52,10 @@ def stored(make_config, checkpoint, tmp_path_factory):
 
 
 def score(config, checkpoint):
-    split = sources.open_splits(DataOptions.of(config.data))["test"]
-    model, variables, _ = scoring.load_model(ScoreOptions.of(config), checkpoint, split)
-    return scoring.score_model(model, variables, split, ScoreOptions.of(config))
+    options = ScoreOptions.of(config)
+    split = sources.open_splits(options.data)["test"]
+    model, variables, _ = scoring.load_model(options, checkpoint, split)
+    return scoring.score_model(model, variables, split, options)
 
 
 def box_probabilities(scores, top_n):
@@ -211,10 +212,11 @@ def test_a_global_pass_with_other_options(kept, config, option, value, message):
     part, name = option.split(".")
     config[part][name] = value
     with pytest.raises(UsageError) as error:
+        options = ScoreOptions.of(config)
         global_pass.read(
-            ScoreOptions.of(config),
+            options,
             split,
-            global_pass.origin_of(variables, ScoreOptions.of(config)),
+            global_pass.origin_of(variables, options),
             top_n=2,
         )
     assert message in str(error.value) and "scores.npz" in str(error.value)

@@ -79,10 +79,7 @@ def create_model(
         UsageError: an option is unknown or does not fit the number of classes, or the label inputs
             of MSRN are missing or do not fit it.
     """
-    if isinstance(config, ModelOptions):
-        options = config
-    else:
-        options = ModelOptions.of({**UNSAID, **config})
+    options = config if isinstance(config, ModelOptions) else ModelOptions.of({**UNSAID, **config})
     require_one_of("model.name", options.name, MODELS)
     require_one_of("model.precision", options.precision, PRECISIONS)
     features = create_backbone(

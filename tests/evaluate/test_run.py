@@ -37,14 +37,13 @@ def scored(make_config):
     def score(batch_size):
         config = make_config()
         config.eval.batch_size = batch_size
-        split = sources.open_splits(DataOptions.of(config.data))["test"]
+        options = TrainOptions.of(config)
+        split = sources.open_splits(options.data)["test"]
         model = create_model(config.model, len(split.class_names))
         mesh = devices.create_mesh()
-        variables = jax.device_put(
-            initial_variables(model, TrainOptions.of(config)), devices.replicated(mesh)
-        )
-        eval_step = scoring.make_eval_step(model, ScoreOptions.of(config), mesh)
-        return scoring.Evaluator(eval_step, split, ScoreOptions.of(config), mesh)(variables), split
+        variables = jax.device_put(initial_variables(model, options), devices.replicated(mesh))
+        eval_step = scoring.make_eval_step(model, options, mesh)
+        return scoring.Evaluator(eval_step, split, options, mesh)(variables), split
 
     return score
 

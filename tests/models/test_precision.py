@@ -14,7 +14,7 @@ from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.train import start
-from mlic_jax.train.optim import OptimOptions, create_optimizer, create_schedule
+from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion import sides
@@ -55,13 +55,14 @@ def batch_of(config):
 def training(config):
     model = model_of(config)
     variables = variables_of(model, config)
-    schedule = create_schedule(OptimOptions.of(config.optim), 10, 1)
-    optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
+    options = TrainOptions.of(config)
+    schedule = create_schedule(options.optim, 10, 1)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step=step, **variables, opt_state=opt_state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = make_train_step(model, optimizer, schedule, TrainOptions.of(config))
+    train_step = make_train_step(model, optimizer, schedule, options)
     return precisions(train_step, state, batch_of(config)[1], key)
 
 

@@ -16,7 +16,7 @@ from mlic_jax.models import msrn
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights, restore
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
-from mlic_jax.train.optim import OptimOptions, create_optimizer, create_schedule
+from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 
@@ -63,8 +63,9 @@ def problem():
             head="dense",
         )
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-        schedule = create_schedule(OptimOptions.of(config.optim), 3, 2)
-        optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
+        options = TrainOptions.of(config)
+        schedule = create_schedule(options.optim, 3, 2)
+        optimizer = create_optimizer(options.optim, variables["params"], schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
         batch = {
             "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),

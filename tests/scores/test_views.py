@@ -41,11 +41,10 @@ def scored(make_config, photos):
 
     def score(flip, scales):
         config.eval.flip, config.eval.scales = flip, scales
-        size = views.host_size(ScoreOptions.of(config))
+        options = ScoreOptions.of(config)
+        size = views.host_size(options)
         images = views.resize(jnp.array(photos), size)
-        return views.score_views(
-            lambda view: apply(variables, view), images, ScoreOptions.of(config)
-        )
+        return views.score_views(lambda view: apply(variables, view), images, options)
 
     def plain(images):
         return apply(variables, normalise(images, InputOptions.of(config.augment)))

@@ -23,7 +23,6 @@ from mlic_jax.models import create_model
 from mlic_jax.prepare import own_data, settings
 from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.files import Scores
-from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import create_eval_model
 from mlic_jax.train import resume, start
 from mlic_jax.train.loop import train
@@ -499,12 +498,13 @@ def test_the_recipe_fits_its_models(run, table, names, kind):
     assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
     config = read_module(Path("own/ours/ours.py")).get_config()
     config.model.name = kind
-    split = sources.open_splits(DataOptions.of(config.data))["train"]
-    constants = start.label_constants(TrainOptions.of(config), split)
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    constants = start.label_constants(options, split)
     model = create_model(config.model, len(names), **label_inputs.arguments_of(constants))
-    create_eval_model(ScoreOptions.of(config), len(names), constants)
+    create_eval_model(options, len(names), constants)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
-    create_optimizer(OptimOptions.of(config.optim), variables["params"], lambda step: 0.1)
+    create_optimizer(options.optim, variables["params"], lambda step: 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from mlic_jax.runtime.checkpoint import (
     save_weights,
 )
 from mlic_jax.train.loop import train, validate_step
-from mlic_jax.train.optim import OptimOptions, create_optimizer, create_schedule
+from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables, label_constants, shared_modules, start_weights
 from mlic_jax.train.step import TrainState, make_train_step
@@ -59,14 +59,15 @@ def step_runner(config):
     # At 0.5 the straight ramp between two cells of a map crosses exactly on a pixel, and rounding
     # alone decides where a region ends.
     config.model.threshold = 0.47
-    split = sources.open_splits(DataOptions.of(config.data))["train"]
-    constants = label_inputs.arguments_of(label_constants(TrainOptions.of(config), split))
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    constants = label_inputs.arguments_of(label_constants(options, split))
     model = create_model(config.model, len(split.class_names), **constants)
-    variables = initial_variables(model, TrainOptions.of(config))
-    schedule = create_schedule(OptimOptions.of(config.optim), 3, 2)
-    optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
+    variables = initial_variables(model, options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
 
-    alone = make_train_step(model, optimizer, schedule, TrainOptions.of(config))
+    alone = make_train_step(model, optimizer, schedule, options)
 
     def run(batch, mesh=None):
         """On one device, or on those of a mesh."""
@@ -76,9 +77,7 @@ def step_runner(config):
             return alone(state, {name: jnp.asarray(rows) for name, rows in batch.items()}, key)
         shardings = devices.lying(state, mesh)
         several = spread(model, devices.ROWS)
-        step = make_train_step(
-            several, optimizer, schedule, TrainOptions.of(config), mesh, shardings
-        )
+        step = make_train_step(several, optimizer, schedule, options, mesh, shardings)
         return step(devices.lay_out(state, shardings), devices.to_devices(batch, mesh), key)
 
     key = jax.random.key(0)

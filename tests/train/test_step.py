@@ -64,14 +64,15 @@ def take_step(make_config, batch):
             groups = (config, config.model, config.loss)
             next(group for group in groups if name in group)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
-        variables = initial_variables(model, TrainOptions.of(config))
-        schedule = create_schedule(OptimOptions.of(config.optim), 3, 2)
-        optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
+        taken = TrainOptions.of(config)
+        variables = initial_variables(model, taken)
+        schedule = create_schedule(taken.optim, 3, 2)
+        optimizer = create_optimizer(taken.optim, variables["params"], schedule)
         copies = jax.tree.map(jnp.copy, variables)
         state = TrainState(
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
-        step = make_train_step(model, optimizer, schedule, TrainOptions.of(config))
+        step = make_train_step(model, optimizer, schedule, taken)
         rows = batch | {"labels": labels(batch["labels"])}
         state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
@@ -136,10 +137,11 @@ def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, group
     config.accumulation, config.model.bn_groups = parts, groups
     config.augment.flip, config.augment.jitter = False, 0.0
     model = Pooled(Deep(partial(ConvBatchNorm, bn_groups=groups)), batch["labels"].shape[1], "avg")
-    variables = initial_variables(model, TrainOptions.of(config))
-    schedule = create_schedule(OptimOptions.of(config.optim), 3, 2)
-    optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
-    step = make_train_step(model, optimizer, schedule, TrainOptions.of(config))
+    options = TrainOptions.of(config)
+    variables = initial_variables(model, options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
+    step = make_train_step(model, optimizer, schedule, options)
     losses = []
     for real in range(1, 9):
         copies = jax.tree.map(jnp.copy, variables)
@@ -165,13 +167,14 @@ def sums_of_devices(jaxpr, in_loop=False):
 def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
     config.accumulation, config.batch_size = parts, 16
     model = spread(Pooled(Deep(), 12, "avg"), devices.ROWS)
-    variables = initial_variables(Pooled(Deep(), 12, "avg"), TrainOptions.of(config))
-    schedule = create_schedule(OptimOptions.of(config.optim), 3, 2)
-    optimizer = create_optimizer(OptimOptions.of(config.optim), variables["params"], schedule)
+    options = TrainOptions.of(config)
+    variables = initial_variables(Pooled(Deep(), 12, "avg"), options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     mesh = devices.create_mesh()
     shardings = devices.lying(state, mesh)
-    step = make_train_step(model, optimizer, schedule, TrainOptions.of(config), mesh, shardings)
+    step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
     traced = step.trace(state, devices.abstract_batch(mesh, 16, 64, 12), jax.random.key(0))
     found = collections.Counter(sums_of_devices(traced.jaxpr.jaxpr))
     of_statistics = (2 * 4 + 1, parts > 1)  # sums, squares and the number of values of 4 channels
@@ -217,11 +220,12 @@ def test_targets_are_smoothed_as_the_configuration_says(take_step):
 def test_batches_of_training_are_as_the_configuration_says(config):
     config.seed, config.data.image_size = 3, 32
     config.data.train_crop, config.data.crop_scale = "random_resized_crop", (0.3, 0.4)
-    splits = sources.open_splits(DataOptions.of(config.data))
+    options = TrainOptions.of(config)
+    splits = sources.open_splits(options.data)
     options = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
     crops = {"train_crop": "random_resized_crop", "crop_scale": (0.3, 0.4)}
     expected = list(pipeline.batches(splits["train"], first_step=2, **options, **crops))
-    got = list(training_batches(splits, TrainOptions.of(config), first_step=2))
+    got = list(training_batches(splits, options, first_step=2))
     assert len(got) == len(expected) == 4
     for batch, wanted in zip(got, expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, wanted)

@@ -217,7 +217,7 @@ def own(request, plant):
     data.year = "2007" if kind == "voc 2007" else "own"
     splits = {"train": "train", "val": "test", "test": "test"}
     data.splits = splits if kind in ("nuswide", "voc 2007", "apparel") else roles_of(())
-    return data, label_anew
+    return DataOptions.of(data), label_anew
 
 
 def shown(splits):
@@ -238,35 +238,35 @@ def named(labels, kind):
 
 def test_a_set_asks_for_nothing_until_the_annotations_change(own, monkeypatch, capsys):
     data, label_anew = own
-    splits = sources.open_splits(DataOptions.of(data))
+    splits = sources.open_splits(data)
     assert shown(splits) == named(LABELS, data.source)
     assert data.root not in (splits["train"].directory / "annotations.json").read_text()
     capsys.readouterr()
     with monkeypatch.context() as unread:
         for part in ("examples", "class_names"):
-            unread.setattr(type(sources.create(DataOptions.of(data))), part, None)
-        sources.open_splits(DataOptions.of(data))
+            unread.setattr(type(sources.create(data)), part, None)
+        sources.open_splits(data)
     assert capsys.readouterr().out == ""
     label_anew()
-    assert shown(sources.open_splits(DataOptions.of(data))) == named(AFTER, data.source)
+    assert shown(sources.open_splits(data)) == named(AFTER, data.source)
     assert "own is prepared again: " in capsys.readouterr().out
-    sources.open_splits(DataOptions.of(data))
+    sources.open_splits(data)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("own", [("yolo", False), ("lists", False)], indirect=True, ids=str)
 def test_a_photo_without_a_label_is_one_more(own, jpeg):
     data, _ = own
-    assert len(shown(sources.open_splits(DataOptions.of(data)))) == 4
+    assert len(shown(sources.open_splits(data))) == 4
     with open(f"{data.root}/photos/e.jpg", "wb") as file:
         file.write(jpeg(9))
-    assert shown(sources.open_splits(DataOptions.of(data)))["e"] == set()
+    assert shown(sources.open_splits(data))["e"] == set()
 
 
 @pytest.mark.parametrize("own", [("yolo", False)], indirect=True, ids=str)
 def test_names_of_classes_that_change(own):
     data, _ = own
-    sources.open_splits(DataOptions.of(data))
+    sources.open_splits(data)
     with open(f"{data.root}/data.yaml", "w") as file:
         file.write("names: [cat, wolf]\n")
-    assert sources.open_splits(DataOptions.of(data))["train"].class_names == ("cat", "wolf")
+    assert sources.open_splits(data)["train"].class_names == ("cat", "wolf")
