@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
@@ -61,7 +60,7 @@ class Checkpoint:
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] to what both models take, float32."""
-        return np.asarray(normalise(images, InputOptions.of(InputOptions(self.mean, self.std))))
+        return np.asarray(normalise(images, InputOptions(self.mean, self.std)))
 
 
 def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
@@ -109,7 +108,7 @@ def _label_inputs(variables: Mapping, path: Path) -> Arrays:
     return label_inputs.arguments_of(variables)
 
 
-def training_config(checkpoint: Checkpoint) -> ConfigDict:
+def training_options(checkpoint: Checkpoint) -> TrainOptions:
     """The released recipe without augmentation, so that both sides see the same pixels.
 
     And with all products in full, whatever it is trained with: the reference runs on a CPU.
@@ -121,7 +120,7 @@ def training_config(checkpoint: Checkpoint) -> ConfigDict:
         name: slow if name in TRUNK_MODULES else fast for name in checkpoint.variables["params"]
     }
     config.augment.update(flip=False, jitter=0.0, mean=checkpoint.mean, std=checkpoint.std)
-    return config
+    return TrainOptions.of(config)
 
 
 class Trunk(nn.Module):
@@ -163,11 +162,10 @@ class JaxSide:
         """Normalised images [B, S, S, 3] -> the stages "stage1", ... and the model's outputs."""
         return jax.device_get(self.apply(self._checkpoint.variables, images))
 
-    def train(self, batches: Sequence[Batch], config: ConfigDict) -> "Trained":
+    def train(self, batches: Sequence[Batch], options: TrainOptions) -> "Trained":
         """Takes a step a batch, with the training step that `mlic_jax.main` runs."""
         variables = jax.tree.map(jnp.array, self._checkpoint.variables)  # a step reuses its memory
         params = variables["params"]
-        options = TrainOptions.of(config)
         schedule = create_schedule(options.optim, len(batches), options.epochs)
         optimizer = create_optimizer(options.optim, params, schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(params))
@@ -229,7 +227,7 @@ class TorchSide:
                 return [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
 
     def train(
-        self, batches: Sequence[Batch], config: ConfigDict, regions: Sequence[Arrays]
+        self, batches: Sequence[Batch], options: TrainOptions, regions: Sequence[Arrays]
     ) -> "Trained":
         """As `JaxSide.train`, but looks again at the `regions` of each step, not at its own.
 
@@ -238,7 +236,7 @@ class TorchSide:
         import torch
 
         module, own = self._module.train(), []
-        rate, optim = config.optim.learning_rate, config.optim
+        rate, optim = options.optim.learning_rate, options.optim
         prefix = TRUNK_PREFIXES[self._checkpoint.model.name]
         named = list(module.named_parameters())
         trunk = [parameter for name, parameter in named if name.startswith(prefix)]
@@ -253,7 +251,7 @@ class TorchSide:
         for step, (images, labels) in enumerate(tqdm(batches, "train, torch", unit="step")):
             if regions:
                 own.append(_impose(module, regions[step]))
-            targets = resolve_unknown(labels, config.loss.label_policy) > 0
+            targets = resolve_unknown(labels, options.loss.label_policy) > 0
             outputs = module(_nchw(self._checkpoint.normalise(images)))
             loss = _torch_loss(outputs, torch.from_numpy(targets.astype(np.float32)))
             sgd.zero_grad()
@@ -321,10 +319,14 @@ def _torch_module(checkpoint: Checkpoint) -> Any:
     if model.name == "trunk":
         return backbones.create_backbone(model.backbone, model.width)
     if model.name == "mcar":
-        options = {
-            name: getattr(model, name) for name in ("pooling", "top_n", "threshold", "width")
-        }
-        return mcar.MCAR(model.backbone, len(checkpoint.class_names), **options)
+        return mcar.MCAR(
+            model.backbone,
+            len(checkpoint.class_names),
+            pooling=model.pooling,
+            top_n=model.top_n,
+            threshold=model.threshold,
+            width=model.width,
+        )
     # What the layers read of the graph is the sign alone.
     inputs = checkpoint.label_inputs.values()
     vectors, graph = (torch.tensor(array, dtype=torch.float32) for array in inputs)

@@ -67,11 +67,11 @@ def calibrate_run(
             set.
         Failure: see `learn_operating_point`.
     """
-    options, rule, role = ScoreOptions.of(config), config.calibration.rule, config.calibration.split
-    target = config.calibration.target or None
+    options, calibration = ScoreOptions.of(config), config.calibration
+    rule, target, role = calibration.rule, calibration.target or None, calibration.split
     rule_text(rule, target)  # before the minutes of scoring
     on_test = _is_test_split(role, options.data.splits)
-    if on_test and not config.calibration.allow_test:
+    if on_test and not calibration.allow_test:
         split = options.data.splits[role]
         raise UsageError(
             f"calibration.split={role} is the split {split!r}, on which the results are "

@@ -131,4 +131,4 @@ def test_what_verifies_a_checkpoint_is_what_evaluates_it(config):
     ours = sides.JaxSide(checkpoint)
     expected = {"convolution": {"HIGHEST"}, "dot_general": {"HIGHEST"}}
     assert precisions(ours.apply, checkpoint.variables, images) == expected
-    assert sides.training_config(checkpoint).model.precision == "highest"
+    assert sides.training_options(checkpoint).model.precision == "highest"
