@@ -45,7 +45,7 @@ class Prediction:
         if self.error is not None:
             return self.error
         if not self.labels:
-            likeliest = sorted(self.scores, key=self.scores.get)[-1:]
+            likeliest = sorted(self.scores, key=self.scores.__getitem__)[-1:]
             return "no label" + "".join(
                 f"; the likeliest is {name} {self.scores[name]:.2f}" for name in likeliest
             )

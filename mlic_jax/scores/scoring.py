@@ -15,6 +15,7 @@ from mlic_jax.data import label_inputs, pipeline
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices, processes, profiling
 from mlic_jax.runtime.checkpoint import load_weights
@@ -39,13 +40,19 @@ def create_eval_model(
         constants: variables of which the collection `label_inputs` is used, if it is there.
     """
     look = options.eval
-    model = dataclasses.replace(
+    as_seen = dataclasses.replace(
         options.model,
         top_n=look.top_n or options.model.top_n,
         local_size=look.local_size or options.model.local_size,
     )
-    inputs = label_inputs.arguments_of(constants)
-    return create_model(model, num_classes, **inputs, local_bound=look.local_bound)
+    model = create_model(as_seen, num_classes, **label_inputs.arguments_of(constants))
+    if not isinstance(model, MCAR):
+        return model
+    if not 0 <= look.local_bound < 1:
+        raise UsageError(
+            f"eval.local_bound is {look.local_bound}; it must be at least 0 and below 1"
+        )
+    return model.clone(local_bound=look.local_bound)
 
 
 def make_eval_step(
@@ -69,11 +76,12 @@ def make_eval_step(
     def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
+        run: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
 
         def apply(view: jax.Array) -> dict[str, jax.Array]:
             if not class_maps:
-                return model.apply(variables, view, **second_look)
-            outputs, beside = model.apply(variables, view, mutable=["intermediates"])
+                return run(variables, view, **second_look)
+            outputs, beside = run(variables, view, mutable=["intermediates"])
             maps = beside.get("intermediates", {}).get("class_maps", ())
             return outputs | dict(zip(("class_maps",), maps, strict=False))
 
@@ -154,8 +162,8 @@ class Evaluator:
         Raises:
             Failure: an image cannot be read, or not every image got a score.
         """
-        split, in_flight = self.split, collections.deque()
-        rows: dict[str, np.ndarray] = {}
+        split, rows = self.split, dict[str, Any]()
+        in_flight: collections.deque[dict[str, jax.Array]] = collections.deque()
         seen = np.zeros(len(split), np.int32)
 
         def collect() -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainSt
 
 def training_batches(
     splits: dict[str, Split], options: TrainOptions, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """This process's rows of all batches that are still to come."""
     return pipeline.batches(
         splits["train"],

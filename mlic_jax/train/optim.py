@@ -103,14 +103,14 @@ def group_multipliers(options: OptimOptions, params: dict) -> dict[str, float]:
     Raises:
         UsageError: a group is no module, or a module is in no group.
     """
-    multipliers = dict(options.multipliers)
-    rest = multipliers.pop("rest", None)
-    if set(multipliers) - set(params) or (rest is None and set(multipliers) != set(params)):
+    multipliers = options.multipliers
+    named = set(multipliers) - {"rest"}
+    if named - set(params) or ("rest" not in multipliers and named != set(params)):
         raise UsageError(
-            f"optim.multipliers names the groups {', '.join(sorted(options.multipliers))}; the "
+            f"optim.multipliers names the groups {', '.join(sorted(multipliers))}; the "
             f"model has {', '.join(sorted(params))}, and `rest` stands for those not named"
         )
-    return {name: multipliers.get(name, rest) for name in params}
+    return {name: multipliers[name if name in named else "rest"] for name in params}
 
 
 def create_optimizer(

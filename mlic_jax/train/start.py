@@ -60,9 +60,9 @@ def start_weights(
     backbone and what else does not depend on the classes; then `init_prior` decides the bias
     of a classifier that is fresh.
     """
-    modules = set()
+    modules: set[str] = set()
     if options.init_from:
-        loaded, info = load_weights(options.init_from)
+        loaded, info = load_weights(Path(options.init_from))
         whole = info.get("class_names") == class_names
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
         source = f"{options.init_from} ({info.get('arch', options.model.name)})"

@@ -115,7 +115,7 @@ def make_gradient(
         with in_precision(options.model.precision, training=True):
             return accumulate(gradient_of, options.accumulation, batch_stats, rows)
 
-    if mesh is None:
+    if mesh is None or shardings is None:  # one is given with the other
         return in_parts
     params_specs = devices.specs_of(shardings.params)
 
