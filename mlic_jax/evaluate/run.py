@@ -133,7 +133,7 @@ def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGra
 
     run: Callable[..., Any] = model.apply
 
-    def assign(weights: dict) -> jax.Array:
+    def assign(weights: dict[str, Any]) -> jax.Array:
         image = jnp.zeros((1, 64, 64, 3))  # no part of the result: compiled away, backbone and all
         return run(weights, image)["group_assignment"]
 

@@ -61,7 +61,7 @@ def make_eval_step(
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
     class_maps: bool = False,
-) -> Callable:
+) -> Callable[..., Any]:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
@@ -73,7 +73,7 @@ def make_eval_step(
         class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
     """
 
-    def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
         run: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
@@ -100,11 +100,11 @@ def batch_rows(options: ScoreOptions, mesh: jax.sharding.Mesh) -> int:
 
 
 def on_own_rows(
-    step: Callable,
+    step: Callable[..., Any],
     options: ScoreOptions,
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
-) -> Callable:
+) -> Callable[..., Any]:
     """`step`, (variables, rows) -> rows, as every device is to run it.
 
     Where regions are skipped, on the rows that it has and without a word to the others: the loop
@@ -133,13 +133,13 @@ class Evaluator:
             not run again.
     """
 
-    eval_step: Callable
+    eval_step: Callable[..., Any]
     split: Split
     options: ScoreOptions
     mesh: jax.sharding.Mesh
     global_outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def compiled(self, variables: dict) -> "Evaluator":
+    def compiled(self, variables: dict[str, Any]) -> "Evaluator":
         """The same with its step compiled now, for variables as these are and lie."""
         classes, size = len(self.split.class_names), views.host_size(self.options)
         rows = batch_rows(self.options, self.mesh)
@@ -152,7 +152,7 @@ class Evaluator:
         step = compilation.compile_ahead(what, self.eval_step, variables, batch)
         return dataclasses.replace(self, eval_step=step)
 
-    def __call__(self, variables: dict, profile: Path | None = None) -> Scores:
+    def __call__(self, variables: dict[str, Any], profile: Path | None = None) -> Scores:
         """The scores of the split.
 
         Args:
@@ -163,7 +163,7 @@ class Evaluator:
             Failure: an image cannot be read, or not every image got a score.
         """
         split, rows = self.split, dict[str, Any]()
-        in_flight: collections.deque[dict[str, jax.Array]] = collections.deque()
+        in_flight = collections.deque[dict[str, jax.Array]]()
         seen = np.zeros(len(split), np.int32)
 
         def collect() -> None:

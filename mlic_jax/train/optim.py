@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def create_schedule(
     return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
-def group_multipliers(options: OptimOptions, params: dict) -> dict[str, float]:
+def group_multipliers(options: OptimOptions, params: dict[str, Any]) -> dict[str, float]:
     """The multiplier of every top-level module of `params`.
 
     Raises:
@@ -114,7 +115,7 @@ def group_multipliers(options: OptimOptions, params: dict) -> dict[str, float]:
 
 
 def create_optimizer(
-    options: OptimOptions, params: dict, schedule: optax.Schedule
+    options: OptimOptions, params: dict[str, Any], schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 

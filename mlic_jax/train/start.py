@@ -77,7 +77,7 @@ def start_weights(
     return variables
 
 
-def write_overview(path: Path, params: dict, options: TrainOptions) -> None:
+def write_overview(path: Path, params: dict[str, Any], options: TrainOptions) -> None:
     """Writes every array of a model and the rate of every group; how many in all is logged."""
     multipliers = group_multipliers(options.optim, params)
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
