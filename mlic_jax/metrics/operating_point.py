@@ -323,7 +323,7 @@ def measure(scores: LabelledScores, point: OperatingPoint) -> dict[str, Any]:
         whether that is a fallback, positives, and precision, recall and F1 there (None without
         positives).
     """
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, probabilities, thresholds in (
         ("at_half", sigmoid(scores.logits), 0.5),
         ("at_operating_point", point.probabilities(scores.logits), np.array(point.thresholds)),
