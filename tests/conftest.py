@@ -17,8 +17,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+
+# Before any of these is imported: from here on they check what they are given and give back.
+CHECKED = ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
