@@ -1,6 +1,7 @@
 """Shapes and dtypes of arrays are said by annotations, all of them, and tests hold code to it."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,13 +69,24 @@ def names_bare_array(node: ast.AST) -> bool:
     return any(map(names_bare_array, ast.iter_child_nodes(node)))
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+OF_ROOMS = pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+@OF_ROOMS
 def test_every_public_array_says_its_axes(path):
     for where, annotation in public_annotations(ast.parse(path.read_text(encoding="utf-8")).body):
         assert annotation is not None, f"{path}: {where} has no annotation"
         assert where == "AnyArray" or not names_bare_array(annotation), (
             f"{path}: {where} is {ast.unparse(annotation)}, which lacks the axes"
         )
+
+
+@OF_ROOMS
+def test_every_module_is_checked(path):
+    """None was imported before `conftest.py` asked for it."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+    assert type(module.__loader__).__module__.startswith("jaxtyping.")
 
 
 @pytest.mark.parametrize(

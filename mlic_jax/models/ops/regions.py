@@ -21,7 +21,7 @@ from mlic_jax.models.precision import at_least_float32
 HIGHEST = lax.Precision.HIGHEST
 
 # Of every output along one axis: two source positions, and the weight of the second.
-Taps = tuple[Int32[Array, "B N L"], Int32[Array, "B N L"], Float32Or64[Array, "B N L"]]
+Taps = tuple[Int32[Array, "B N _"], Int32[Array, "B N _"], Float32Or64[Array, "B N _"]]
 
 
 def class_regions(
