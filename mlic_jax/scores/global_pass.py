@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mlic_jax.data.records import Split
@@ -52,7 +53,7 @@ def origin_of(variables: Mapping[str, Any], config: ConfigDict) -> dict[str, Any
 
 def read(
     config: ConfigDict, split: Split, origin: Mapping[str, Any], top_n: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, "N ..."]]:
     """The global outputs of every image of a split, from the file `config.eval.global_scores`.
 
     Args:
