@@ -1,7 +1,7 @@
 """Types of arrays that many signatures share, and what the names of axes in all of them mean.
 
-B images (the rows of a batch), H W their pixels or the positions of a map, h w those of a smaller
-one, F G features before and after, C labels, K groups of labels or of rows, N regions of an image.
+B images (the rows of a batch), H W their pixels or the positions of a map, h w those of another map,
+F G features before and after, C labels, K groups of labels or of rows, N regions of an image.
 An axis named twice in a signature has one size; the tests check that, and every dtype.
 
 `Array` is JAX's, traced or not. What only NumPy computes says `np.ndarray`, what takes either
