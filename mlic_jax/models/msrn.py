@@ -26,8 +26,8 @@ class MSRN(nn.Module):
     Attributes:
         features: the backbone; its last three maps are attended to.
         word_vectors: a vector for every label.
-        attention_mask: True where label i (row) attends to label j (column) in the
-            graph, itself included.
+        attention_mask: True where label i (row) attends to label j (column) in the graph, itself
+            included.
         num_groups: K, of the groups that the labels pool into.
         head: `dense` (as released: two layers over everything) or `per_label` (a label's score
             from what it and the one group that it most belongs to see, with weights of its own).
