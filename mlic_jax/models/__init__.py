@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
@@ -61,8 +62,8 @@ def create_backbone(
 def create_model(
     config: ModelOptions | ConfigDict,
     num_classes: int,
-    word_vectors: np.ndarray | None = None,
-    attention_mask: np.ndarray | None = None,
+    word_vectors: Shaped[np.ndarray, "..."] | None = None,
+    attention_mask: Shaped[np.ndarray, "..."] | None = None,
 ) -> nn.Module:
     """The model that `config.model` describes, for `num_classes` labels.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
@@ -52,7 +53,7 @@ def origin_of(variables: Mapping[str, Any], options: ScoreOptions) -> dict[str, 
 
 def read(
     options: ScoreOptions, split: Split, origin: Mapping[str, Any], top_n: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, "N ..."]]:
     """The global outputs of every image of a split, from the file `config.eval.global_scores`.
 
     Args:

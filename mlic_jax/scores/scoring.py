@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Shaped
 from tqdm import tqdm
 
 from mlic_jax.data import label_inputs, pipeline
@@ -129,15 +130,17 @@ class Evaluator:
         split: of N images.
         options: of which `eval` and `data` are used.
         mesh: the devices.
-        global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
-            not run again.
+        global_outputs: the `GLOBAL_OUTPUTS` of an earlier evaluation; their stream is not run
+            again.
     """
 
     eval_step: Callable[..., Any]
     split: Split
     options: ScoreOptions
     mesh: jax.sharding.Mesh
-    global_outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def compiled(self, variables: dict[str, Any]) -> "Evaluator":
         """The same with its step compiled now, for variables as these are and lie."""
@@ -197,7 +200,7 @@ class Evaluator:
             image_size=self.options.data.image_size,
         )
 
-    def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, profile: Path | None) -> Iterable[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
         rows = batch_rows(self.options, self.mesh)
         batches = pipeline.batches(
