@@ -5,9 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mlic_jax.data.options import DataOptions
-from mlic_jax.train.options import TrainOptions
-
 DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,6 +27,9 @@ jaxtyping.install_import_hook(
     ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses"),
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+from mlic_jax.data.options import DataOptions
+from mlic_jax.train.options import TrainOptions
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
