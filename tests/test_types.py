@@ -1,4 +1,4 @@
-"""The types of the package: mypy finds nothing wrong with them, and those who import it get them."""
+"""The types of the package: mypy finds nothing wrong, and those who import it get them."""
 
 import subprocess
 import sys

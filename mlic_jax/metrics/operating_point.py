@@ -37,11 +37,25 @@ BINS = 15
 class LabelledScores(Protocol):
     """What is needed of the scores of a split: `mlic_jax.scores.files.Scores` has it."""
 
-    logits: np.ndarray  # float32 [N, C]
-    labels: np.ndarray  # int8 [N, C] in {+1, 0, -1}
-    class_names: np.ndarray  # str [C]
-    set_name: str
-    split: str
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [N, C]."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int8 [N, C] in {+1, 0, -1}."""
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """str [C]."""
+
+    @property
+    def set_name(self) -> str:
+        """Of the prepared set."""
+
+    @property
+    def split(self) -> str:
+        """Of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ def annotated(phase: str) -> Callable[[F], F]:
 
 
 def profiled(
-    batches: Generator[Mapping[str, np.ndarray]], total: int, loop: str, folder: Path | None
-) -> Iterator[Mapping[str, np.ndarray]]:
+    batches: Generator[dict[str, np.ndarray]], total: int, loop: str, folder: Path | None
+) -> Generator[dict[str, np.ndarray]]:
     """Yields the batches of a loop, traces the loop's body for a few of them, and closes them.
 
     After `SKIPPED_STEPS` (fewer where the loop is short) it traces `TRACED_STEPS`, writes the trace
@@ -110,8 +110,8 @@ def profiled(
 
 
 def _traced(
-    batches: Iterator[Mapping[str, np.ndarray]], steps: range, loop: str, folder: Path
-) -> Iterator[Mapping[str, np.ndarray]]:
+    batches: Iterator[dict[str, np.ndarray]], steps: range, loop: str, folder: Path
+) -> Iterator[dict[str, np.ndarray]]:
     options = jax.profiler.ProfileOptions()
     # Else the processes of one machine would write files of one name.
     options.session_id = f"process_{jax.process_index()}"
