@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ class Evaluator:
             image_size=self.options.data.image_size,
         )
 
-    def _batches(self, profile: Path | None) -> Iterable[dict[str, np.ndarray]]:
+    def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
         rows = batch_rows(self.options, self.mesh)
         batches = pipeline.batches(
@@ -214,7 +214,7 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         total = pipeline.steps_per_epoch(len(self.split), rows)
-        return tqdm(
+        bar = tqdm(
             profiling.profiled(batches, total, "evaluate", profile),
             f"score {self.split.split}",
             total,
@@ -222,6 +222,7 @@ class Evaluator:
             leave=False,
             disable=not processes.is_first(),
         )
+        return iter(bar)
 
 
 def load_model(
