@@ -104,7 +104,7 @@ def _escaped(found: re.Match[str]) -> str:
         return rf"\u{ord(character):04x}"
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file. What is none, and might never end, is not waited for.
 
     Raises:
