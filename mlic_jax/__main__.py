@@ -31,7 +31,7 @@ MODULES = {
     "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
     "convert": ("weight_conversion.convert", "checkpoints from PyTorch, and back"),
-    "verify": ("weight_conversion.verify", "compare a checkpoint with PyTorch"),
+    "verify": ("weight_conversion.verify.command", "compare a checkpoint with PyTorch"),
 }
 LISTS = {
     "recipes": "the recipes that come with this",
@@ -85,8 +85,7 @@ def answer(command: str, words: Sequence[str]) -> str:
         return options_text(" ".join(words))
     shell = words[0] if words else ""
     require_one_of("the shell", shell, completion.SCRIPTS)
-    commands = {name: flags_of(name) for name in (*main.MODES, *MODULES)}
-    return completion.SCRIPTS[shell](commands | dict.fromkeys(LISTS, ()))
+    return completion.SCRIPTS[shell](flags_of_commands())
 
 
 def help_text() -> str:
@@ -122,6 +121,11 @@ def options_text(text: str) -> str:
         for name, option in found.items()
     ]
     return "\n".join(lines)
+
+
+def flags_of_commands() -> dict[str, list[str]]:
+    """Every command, with the flags of each."""
+    return {name: flags_of(name) for name in (*main.MODES, *MODULES)} | {name: [] for name in LISTS}
 
 
 def flags_of(command: str) -> list[str]:
