@@ -64,7 +64,7 @@ def test_zsh_reads_the_script_of_bash(commands):
 
 def test_fish(commands):
     script = completion.fish(commands)
-    assert "complete -c mlic -f -n __fish_use_subcommand -a 'train prepare" in script
+    assert "complete -c mlic -f -n __fish_use_subcommand -a 'train evaluate" in script
     seen = "complete -c mlic -n '__fish_seen_subcommand_from train' -l"
     assert f"{seen} recover\n" in script
     assert f"{seen} config -x -a '{' '.join(recipes.known())}'\n" in script

@@ -26,13 +26,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from mlic_jax.command_line import mode_command
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
 
 Tree = dict[str, Any]
 
-RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
 
 
@@ -74,7 +74,7 @@ def run_checkpoints(workdir: Path) -> list[Path]:
     return [*steps_in(folder), *steps_in(folder / "latest"), *steps_in(folder / "best")]
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path | str) -> Path:
     """The folder of the checkpoint that `path` means; see `load_weights`.
 
     Raises:
@@ -172,7 +172,8 @@ def check_digests(checkpoint: Path, items: Collection[str] = ("variables", "trai
 
 def _advice(checkpoint: Path) -> str:
     if checkpoint.name.isdigit():
-        return f"Of a run, {RECOVER}"
+        go_on = mode_command("train", "--recover", "...")
+        return f"Of a run, `{go_on}` sets it aside and goes on from the last good one"
     return "Delete it, and convert it again"
 
 
