@@ -42,7 +42,10 @@ LISTS = {
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code, or ends the process with it."""
-    command, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    command, *words = given or ["--help"]
     if command in main.MODES or command in MODULES:
         sys.argv = [f"mlic {command}", *words]
         if is_mode(command, words):
@@ -75,7 +78,7 @@ def answer(command: str, words: Sequence[str]) -> str:
     if command == "--version":
         return f"mlic_jax {__version__}"
     if command not in LISTS:
-        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS))
+        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS, "--help", "--version"))
         raise UsageError(f"mlic has no command {command!r}, see mlic --help{near}")
     if {"--help", "-h"} & set(words):
         return f"mlic {command}  {LISTS[command]}"

@@ -326,8 +326,8 @@ def changed_thresholds(
     for name, value in threshold.items():
         if name not in class_names:
             raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
-        if not 0 <= value <= 1:
-            raise UsageError(f"a threshold is {value}; it must be a probability, 0 to 1")
+        if not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):
+            raise UsageError(f"a threshold is {value!r}; it must be a probability, 0 to 1")
         changed[class_names.index(name)] = value
     return changed
 

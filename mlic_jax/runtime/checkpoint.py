@@ -82,6 +82,11 @@ def find_checkpoint(path: Path | str) -> Path:
         Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
     """
     path = Path(os.path.realpath(path))  # whose names say what run it is of
+    if path.is_file():
+        convert = "a checkpoint of PyTorch becomes one by `mlic convert`"
+        raise UsageError(
+            f"no checkpoint at {path}: it is a file, and a checkpoint a folder; {convert}"
+        )
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
     if path.name == "checkpoints" and steps_in(path):

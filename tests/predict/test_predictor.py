@@ -236,7 +236,7 @@ def test_thresholds_and_numbers_of_labels_are_asked_for(predictor, photos):
     name = predictor.class_names[0]
     with pytest.raises(UsageError, match=rf"no label '{name}s'; did you mean '{name}'\?$"):
         predictor(photos[0], threshold={f"{name}s": 0.5})
-    for wrong in (1.5, -0.1, float("nan"), {name: 2}):
+    for wrong in (1.5, -0.1, float("nan"), "0.5", {name: 2}):
         with pytest.raises(UsageError, match="must be a probability, 0 to 1"):
             predictor(photos[0], threshold=wrong)
     for wrong in (0, 13, 2.5):
