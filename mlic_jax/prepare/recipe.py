@@ -32,15 +32,15 @@ def place_of_recipe(output: Path, name: str) -> Path:
     """
     card = output / "data_card.json"
     known = json_text.read(card).get(RECIPE) if card.is_file() else None
-    recipe = output / f"{name}.py"
-    for number in itertools.count(1):
-        if not recipe.is_file():
-            break
-        if digest_of(recipe.read_text(encoding="utf-8", errors="replace")) == known:
-            break
-        aside = output / f"{name}_new{number if number > 1 else ''}.py"
+    recipe, numbers = output / f"{name}.py", itertools.count(1)
+
+    def is_changed() -> bool:
+        return digest_of(recipe.read_text(encoding="utf-8", errors="replace")) != known
+
+    while recipe.is_file() and is_changed():
         print(f"{recipe} has been changed and stays as it is; the recipe of now is beside it")
-        recipe = aside
+        number = next(numbers)
+        recipe = output / f"{name}_new{number if number > 1 else ''}.py"
     return recipe
 
 
