@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)  # nor does absl take a part
+        kwargs.setdefault("allow_abbrev", False)  # nor does absl take a part of a name
+        super().__init__(*args, **kwargs)
         if called_mlic() and "prog" in kwargs:
             self.prog = sys.argv[0]
 

@@ -58,6 +58,8 @@ def test_lists(capsys):
             ["build-word-vectors", "--classes=cooc", "--package", "--output=x"],
             "did you mean 'coco'?",
         ),
+        # A part of an option is none, as absl has it for modes.
+        (["prepare", "--images=x", "--nam=y"], "did you mean '--name'?"),
         (["voc-server", "wriet"], "did you mean 'write'?"),
     ],
 )

@@ -29,7 +29,7 @@ from mlic_jax.data import transforms
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.names import did_you_mean
+from mlic_jax.names import did_you_mean, require_one_of
 from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
@@ -306,6 +306,7 @@ def load_model(
             "--vectors"
         )
     for name, value in look.items():
+        require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
             config.eval[name] = tuple(value) if name == "scales" else value
     return config, variables, metadata

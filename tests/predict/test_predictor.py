@@ -387,6 +387,8 @@ def test_arguments_go_before_the_checkpoint(run, checkpoint, tmp_path):
         Predictor.from_checkpoint(checkpoint, scales=[50])
     with pytest.raises(UsageError, match="batch_size is 0"):
         Predictor.from_checkpoint(checkpoint, batch_size=0)
+    with pytest.raises(UsageError, match=r"'fllip'; known are .*; did you mean 'flip'\?"):
+        Predictor.from_checkpoint(checkpoint, fllip=True)
 
 
 def test_options_that_are_newer_than_the_checkpoint(run, checkpoint, tmp_path):
