@@ -62,7 +62,7 @@ def make_eval_step(
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
     class_maps: bool = False,
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
@@ -151,8 +151,9 @@ class Evaluator:
             batch[name] = jax.ShapeDtypeStruct(
                 (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(self.mesh)
             )
-        what = "the evaluation step"
-        step = compilation.compile_ahead(what, self.eval_step, variables, batch)
+        what, step = "the evaluation step", self.eval_step
+        assert isinstance(step, jax.stages.Wrapped), "it is compiled already"
+        step = compilation.compile_ahead(what, step, variables, batch)
         return dataclasses.replace(self, eval_step=step)
 
     def __call__(self, variables: dict[str, Any], profile: Path | None = None) -> Scores:
