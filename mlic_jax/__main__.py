@@ -31,7 +31,7 @@ MODULES = {
     "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
     "convert": ("weight_conversion.convert", "checkpoints from PyTorch, and back"),
-    "verify": ("weight_conversion.verify", "compare a checkpoint with PyTorch"),
+    "verify": ("weight_conversion.verify.command", "compare a checkpoint with PyTorch"),
 }
 LISTS = {
     "recipes": "the recipes that come with this",
@@ -42,7 +42,10 @@ LISTS = {
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code, or ends the process with it."""
-    command, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    command, *words = given or ["--help"]
     if command in main.MODES or command in MODULES:
         sys.argv = [f"mlic {command}", *words]
         if is_mode(command, words):
@@ -75,7 +78,7 @@ def answer(command: str, words: Sequence[str]) -> str:
     if command == "--version":
         return f"mlic_jax {__version__}"
     if command not in LISTS:
-        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS))
+        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS, "--help", "--version"))
         raise UsageError(f"mlic has no command {command!r}, see mlic --help{near}")
     if {"--help", "-h"} & set(words):
         return f"mlic {command}  {LISTS[command]}"
@@ -85,8 +88,7 @@ def answer(command: str, words: Sequence[str]) -> str:
         return options_text(" ".join(words))
     shell = words[0] if words else ""
     require_one_of("the shell", shell, completion.SCRIPTS)
-    commands = {name: flags_of(name) for name in (*main.MODES, *MODULES)}
-    return completion.SCRIPTS[shell](commands | dict.fromkeys(LISTS, ()))
+    return completion.SCRIPTS[shell](flags_of_commands())
 
 
 def help_text() -> str:
@@ -122,6 +124,11 @@ def options_text(text: str) -> str:
         for name, option in found.items()
     ]
     return "\n".join(lines)
+
+
+def flags_of_commands() -> dict[str, list[str]]:
+    """Every command, with the flags of each."""
+    return {name: flags_of(name) for name in (*main.MODES, *MODULES)} | {name: [] for name in LISTS}
 
 
 def flags_of(command: str) -> list[str]:

@@ -19,6 +19,7 @@ from mlic_jax import recipes
 from mlic_jax.command_line import (
     NearEnumParser,
     asked_of_config,
+    called_mlic,
     exit_code,
     hush_strays,
     parse_flags,
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
         for flag in known:
             given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
             if given and MODE.value not in modes:
-                raise UsageError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {MODE.value}")
+                raise UsageError(f"--{flag.name} is for {', '.join(modes)}, not for {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
@@ -192,7 +193,7 @@ def help_text(argv: Sequence[str]) -> str:
     """What `--help` says: of the mode that a command line names, or of all."""
     named = re.search(rf"--?mode[= ]({'|'.join(MODES)})\b", " ".join(argv))
     modes = (named[1],) if named else tuple(MODES)
-    program = argv[0] if argv[0].startswith("mlic ") else "python -m mlic_jax.main --mode MODE"
+    program = argv[0] if called_mlic() else "python -m mlic_jax.main --mode MODE"
     lines = [f"usage: {program} --OPTION=VALUE ...", ""]
     lines += [f"  {mode:16} {MODES[mode]}" for mode in modes]
     groups = (*FLAGS_OF_MODES.items(), (("train", "evaluate"), OF_PROCESSES))

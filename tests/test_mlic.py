@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic_jax.__main__ import is_mode, run
+from mlic_jax.__main__ import LISTS, is_mode, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +28,8 @@ def test_lists(capsys):
     assert run(["--help"]) == run([]) == 0
     first, second = capsys.readouterr().out.split("usage: ")[1:]
     assert first == second
+    assert run(["help"]) == run(["help", "recipes"]) == 0
+    assert capsys.readouterr().out == f"usage: {first}mlic recipes  {LISTS['recipes']}\n"
     for command in ("train", "predict", "prepare", "convert", "verify", "recipes", "completion"):
         assert f"\n  {command} " in first
     assert run(["recipes"]) == 0
@@ -40,6 +42,8 @@ def test_lists(capsys):
     ("words", "message"),
     [
         (["trian"], "mlic has no command 'trian', see mlic --help; did you mean 'train'?"),
+        (["--verison"], "did you mean '--version'?"),
+        (["evaluate", "."], "no score file at .: a folder; of a run's it is --workdir"),
         (
             ["options", "momentm"],
             "no option has 'momentm' in name or meaning; did you mean 'optim.",
@@ -54,6 +58,8 @@ def test_lists(capsys):
             ["build-word-vectors", "--classes=cooc", "--package", "--output=x"],
             "did you mean 'coco'?",
         ),
+        # A part of an option is none, as absl has it for modes.
+        (["prepare", "--images=x", "--nam=y"], "did you mean '--name'?"),
         (["voc-server", "wriet"], "did you mean 'write'?"),
     ],
 )

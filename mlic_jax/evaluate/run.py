@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.command_line import Parser, exit_code
+from mlic_jax.config import check_config
 from mlic_jax.data import sources, transforms
 from mlic_jax.data.label_policy import POLICIES, LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Record, Split
@@ -71,8 +72,8 @@ def compute_metrics(
 
 def evaluate_run(
     config: ConfigDict,
-    workdir: Path,
-    checkpoint: Path | None = None,
+    workdir: Path | str,
+    checkpoint: Path | str | None = None,
     profile: bool = False,
     overrides: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -88,8 +89,10 @@ def evaluate_run(
         overrides: the options of `config` that are not the checkpoint's: {name: (old, new)}.
 
     Raises:
-        UsageError: there is no checkpoint, or it is of another model or other classes.
+        UsageError: the configuration is not sound, there is no checkpoint, or it is of another
+            model or other classes.
     """
+    check_config(config)
     options, measured = ScoreOptions.of(config), MetricOptions.of(config.eval)
     path, workdir = find_checkpoint(checkpoint or workdir), Path(workdir)
     splits = processes.first_alone(lambda: sources.open_splits(options.data))

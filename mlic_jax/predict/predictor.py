@@ -29,7 +29,7 @@ from mlic_jax.data import transforms
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.names import did_you_mean
+from mlic_jax.names import did_you_mean, require_one_of
 from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
@@ -314,6 +314,7 @@ def load_model(
             "--vectors"
         )
     for name, value in look.items():
+        require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
             config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
@@ -339,8 +340,8 @@ def changed_thresholds(
     for name, value in threshold.items():
         if name not in class_names:
             raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
-        if not 0 <= value <= 1:
-            raise UsageError(f"a threshold is {value}; it must be a probability, 0 to 1")
+        if not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):
+            raise UsageError(f"a threshold is {value!r}; it must be a probability, 0 to 1")
         changed[class_names.index(name)] = value
     return changed
 
