@@ -34,6 +34,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def without_jax(tmp_path_factory) -> Path:
+    """A folder for `PYTHONPATH` with which a process that imports JAX ends in an error of ours."""
+    folder = tmp_path_factory.mktemp("without_jax")
+    (folder / "jax.py").write_text("raise AssertionError('this needs no JAX, which takes seconds')")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory) -> Path:
     """Where the tests' small sets are prepared, once a session."""
     return tmp_path_factory.mktemp("prepared")
