@@ -17,8 +17,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+
+# Before any of these is imported: from here on they check what they are given and give back, an
+# int for a float as type checkers do.
+jaxtyping.install_import_hook(
+    ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses"),
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+from mlic_jax.data.options import DataOptions
+from mlic_jax.train.options import TrainOptions
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -110,9 +121,9 @@ def fresh_run() -> Callable:
     from mlic_jax.train.start import initial_variables
 
     def make(config, workdir=Path()):
-        split = sources.open_splits(config.data)["train"]
+        split = sources.open_splits(DataOptions.of(config.data))["train"]
         model = create_model(config.model, len(split.class_names))
-        return jax.device_get(initial_variables(model, config)), run_metadata(
+        return jax.device_get(initial_variables(model, TrainOptions.of(config))), run_metadata(
             config, split, workdir
         )
 

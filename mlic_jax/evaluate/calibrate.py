@@ -3,6 +3,7 @@
 `--mode calibrate --workdir RUN` of mlic_jax.main stores it in the run's checkpoint.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from mlic_jax.metrics.operating_point import OperatingPoint, learn_operating_poi
 from mlic_jax.reports.calibration import figures_text, summary, write_results
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint import find_checkpoint, update_metadata
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import load_model, score_model
 
 
@@ -33,22 +35,22 @@ def calibrate_run(
             set.
         Failure: see `learn_operating_point`.
     """
-    options, target = config.calibration, config.calibration.target or None
-    rule_text(options.rule, target)  # before the minutes of scoring
-    on_test = _is_test_split(config)
-    if on_test and not options.allow_test:
-        split = config.data.splits[options.split]
+    options, calibration = ScoreOptions.of(config), config.calibration
+    rule, target, role = calibration.rule, calibration.target or None, calibration.split
+    rule_text(rule, target)  # before the minutes of scoring
+    on_test = _is_test_split(role, options.data.splits)
+    if on_test and not calibration.allow_test:
         raise UsageError(
-            f"calibration.split={options.split} is the split {split!r}, on which the results are "
-            "reported: choose another one, or say --config.calibration.allow_test=True and have it "
-            "named"
+            f"calibration.split={role} is the split {options.data.splits[role]!r}, on which the "
+            "results are reported: choose another one, or say "
+            "--config.calibration.allow_test=True and have it named"
         )
-    path = find_checkpoint(checkpoint or workdir)
-    split = sources.open_splits(config.data)[options.split]
-    model, variables, metadata = load_model(config, path, split)
+    path = find_checkpoint(Path(checkpoint or workdir))
+    split = sources.open_splits(options.data)[role]
+    model, variables, metadata = load_model(options, path, split)
     others = as_predicted(metadata, config, path)
-    scores = score_model(model, variables, split, config)
-    point = learn_operating_point(scores, options.rule, target, on_test=on_test)
+    scores = score_model(model, variables, split, options)
+    point = learn_operating_point(scores, rule, target, on_test=on_test)
     if processes.is_first():
         workdir = Path(workdir)
         scores.save(workdir / f"scores_{scores.split}.npz")
@@ -66,8 +68,7 @@ def calibrate_run(
     return point
 
 
-def _is_test_split(config: ConfigDict) -> bool:
-    role, splits = config.calibration.split, config.data.splits
+def _is_test_split(role: str, splits: Mapping[str, str]) -> bool:
     if role not in splits or not splits[role]:
         raise UsageError(f"calibration.split is {role!r}; data.splits has {', '.join(splits)}")
     return splits[role] == splits.get("test")
