@@ -25,8 +25,11 @@ MODULES = {
         "mlic_jax.prepare.own_data",
         "--images DIR: make your own photos ready to train on",
     ),
-    "evaluate": ("mlic_jax.evaluate.run", "SCORES.npz: metrics of a score file alone"),
-    "calibrate": ("mlic_jax.evaluate.calibrate", "SCORES.npz: thresholds from a score file alone"),
+    "evaluate": ("mlic_jax.evaluate.score_file", "SCORES.npz: metrics of a score file alone"),
+    "calibrate": (
+        "mlic_jax.evaluate.calibrate_score_file",
+        "SCORES.npz: thresholds from a score file alone",
+    ),
     "build-word-vectors": ("mlic_jax.prepare.word_vectors", "for MSRN: what it knows of labels"),
     "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),

@@ -90,7 +90,7 @@ def test_the_first_pages_are_short():
     assert all(f"(docs/{page.name})" in PAGES[0].read_text() for page in PAGES[3:])
 
 
-@pytest.mark.parametrize("title", ["test", "torch", "numerical"])
+@pytest.mark.parametrize("title", ["test", "torch", "numerical", "coverage"])
 def test_the_commands_that_ci_reads(title):
     block = re.compile(rf"^<!-- command: {title} -->$(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
     (found,) = block.findall(PAGES[0].read_text())

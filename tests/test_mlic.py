@@ -100,12 +100,13 @@ def test_one_word_for_a_run_and_for_a_file(line, mode):
         (("mlic_jax.predict",), 2, "error: --checkpoint is missing"),
         (("mlic_jax.evaluate",), 2, "error: --workdir is missing, and --checkpoint too"),
         (("mlic_jax.evaluate", "no.npz"), 2, "error: no score file at no.npz"),
+        (("mlic_jax.calibrate", "no.npz"), 2, "error: no score file at no.npz"),
         (("mlic_jax.calibrate",), 2, "error: --workdir is missing, and --checkpoint too"),
         (("mlic_jax.voc_server", "--help"), 0, "usage: mlic voc-server "),
     ],
 )
-def test_every_door_leads_somewhere(words, code, said):
-    answer = as_module(*words)
+def test_every_door_leads_somewhere(words, code, said, without_jax):
+    answer = as_module(*words, path=os.pathsep.join(map(str, (without_jax, ROOT))))
     assert answer.returncode == code
     assert (answer.stdout + answer.stderr).startswith(said)
 
@@ -122,12 +123,14 @@ def test_a_reader_that_ends_early_sees_no_error():
     assert (answer.stdout, answer.stderr) == ("", "")
 
 
-def test_lists_come_without_jax():
-    """Which takes seconds to import."""
-    program = (
-        "import sys; from mlic_jax.__main__ import run; run(['options', 'seed']);"
-        "sys.exit('jax' in sys.modules or 'sklearn' in sys.modules)"
-    )
+def test_lists_and_misspelt_files_need_no_library_of_seconds():
+    program = """
+import sys
+from mlic_jax.__main__ import run
+for words in (["--help"], ["options", "seed"], ["evaluate", "no.npz"], ["calibrate", "no.npz"]):
+    run(words)
+assert not {"jax", "sklearn"} & sys.modules.keys()
+"""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
