@@ -334,10 +334,10 @@ def changed_thresholds(
     class_names: Sequence[str], thresholds: np.ndarray, threshold: Thresholds
 ) -> np.ndarray:
     """The thresholds `[C]` with those that are asked for; see `Predictor.__call__`."""
-    if not isinstance(threshold, Mapping):
-        threshold = dict.fromkeys(class_names, threshold)
+    asked: Mapping[str, Any]  # from people, so it may be anything
+    asked = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
     changed = np.array(thresholds, np.float64)
-    for name, value in threshold.items():
+    for name, value in asked.items():
         if name not in class_names:
             raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
         if not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):

@@ -62,10 +62,11 @@ class MetricWriter:
 
 def _event_writer(folder: Path, purge_step: int) -> Any:
     """tensorboardX's, kept from importing PyTorch: two seconds for nothing that scalars need."""
-    hidden = sys.modules.setdefault("torch", None)  # None: there is no such module
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.setdefault("torch", None)  # None: there is no such module
     try:
         from tensorboardX import SummaryWriter
     finally:
         if hidden is None:
-            del sys.modules["torch"]
+            del modules["torch"]
     return SummaryWriter(str(folder), purge_step=purge_step)
