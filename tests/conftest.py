@@ -24,7 +24,7 @@ import pytest
 # Before any of these is imported: from here on they check what they are given and give back, an
 # int for a float as type checkers do.
 jaxtyping.install_import_hook(
-    ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses"),
+    ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses", "mlic_jax.train.label_losses"),
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -11,6 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Integer
+
+# Of one label or of many.
+Values = Float[Array, "*labels"]
 
 HILL_PEAK = 1.5  # lambda: the negative loss falls again from p = 1 on
 HILL_MARGIN = 1.0  # m: positives count as if their logits were lower by so much
@@ -19,8 +23,8 @@ HILL_MARGIN = 1.0  # m: positives count as if their logits were lower by so much
 class LabelLoss(NamedTuple):
     """What a label costs, of logits: where it is present, and where it is absent."""
 
-    present: Callable[[jax.Array], jax.Array]
-    absent: Callable[[jax.Array], jax.Array]
+    present: Callable[[Values], Values]
+    absent: Callable[[Values], Values]
 
 
 def cross_entropy() -> LabelLoss:
@@ -36,7 +40,7 @@ def focal(gamma: float, alpha: float) -> LabelLoss:
         alpha: the weight of what is present, 1 - alpha of what is absent; 0.25 as published.
     """
 
-    def cost(x: jax.Array) -> jax.Array:
+    def cost(x: Values) -> Values:
         return -jnp.exp(gamma * log_p(-x)) * log_p(x)
 
     return LabelLoss(lambda x: alpha * cost(x), lambda x: (1 - alpha) * cost(-x))
@@ -53,10 +57,10 @@ def asymmetric(gamma_present: float, gamma_absent: float, clip: float) -> LabelL
         clip: m, by which probabilities of absent labels are lowered first; 0.05 as published.
     """
 
-    def present(x: jax.Array) -> jax.Array:
+    def present(x: Values) -> Values:
         return -lax.stop_gradient(jnp.exp(gamma_present * log_p(-x))) * log_p(x)
 
-    def absent(x: jax.Array) -> jax.Array:
+    def absent(x: Values) -> Values:
         if clip == 0:
             return -lax.stop_gradient(jnp.exp(gamma_absent * log_p(x))) * log_p(-x)
         shifted = jnp.maximum(jax.nn.sigmoid(x) - clip, 0)
@@ -75,34 +79,35 @@ def hill(gamma: float) -> LabelLoss:
         gamma: 2 as published.
     """
 
-    def absent(x: jax.Array) -> jax.Array:
+    def absent(x: Values) -> Values:
         p = jax.nn.sigmoid(x)
         return (HILL_PEAK - p) * p**2
 
     return LabelLoss(lambda x: 2 * focal(gamma, 0.5).present(x - HILL_MARGIN), absent)
 
 
-def missing_as_present(x: jax.Array, targets: jax.Array, tau: float) -> jax.Array:
+def missing_as_present(x: Values, targets: Values, tau: float) -> Values:
     """SPLC: the targets with those above a probability of `tau` as present (arXiv 2112.07368).
 
     Args:
-        x: logits `[B, C]`.
-        targets: float32 `[B, C]`.
+        x: logits.
         tau: 0.6 as published.
     """
     return jnp.where(lax.stop_gradient(jax.nn.sigmoid(x)) > tau, 1, targets)
 
 
-def large_losses(costs: jax.Array, absent: jax.Array, share: jax.Array) -> jax.Array:
+def large_losses(
+    costs: Float[Array, "B C"], absent: Bool[Array, "B C"], share: Float[Array, ""]
+) -> Bool[Array, "B C"]:
     """Which labels that are given as absent are among the costliest (arXiv 2206.03740).
 
     Args:
-        costs: float32 `[B, C]`, of each label.
-        absent: bool `[B, C]`, of which labels: known and given as absent.
-        share: float32 scalar, of them, in [0, 1]; rounded down to a number of labels.
+        costs: of each label.
+        absent: of which labels: known and given as absent.
+        share: of them, in [0, 1]; rounded down to a number of labels.
 
     Returns:
-        bool `[B, C]`; of equal costs at the limit none.
+        Those labels; of equal costs at the limit none.
     """
     ranked = jnp.sort(jnp.where(absent, costs, -jnp.inf).ravel(), descending=True)
     count = jnp.floor(share * jnp.sum(absent, dtype=jnp.float32)).astype(jnp.int32)
@@ -110,18 +115,17 @@ def large_losses(costs: jax.Array, absent: jax.Array, share: jax.Array) -> jax.A
     return absent & (costs > limit) & (count > 0)
 
 
-def balanced_weights(positives: jax.Array, images: int, rule: str) -> jax.Array:
+def balanced_weights(
+    positives: Integer[Array, " C"], images: int, rule: str
+) -> Float32[Array, " C"]:
     """Weights of the classes, rare ones more, with the mean 1 after they are clipped to 0.1 to 10.
 
     Args:
-        positives: `[C]`, how many images show each class.
+        positives: how many images show each class.
         images: in all.
         rule: `inverse`, of the frequency; or `effective`, of the number of images that are
             different, (1 - b^n) / (1 - b) with b = 1 - 1 / images (Cui et al. 2019, arXiv
             1901.05555).
-
-    Returns:
-        float32 `[C]`.
     """
     counts = jnp.maximum(positives.astype(jnp.float32), 1)
     if rule == "effective":
@@ -131,6 +135,6 @@ def balanced_weights(positives: jax.Array, images: int, rule: str) -> jax.Array:
     return weights / jnp.mean(weights)
 
 
-def log_p(x: jax.Array) -> jax.Array:
+def log_p(x: Values) -> Values:
     """The logarithm of sigmoid(x)."""
     return jax.nn.log_sigmoid(x)

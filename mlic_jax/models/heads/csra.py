@@ -1,10 +1,11 @@
 """CSRA: class-specific residual attention (Zhu and Wu, ICCV 2021, arXiv 2108.02456)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import Float32Or64, Outputs
 from mlic_jax.models.msrn import uniform
 from mlic_jax.models.precision import at_least_float32
 
@@ -34,8 +35,8 @@ class CSRA(nn.Module):
     residual: float = 0.1
 
     @nn.compact
-    def __call__(self, maps: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Scores the maps `[B, h, w, F]` of a backbone.
+    def __call__(self, maps: Float[Array, "B h w F"], train: bool = False) -> Outputs:
+        """Scores the last maps of a backbone.
 
         Returns:
             `logits`, float32 `[B, C]`; and `class_maps`, float32 `[B, h, w, C]`: the spatial
@@ -46,19 +47,21 @@ class CSRA(nn.Module):
         kernel = self.param("kernel", uniform(inputs), (self.num_heads, inputs, self.num_classes))
         unit = kernel / jnp.linalg.norm(kernel, axis=1, keepdims=True)
         scores = jnp.einsum("bpf,hfc->hbpc", maps, unit, precision=lax.Precision.HIGHEST)
-        logits = sum(
+        of_heads = [
             jnp.mean(of_head, axis=1) + self.residual * attended(of_head, temperature)
             for of_head, temperature in zip(scores, TEMPERATURES[self.num_heads], strict=True)
-        )
+        ]
         likely = jnp.exp(scores[0] - jnp.max(scores[0], axis=1, keepdims=True))
         return {
-            "logits": logits,
+            "logits": jnp.sum(jnp.stack(of_heads), axis=0),
             "class_maps": likely.reshape(batch, height, width, self.num_classes),
         }
 
 
-def attended(scores: jax.Array, temperature: float | None) -> jax.Array:
-    """The scores `[B, P, C]` averaged over positions by their softmax at a temperature, `[B, C]`.
+def attended(
+    scores: Float32Or64[Array, "B P C"], temperature: float | None
+) -> Float32Or64[Array, "B C"]:
+    """The scores averaged over positions P by their softmax at a temperature.
 
     Args:
         temperature: multiplies the scores in the softmax; None: the maximum, to which it tends.

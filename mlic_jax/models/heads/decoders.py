@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
+from mlic_jax.models.arrays import Float32Or64, Outputs
 from mlic_jax.models.msrn import PerLabel
 from mlic_jax.models.precision import at_least_float32
 
@@ -33,8 +35,8 @@ class MLDecoder(nn.Module):
     width: int = ML_DECODER_WIDTH
 
     @nn.compact
-    def __call__(self, maps: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Scores the maps `[B, h, w, F]` of a backbone.
+    def __call__(self, maps: Float[Array, "B h w F"], train: bool = False) -> Outputs:
+        """Scores the last maps of a backbone.
 
         Args:
             train: with dropout, which needs a key `dropout`.
@@ -79,8 +81,8 @@ class Query2Label(nn.Module):
     width: int = QUERY2LABEL_WIDTH
 
     @nn.compact
-    def __call__(self, maps: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Scores the maps `[B, h, w, F]` of a backbone.
+    def __call__(self, maps: Float[Array, "B h w F"], train: bool = False) -> Outputs:
+        """Scores the last maps of a backbone.
 
         Args:
             train: with dropout, which needs a key `dropout`.
@@ -105,8 +107,13 @@ class EncoderLayer(nn.Module):
     """Positions attend to each other, then a feed-forward layer 4 times as wide."""
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, places: jax.Array, train: bool) -> jax.Array:
-        """Maps `[B, P, D]` to as many; `places` `[1, P, D]` are added to queries and keys."""
+    def __call__(
+        self,
+        tokens: Float32Or64[Array, "B P D"],
+        places: Float32Or64[Array, "1 P D"],
+        train: bool,
+    ) -> Float32Or64[Array, "B P D"]:
+        """Maps tokens to as many; `places` are added to queries and keys."""
         placed = tokens + places
         seen, _ = Attention(4, name="self_attention")(placed, placed, tokens, train)
         tokens = add_and_norm(tokens, seen, train, "norm_self")
@@ -120,9 +127,13 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: jax.Array, memory: jax.Array, places: jax.Array, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries `[B, C, D]` to as many, and their attention `[B, C, P]` to the memory."""
+        self,
+        queries: Float32Or64[Array, "B C D"],
+        memory: Float32Or64[Array, "B P D"],
+        places: Float32Or64[Array, "1 P D"],
+        train: bool,
+    ) -> tuple[Float32Or64[Array, "B C D"], Float32Or64[Array, "B C P"]]:
+        """Queries to as many, and their attention to the memory."""
         if self.self_attention:
             seen, _ = Attention(4, name="self_attention")(queries, queries, queries, train)
             queries = add_and_norm(queries, seen, train, "norm_self")
@@ -143,14 +154,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: jax.Array, keys: jax.Array, values: jax.Array, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries `[B, Q, D]` of keys and values `[B, P, D]`.
-
-        Returns:
-            What each query saw `[B, Q, D]`; and how it looked `[B, Q, P]`, the mean over heads,
-            without dropout.
-        """
+        self,
+        queries: Float32Or64[Array, "B Q D"],
+        keys: Float32Or64[Array, "B P D"],
+        values: Float32Or64[Array, "B P D"],
+        train: bool,
+    ) -> tuple[Float32Or64[Array, "B Q D"], Float32Or64[Array, "B Q P"]]:
+        """What each query sees, and how it looks: the mean over heads, without dropout."""
         width = queries.shape[-1]
 
         queries, keys, values = (
@@ -170,40 +180,47 @@ def dense(width: int, name: str) -> nn.Dense:
     return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
 
-def add_and_norm(x: jax.Array, seen: jax.Array, train: bool, name: str) -> jax.Array:
-    """The sum of two arrays `[B, N, D]`, the second after dropout, normalised over D."""
+def add_and_norm(
+    x: Float32Or64[Array, "B N D"], seen: Float32Or64[Array, "B N D"], train: bool, name: str
+) -> Float32Or64[Array, "B N D"]:
+    """The sum of the two, the second after dropout, normalised over D."""
     seen = nn.Dropout(DROPOUT, deterministic=not train)(seen)
     return nn.LayerNorm(EPSILON, name=name)(x + seen)
 
 
-def feed_forward(x: jax.Array, width: int, train: bool) -> jax.Array:
-    """Two linear layers `[B, N, D]`, the first of `width`, added and normalised."""
+def feed_forward(
+    x: Float32Or64[Array, "B N D"], width: int, train: bool
+) -> Float32Or64[Array, "B N D"]:
+    """Two linear layers, the first of `width`, added and normalised."""
     hidden = nn.relu(dense(width, "expand")(x))
     hidden = nn.Dropout(DROPOUT, deterministic=not train)(hidden)
     return add_and_norm(x, dense(x.shape[-1], "reduce")(hidden), train, "norm_reduce")
 
 
-def positions_of(maps: jax.Array) -> jax.Array:
-    """Maps `[B, h, w, F]` as a row of positions, `[B, P, F]`, in float32 at least."""
+def positions_of(maps: Float[Array, "B h w F"]) -> Float32Or64[Array, "B h*w F"]:
+    """Maps as a row of positions, in float32 at least."""
     batch, height, width, inputs = maps.shape
     return at_least_float32(maps).reshape(batch, height * width, inputs)
 
 
-def as_maps(attention: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Attention `[B, C, P]` to the positions of maps of a shape, divided by its maximum."""
+def as_maps(
+    attention: Float32Or64[Array, "B C P"], shape: tuple[int, ...]
+) -> Float32Or64[Array, "B h w C"]:
+    """Attention to the positions of maps of a shape, divided by its maximum."""
     share = attention / jnp.max(attention, axis=-1, keepdims=True)
     return jnp.moveaxis(share, 1, -1).reshape(*shape[:3], attention.shape[1])
 
 
-def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
+def sine_positions(
+    height: int, width: int, channels: int
+) -> Float32[np.ndarray, "{height*width} {channels}"]:
     """Sines and cosines of where each position lies (Carion et al. 2020, DETR).
 
     Rows, then columns, counted from 1 and scaled to 2 pi at the far edge, at frequencies from 1
     down to 1 / 10000.
 
     Returns:
-        float32 `[P, channels]`: half of them for the row, half for the column; in each a sine and
-        a cosine in turns.
+        Half of the channels for the row, half for the column; in each a sine and a cosine in turns.
     """
     count = channels // 2
     periods = 10000.0 ** (2 * (np.arange(count) // 2) / count)

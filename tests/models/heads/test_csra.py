@@ -1,6 +1,7 @@
 """CSRA against its formulas in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def expected(kernels, residual):
 @pytest.mark.parametrize("heads", TEMPERATURES)
 def test_logits_are_those_of_the_paper(heads):
     model = CSRA(CLASSES, heads, residual=0.4)
-    variables = model.init(jax.random.key(heads), MAPS)
+    variables = jax.jit(model.init)(jax.random.key(heads), MAPS)
     kernels = np.asarray(variables["params"]["kernel"], np.float64)
     got = jax.jit(model.apply)(variables, MAPS)["logits"]
     np.testing.assert_allclose(got, expected(kernels, 0.4), rtol=1e-5, atol=1e-5)
@@ -49,7 +50,7 @@ def test_it_has_a_weight_a_feature_class_and_head_and_no_bias():
 
 def test_the_maps_are_the_spatial_softmax_of_the_first_head():
     model = CSRA(CLASSES, 2)
-    variables = model.init(jax.random.key(0), MAPS)
+    variables = jax.jit(model.init)(jax.random.key(0), MAPS)
     kernel = np.asarray(variables["params"]["kernel"][0], np.float64)
     scores = MAPS.reshape(3, 20, 16) @ (kernel / np.linalg.norm(kernel, axis=0))
     want = softmax(scores, 1)
@@ -61,10 +62,11 @@ def test_the_maps_are_the_spatial_softmax_of_the_first_head():
 def test_gradients_are_those_of_finite_differences():
     model = CSRA(CLASSES, 4, residual=0.4)
     with jax.enable_x64(True):
-        maps = MAPS.astype(np.float64)
-        kernel = model.init(jax.random.key(0), maps)["params"]["kernel"].astype(np.float64)
+        maps = jnp.asarray(MAPS, float)
+        kernel = jax.jit(model.init)(jax.random.key(0), maps)["params"]["kernel"]
+        kernel = kernel.astype(float)
 
         def apply(kernel, maps):
-            return model.apply({"params": {"kernel": kernel}}, maps)["logits"]
+            return model.apply({"params": {"kernel": kernel}}, jnp.asarray(maps))["logits"]
 
         jax.test_util.check_grads(apply, (kernel, maps), order=1, modes=["rev"], rtol=1e-6)

@@ -1,6 +1,7 @@
 """ML-Decoder and Query2Label: what they promise; `test_decoders_reference.py` has the formulas."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from mlic_jax.models.heads.decoders import MLDecoder, Query2Label
 
 pytestmark = pytest.mark.numerical
 
-MAPS = np.random.default_rng(0).standard_normal((3, 4, 5, 12), np.float32)
+MAPS = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5, 12), np.float32))
 HEADS = {"ml_decoder": MLDecoder, "query2label": Query2Label}
 
 
