@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool
+from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool, summarise
 from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
@@ -70,10 +70,33 @@ class MCAR(nn.Module):
         self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
-        maps = self.features(images, train, mask)[-1]
-        global_logits = self.convclass(global_pool(maps, self.pooling))
-        boxes, box_classes = lax.stop_gradient(self.attend(maps, global_logits, images.shape[1:3]))
-        return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
+        return self.find_regions(self.look(images, train, mask), images.shape[1:3])
+
+    def look(
+        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """All that the first look needs of images: `maps` `[B, h, w, F]`, the backbone's last."""
+        return {"maps": self.features(images, train, mask)[-1]}
+
+    def score_globally(self, seen: dict[str, jax.Array]) -> jax.Array:
+        """The global logits `[B, C]` from what `look` returns."""
+        return self.convclass(global_pool(summarise(seen["maps"]), self.pooling))
+
+    def find_regions(
+        self, seen: dict[str, jax.Array], image_size: tuple[int, int]
+    ) -> dict[str, jax.Array]:
+        """What `look_globally` returns, from what `look` does of images of that size."""
+        global_logits = self.score_globally(seen)
+        regions = lax.stop_gradient(self.attend(seen["maps"], global_logits, image_size))
+        return {"global_logits": global_logits, "boxes": regions[0], "box_classes": regions[1]}
+
+    def score(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """All logits from what `look` returns, and what `look_at_regions` does beside it."""
+        outputs = {
+            "global_logits": self.score_globally(seen),
+            "local_logits": self.score_crops(seen),
+        }
+        return outputs | {"logits": jnp.maximum(*outputs.values())}
 
     def look_locally(
         self,
@@ -99,13 +122,26 @@ class MCAR(nn.Module):
         self, images: jax.Array, boxes: jax.Array, train: bool, mask: jax.Array | None
     ) -> jax.Array:
         """The highest logits of all regions `[B, N, 4]` of each image, float32 `[B, C]`."""
+        return self.score_crops(self.look_at_regions(images, boxes, train, mask))
+
+    def look_at_regions(
+        self,
+        images: jax.Array,
+        boxes: jax.Array,
+        train: bool = False,
+        mask: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """All that the second look needs of regions `[B, N, 4]`, `[B, N, F]`, see `summarise`."""
         batch, regions = boxes.shape[:2]
         crops = lax.stop_gradient(crop_and_resize(images, boxes, self.local_size))
         crops = crops.reshape(batch * regions, *crops.shape[2:])
         crop_mask = None if mask is None else jnp.repeat(mask, regions)
-        crop_maps = self.features(crops, train, crop_mask)[-1]
-        crop_logits = self.convclass(global_pool(crop_maps, self.pooling))
-        return jnp.max(crop_logits.reshape(batch, regions, -1), axis=1)
+        of_crops = summarise(self.features(crops, train, crop_mask)[-1])
+        return {name: x.reshape(batch, regions, -1) for name, x in of_crops.items()}
+
+    def score_crops(self, seen: dict[str, jax.Array]) -> jax.Array:
+        """The highest logits `[B, C]` of all regions, from what `look_at_regions` returns."""
+        return jnp.max(self.convclass(global_pool(seen, self.pooling)), axis=1)
 
     def is_likely(self, seen: dict[str, jax.Array]) -> jax.Array:
         """Of each region whether its class has a global probability of `local_bound` or more."""

@@ -10,23 +10,24 @@ from jax import lax
 from mlic_jax.models.precision import at_least_float32
 
 
-def global_pool(features: jax.Array, pooling: str) -> jax.Array:
-    """Pools `[B, h, w, F]` over all positions to float32 `[B, F]`, by a key of `POOLINGS`."""
-    return POOLINGS[pooling](at_least_float32(features))
+def summarise(maps: jax.Array) -> dict[str, jax.Array]:
+    """The `mean` and the `maximum` over all positions of `[..., h, w, F]`, float32 `[..., F]`.
+
+    All that any pooling needs. Inside `jax.jit` the one that is not used is not computed.
+    """
+    maps = at_least_float32(maps)
+    return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": jnp.max(maps, axis=(-3, -2))}
 
 
-def _average(features: jax.Array) -> jax.Array:
-    return jnp.mean(features, axis=(1, 2))
+def global_pool(summary: dict[str, jax.Array], pooling: str) -> jax.Array:
+    """Float32 `[..., F]` from what `summarise` gave, by a key of `POOLINGS`."""
+    return POOLINGS[pooling](summary)
 
 
-def _maximum(features: jax.Array) -> jax.Array:
-    return jnp.max(features, axis=(1, 2))
-
-
-POOLINGS: dict[str, Callable] = {
-    "avg": _average,
-    "max": _maximum,
-    "gwp": lambda features: (_maximum(features) + _average(features)) / 2,
+POOLINGS: dict[str, Callable[[dict[str, jax.Array]], jax.Array]] = {
+    "avg": lambda summary: summary["mean"],
+    "max": lambda summary: summary["maximum"],
+    "gwp": lambda summary: (summary["maximum"] + summary["mean"]) / 2,
 }
 
 
@@ -64,11 +65,13 @@ class Pooled(nn.Module):
     num_classes: int
     pooling: str
 
-    @nn.compact
+    def setup(self):
+        self.convclass = PointwiseClassifier(self.num_classes)
+
     def __call__(
         self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """Scores images.
+        """Scores images: `look`, then `score`.
 
         Args:
             images: float32 `[B, S, S, 3]`, normalised.
@@ -79,6 +82,14 @@ class Pooled(nn.Module):
         Returns:
             `logits`, float32 `[B, C]`.
         """
-        maps = self.features(images, train, mask)[-1]
-        classifier = PointwiseClassifier(self.num_classes, name="convclass")
-        return {"logits": classifier(global_pool(maps, self.pooling))}
+        return self.score(self.look(images, train, mask))
+
+    def look(
+        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """All that the head needs of images, see `summarise`; arguments as of `__call__`."""
+        return summarise(self.features(images, train, mask)[-1])
+
+    def score(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What `__call__` returns, from what `look` does."""
+        return {"logits": self.convclass(global_pool(seen, self.pooling))}
