@@ -150,8 +150,9 @@ def work_on_a_set() -> None:
     check_config(config)
     if MODE.value == "prepare":
         from mlic_jax.data import sources
+        from mlic_jax.data.options import DataOptions
 
-        for role, split in sources.open_splits(config.data).items():
+        for role, split in sources.open_splits(DataOptions.of(config.data)).items():
             print(f"{role}: {split.name} {split.split}, {len(split)} images in {split.directory}")
         return
     workdir = Path(*required(WORKDIR))

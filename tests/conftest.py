@@ -5,6 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from mlic_jax.data.options import DataOptions
+from mlic_jax.train.options import TrainOptions
+
 DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -95,9 +98,9 @@ def fresh_run() -> Callable:
     from mlic_jax.train.start import initial_variables
 
     def make(config, workdir=Path()):
-        split = sources.open_splits(config.data)["train"]
+        split = sources.open_splits(DataOptions.of(config.data))["train"]
         model = create_model(config.model, len(split.class_names))
-        return jax.device_get(initial_variables(model, config)), run_metadata(
+        return jax.device_get(initial_variables(model, TrainOptions.of(config))), run_metadata(
             config, split, workdir
         )
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Example
 from mlic_jax.errors import UsageError
 
@@ -87,19 +88,19 @@ class SceneSequence(Sequence):
         return render(self.seed, self.split, index)
 
 
-def create(config) -> Scenes:
-    """The source that `config.data` describes.
+def create(data: DataOptions) -> Scenes:
+    """The source that the options describe.
 
     Raises:
         UsageError: `scenes_sizes` are not three positive numbers.
     """
-    if len(config.scenes_sizes) != len(SPLIT_SIZES) or min(config.scenes_sizes) < 1:
+    if len(data.scenes_sizes) != len(SPLIT_SIZES) or min(data.scenes_sizes) < 1:
         raise UsageError(
-            f"data.scenes_sizes is {tuple(config.scenes_sizes)}; it must be the numbers of images "
+            f"data.scenes_sizes is {tuple(data.scenes_sizes)}; it must be the numbers of images "
             f"of {', '.join(SPLIT_SIZES)}, given once"
         )
-    sizes = dict(zip(SPLIT_SIZES, config.scenes_sizes, strict=True))
-    return Scenes(name=config.name, seed=config.scenes_seed, sizes=sizes)
+    sizes = dict(zip(SPLIT_SIZES, data.scenes_sizes, strict=True))
+    return Scenes(name=data.name, seed=data.scenes_seed, sizes=sizes)
 
 
 @lru_cache(maxsize=8192)  # preparing a set asks for every image twice

@@ -7,7 +7,7 @@ learned from a score file, and measured on another one, by
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlic_jax.metrics.operating_point import (
 from mlic_jax.reports.calibration import class_table, draw, figures_text, summary
 from mlic_jax.runtime.checkpoint import find_checkpoint, update_metadata
 from mlic_jax.scores.files import Scores
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import load_model, score_model
 
 
@@ -66,22 +67,23 @@ def calibrate_run(
             set.
         Failure: see `learn_operating_point`.
     """
-    options, target = config.calibration, config.calibration.target or None
-    rule_text(options.rule, target)  # before the minutes of scoring
-    on_test = _is_test_split(config)
-    if on_test and not options.allow_test:
-        split = config.data.splits[options.split]
+    options, calibration = ScoreOptions.of(config), config.calibration
+    rule, target, role = calibration.rule, calibration.target or None, calibration.split
+    rule_text(rule, target)  # before the minutes of scoring
+    on_test = _is_test_split(role, options.data.splits)
+    if on_test and not calibration.allow_test:
+        split = options.data.splits[role]
         raise UsageError(
-            f"calibration.split={options.split} is the split {split!r}, on which the results are "
+            f"calibration.split={role} is the split {split!r}, on which the results are "
             "reported: choose another one, or say --config.calibration.allow_test=True and have it "
             "named"
         )
     path = find_checkpoint(checkpoint or workdir)
-    split = sources.open_splits(config.data)[options.split]
-    model, variables, metadata = load_model(config, path, split)
+    split = sources.open_splits(options.data)[role]
+    model, variables, metadata = load_model(options, path, split)
     others = as_predicted(metadata, config, path)
-    scores = score_model(model, variables, split, config)
-    point = learn_operating_point(scores, options.rule, target, on_test=on_test)
+    scores = score_model(model, variables, split, options)
+    point = learn_operating_point(scores, rule, target, on_test=on_test)
     if jax.process_index() == 0:
         workdir = Path(workdir)
         scores.save(workdir / f"scores_{scores.split}.npz")
@@ -99,8 +101,7 @@ def calibrate_run(
     return point
 
 
-def _is_test_split(config: ConfigDict) -> bool:
-    role, splits = config.calibration.split, config.data.splits
+def _is_test_split(role: str, splits: Mapping[str, str]) -> bool:
     if role not in splits or not splits[role]:
         raise UsageError(f"calibration.split is {role!r}; data.splits has {', '.join(splits)}")
     return splits[role] == splits.get("test")

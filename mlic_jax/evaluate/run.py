@@ -5,8 +5,9 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import sources, transforms
-from mlic_jax.data.label_policy import POLICIES, resolve_unknown
+from mlic_jax.data.label_policy import POLICIES, LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
@@ -24,27 +25,39 @@ from mlic_jax.metrics import significance
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
 from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.metrics.ties import TIES
+from mlic_jax.metrics.ties import TIES, Ties
+from mlic_jax.options import Options
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
 from mlic_jax.reports.text import class_table, summary
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint import find_checkpoint, run_of
 from mlic_jax.scores.files import Scores
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import load_model, score_model
 
 
+@dataclass(frozen=True)
+class MetricOptions(Options):
+    """Of `config.eval`, how scores are measured."""
+
+    protocol: str
+    label_policy: Literal[LabelPolicy, ""]
+    ties: Literal[Ties, ""]
+    min_positives: int
+
+
 def compute_metrics(
-    scores: Scores, config: ConfigDict, frequent: np.ndarray | None = None
+    scores: Scores, options: MetricOptions, frequent: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The metrics of the configured protocol, and the mAP of the global stream if there is one."""
     values = evaluate_scores(
         scores.logits,
         scores.labels,
-        config.eval.protocol,
+        options.protocol,
         class_names=list(scores.class_names),
-        label_policy=config.eval.label_policy or None,
-        ties=config.eval.ties or None,
+        label_policy=options.label_policy or None,
+        ties=options.ties or None,
         frequent=frequent,
     )
     if scores.global_logits is not None:
@@ -77,12 +90,13 @@ def evaluate_run(
     Raises:
         UsageError: there is no checkpoint, or it is of another model or other classes.
     """
+    options, measured = ScoreOptions.of(config), MetricOptions.of(config.eval)
     path, workdir = find_checkpoint(checkpoint or workdir), Path(workdir)
-    splits = processes.first_alone(lambda: sources.open_splits(config.data))
+    splits = processes.first_alone(lambda: sources.open_splits(options.data))
     split = splits["test"]
-    eval_model, variables, metadata = load_model(config, path, split)
+    eval_model, variables, metadata = load_model(options, path, split)
     folder = workdir / "profile" if profile else None
-    scores = score_model(eval_model, variables, split, config, folder)
+    scores = score_model(eval_model, variables, split, options, folder)
     is_first = processes.is_first()
     if not scores.labels.any():
         if is_first:
@@ -91,9 +105,9 @@ def evaluate_run(
             print(f"no label of {split.name} {split.split} is known: wrote {written} alone")
         return {}
 
-    least = config.eval.min_positives
+    least = measured.min_positives
     frequent = frequent_classes(splits["train"], split, least) if least else None
-    values = compute_metrics(scores, config, frequent)
+    values = compute_metrics(scores, measured, frequent)
     step = metadata.get("step", "unknown")  # to earlier versions
     values["checkpoint"] = metadata.get("source") or f"step {step}"
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
@@ -102,7 +116,7 @@ def evaluate_run(
         values["groups"] = [[split.class_names[c] for c in g] for g in label_graph.groups()]
     if is_first:
         log = (run_of(path) or workdir) / "metrics.jsonl"
-        write_results(scores, values, split, config, metadata, workdir, log, label_graph)
+        write_results(scores, values, split, options, metadata, workdir, log, label_graph)
     return values
 
 
@@ -134,7 +148,7 @@ def write_results(
     scores: Scores,
     values: dict[str, Any],
     split: Split,
-    config: ConfigDict,
+    options: ScoreOptions,
     metadata: dict[str, Any],
     workdir: Path,
     train_log: Path,
@@ -151,24 +165,26 @@ def write_results(
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
         return objects_of_square(split[i], scores.image_size)
 
-    about = {"backbone": config.model.backbone, "image size": f"{scores.image_size} px"}
+    about = {"backbone": options.model.backbone, "image size": f"{scores.image_size} px"}
     if scores.boxes is not None:
-        about |= {"pooling": config.model.pooling, "regions": scores.boxes.shape[1]}
+        about |= {"pooling": options.model.pooling, "regions": scores.boxes.shape[1]}
     if scores.looked_at is not None:
         mean = scores.looked_at.sum(axis=1).mean()
-        about["regions looked at"] = f"{mean:.1f}, those of probability {config.eval.local_bound:g}"
+        about["regions looked at"] = (
+            f"{mean:.1f}, those of probability {options.eval.local_bound:g}"
+        )
     about["checkpoint"] = values["checkpoint"]
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
     if values["overrides"]:
-        options = values["overrides"].items()
-        about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in options)
+        others = values["overrides"].items()
+        about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in others)
     page = evaluation_page.write_report(
         workdir,
         scores,
         values,
         image_at,
-        title=f"{config.model.name} on {split.name} {split.split}",
+        title=f"{options.model.name} on {split.name} {split.split}",
         summary=about,
         train_log=train_log,
         objects_at=objects_at,

@@ -34,6 +34,7 @@ from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_ph
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.checkpoint import load_weights
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.predictions import Box, Prediction, Region
 from mlic_jax.scores.scoring import create_eval_model, make_eval_step
 from mlic_jax.scores.views import host_size, view_sizes
@@ -64,6 +65,7 @@ class Predictor:
 
     Attributes:
         config: of the checkpoint, with what was changed of `config.eval`.
+        options: what scoring takes of it.
         class_names: of the C labels.
         thresholds: float64 `[C]`, probabilities.
         temperature: see above.
@@ -85,18 +87,21 @@ class Predictor:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be positive")
         check_scales(config.eval.scales)
-        self.config, self.batch_size = config, batch_size
+        self.config, self.options = config, ScoreOptions.of(config)
+        self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])
         value_range = metadata.get("preprocessing", {}).get("range")
         self.value_range = tuple(value_range) if value_range else None
         self._ranges_told: set[transforms.Range] = set()
-        self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
-        model = create_eval_model(config, len(self.class_names), variables)
+        self.temperature, self.thresholds, self.rule = operating_point(
+            config.eval.protocol, metadata
+        )
+        model = create_eval_model(self.options, len(self.class_names), variables)
         used, self._rows = spread(batch_size, jax.local_device_count())
         self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:used]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, devices.replicated(self._mesh))
-        self._step = make_eval_step(model, config, self._mesh, class_maps=True)
+        self._step = make_eval_step(model, self.options, self._mesh, class_maps=True)
 
     @classmethod
     def from_checkpoint(
@@ -123,8 +128,8 @@ class Predictor:
         return cls(*load_model(path, **look), batch_size)
 
     def __repr__(self) -> str:
-        model, names = self.config.model, ", ".join(self.class_names[:NAMED])
-        sizes = ", ".join(str(size) for size in view_sizes(self.config))
+        model, names = self.options.model, ", ".join(self.class_names[:NAMED])
+        sizes = ", ".join(str(size) for size in view_sizes(self.options))
         more = ", ..." if len(self.class_names) > NAMED else ""
         return (
             f"Predictor({model.name} on {model.backbone}, {sizes} px; {len(self.class_names)} "
@@ -220,7 +225,7 @@ class Predictor:
         file = name_of(source)
         try:
             image = self.read(source)
-            pixels = transforms.resize(image, host_size(self.config))
+            pixels = transforms.resize(image, host_size(self.options))
         except UsageError:
             raise
         except Exception as error:  # Pillow raises nearly anything, which concerns this image alone
@@ -233,7 +238,7 @@ class Predictor:
         """Each photo of a batch with what the model says of it, nothing where it was not read."""
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
-            size = host_size(self.config)
+            size = host_size(self.options)
             images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
             on_devices = devices.to_devices({"image": images}, self._mesh)
@@ -271,7 +276,7 @@ class Predictor:
             calibrated(outputs[name], self.temperature)
             for name in ("global_logits", "local_logits")
         ]
-        size = self.config.data.image_size
+        size = self.options.data.image_size
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
         for k, c in enumerate(classes):
@@ -306,13 +311,13 @@ def load_model(
     return config, variables, metadata
 
 
-def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:
+def operating_point(protocol: str, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:
     """The temperature, the thresholds `[C]` (probabilities) and, in words, what they are."""
     if stored := metadata.get("operating_point"):
         point = OperatingPoint.from_dict(stored)
         return point.temperature, np.array(point.thresholds), point.rule
-    threshold = PROTOCOLS[config.eval.protocol].threshold
-    rule = f"the threshold of the protocol {config.eval.protocol}, {threshold:g}"
+    threshold = PROTOCOLS[protocol].threshold
+    rule = f"the threshold of the protocol {protocol}, {threshold:g}"
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule
 
 

@@ -132,7 +132,7 @@ def address(listener: socket.socket) -> str:
 def warm_up(predictor: Predictor) -> float:
     """Compiles the model with a black photo; gives the seconds that it took."""
     start = time.perf_counter()
-    size = host_size(predictor.config)
+    size = host_size(predictor.options)
     predictor([np.zeros((size, size, 3), np.uint8)])
     return time.perf_counter() - start
 
@@ -260,8 +260,8 @@ async def _refuse(send: Callable) -> None:
 
 def introduction(predictor: Predictor) -> str:
     """The head of the page, HTML: what the model is."""
-    model = predictor.config.model
-    sizes = ", ".join(f"{size}" for size in view_sizes(predictor.config))
+    model = predictor.options.model
+    sizes = ", ".join(f"{size}" for size in view_sizes(predictor.options))
     return _html(
         "introduction",
         [

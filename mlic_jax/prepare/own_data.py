@@ -30,6 +30,7 @@ from mlic_jax.config_paths import seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -147,7 +148,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         settings = data_settings(options, layout) | start_settings(options)
         check_config(configured(settings))
-        source = sources.create(configured(settings).data)
+        source = sources.create(DataOptions.of(configured(settings).data))
         if not source.class_names:
             raise Failure("no photo has a label")
         for split in source.splits:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import sources
 from mlic_jax.data.detect import Layout, own_roles, roles_of
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 
@@ -51,7 +52,7 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         settings["data.keep_unlabelled"] = True
     if options.merge_classes:
         settings["data.merge_classes"] = True
-    source = sources.create(configured(settings | {"data.splits": {}}).data)
+    source = sources.create(DataOptions.of(configured(settings | {"data.splits": {}}).data))
     return settings | division_settings(options, source.own_splits)
 
 

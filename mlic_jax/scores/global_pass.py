@@ -7,17 +7,16 @@ file says what it was made with, and one that was made with anything else is ref
 
 import functools
 import json
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
+from mlic_jax.scores.options import ScoreOptions
 
 # The options that decide the global outputs, beside the weights and the images.
 OPTIONS = (
@@ -34,29 +33,29 @@ OPTIONS = (
 )
 
 
-def origin_of(variables: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+def origin_of(variables: Mapping[str, Any], options: ScoreOptions) -> dict[str, Any]:
     """What decides the global outputs of an image: a digest of the weights, and the `OPTIONS`.
 
     Args:
         variables: of the model, of which `params` and `batch_stats` count.
-        config: of the evaluation.
+        options: of the evaluation.
 
     Returns:
         What JSON can hold, and gives back the same.
     """
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     origin = {"weights": digest_of_arrays(weights)}
-    origin |= {o: functools.reduce(operator.getitem, o.split("."), config) for o in OPTIONS}
+    origin |= {o: functools.reduce(getattr, o.split("."), options) for o in OPTIONS}
     return json.loads(json.dumps(origin))
 
 
 def read(
-    config: ConfigDict, split: Split, origin: Mapping[str, Any], top_n: int
+    options: ScoreOptions, split: Split, origin: Mapping[str, Any], top_n: int
 ) -> dict[str, np.ndarray]:
     """The global outputs of every image of a split, from the file `config.eval.global_scores`.
 
     Args:
-        config: of the evaluation.
+        options: of the evaluation.
         split: of N images.
         origin: what `origin_of` says now.
         top_n: the regions wanted of an image, T.
@@ -68,13 +67,13 @@ def read(
         UsageError: there is no such file, or it is of something else, which is named.
         Failure: it is not a score file.
     """
-    path = config.eval.global_scores
-    if config.model.name != "mcar":
+    path = options.eval.global_scores
+    if options.model.name != "mcar":
         raise UsageError(
-            f"eval.global_scores is {path}, but a {config.model.name} model looks only once: leave "
-            "it empty"
+            f"eval.global_scores is {path}, but a {options.model.name} model looks only once: "
+            "leave it empty"
         )
-    if config.eval.flip or config.eval.scales:
+    if options.eval.flip or options.eval.scales:
         raise UsageError(
             f"eval.global_scores is {path}, but with eval.flip or eval.scales an image has several "
             "views, and a score file has only their mean: leave it empty"

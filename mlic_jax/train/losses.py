@@ -1,8 +1,21 @@
 """What training minimises, from logits."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from mlic_jax.data.label_policy import LabelPolicy
+from mlic_jax.options import Options
+
+
+@dataclass(frozen=True)
+class LossOptions(Options):
+    """`config.loss`, where every option is explained."""
+
+    label_policy: LabelPolicy
+    label_smoothing: float
 
 
 def smooth_targets(present: jax.Array, smoothing: float) -> jax.Array:

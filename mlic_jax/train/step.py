@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
@@ -21,6 +20,7 @@ from mlic_jax.runtime import devices
 from mlic_jax.train.augment import augment
 from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
+from mlic_jax.train.options import TrainOptions
 
 
 @flax.struct.dataclass
@@ -37,7 +37,7 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    config: ConfigDict,
+    options: TrainOptions,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
 ) -> Callable:
@@ -53,18 +53,16 @@ def make_train_step(
         shardings: how the state lies on the mesh, see `devices.lying`.
     """
 
-    gradient_of = make_gradient(model, config, mesh, shardings)
+    gradient_of = make_gradient(model, options, mesh, shardings)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+        labels = resolve_unknown(batch["labels"], options.loss.label_policy)
         known = (labels != 0) & batch["mask"][:, None]
         rows = {
-            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
-            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
+            "images": augment(batch["image"], jax.random.fold_in(key, state.step), options.augment),
+            "targets": smooth_targets(labels > 0, options.loss.label_smoothing),
             "known": known,
-            "groups": groups_in_parts(
-                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
-            ),
+            "groups": groups_in_parts(batch["mask"], options.accumulation, options.model.bn_groups),
         }
         batch_stats, (metrics, gradient) = gradient_of(
             state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
@@ -84,7 +82,7 @@ def make_train_step(
 
 
 def make_gradient(
-    model: nn.Module, config: ConfigDict, mesh: Mesh | None, shardings: TrainState | None
+    model: nn.Module, options: TrainOptions, mesh: Mesh | None, shardings: TrainState | None
 ) -> Callable:
     """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
 
@@ -98,12 +96,12 @@ def make_gradient(
         the sums over its parts are of all rows together.
         """
         # So that no gradient is computed for what is frozen.
-        multipliers = group_multipliers(config.optim, params)
+        multipliers = group_multipliers(options.optim, params)
         frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
         outputs, updates = model.apply(
             {"params": params | frozen, "batch_stats": batch_stats},
             rows["images"],
-            train=not config.freeze_statistics,
+            train=not options.freeze_statistics,
             mask=rows["groups"],
             mutable=["batch_stats"],
         )
@@ -114,8 +112,8 @@ def make_gradient(
 
     def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
-        with in_precision(config.model, training=True):
-            return accumulate(gradient_of, config.accumulation, batch_stats, rows)
+        with in_precision(options.model.precision, training=True):
+            return accumulate(gradient_of, options.accumulation, batch_stats, rows)
 
     if mesh is None:
         return in_parts
@@ -176,9 +174,9 @@ def groups_in_parts(mask: jax.Array, parts: int, groups: int) -> jax.Array:
     return by_part.T.reshape(-1)
 
 
-def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch_size(options: TrainOptions, mesh: Mesh) -> None:
     """Raises UsageError where a batch does not divide into parts and groups, and among devices."""
-    size, parts, groups = config.batch_size, config.accumulation, config.model.bn_groups
+    size, parts, groups = options.batch_size, options.accumulation, options.model.bn_groups
     devices.check_batch_size("batch_size", size, mesh, parts)
     if groups > 0 and size // parts % groups:
         raise UsageError(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import calibrate
 from mlic_jax.metrics import operating_point
@@ -415,7 +416,7 @@ def test_a_checkpoint_learns_its_operating_point(run, capsys):
 
     again = Scores.load(workdir / "scores_val.npz")
     assert learn_operating_point(again) == point
-    split = sources.open_splits(config.data)["val"]
+    split = sources.open_splits(DataOptions.of(config.data))["val"]
     assert list(again.image_ids) == [split.image_id(i) for i in range(9)]
     np.testing.assert_array_equal(again.labels, split.labels())
 

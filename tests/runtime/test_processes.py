@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint import load_weights
@@ -109,7 +110,7 @@ def alone(small_config, tmp_path_factory):
 def together(small_config, tmp_path_factory):
     """The workdir of the same run in two processes of four devices each, and what they printed."""
     folder = tmp_path_factory.mktemp("together")
-    sources.open_splits(small_config.data)
+    sources.open_splits(DataOptions.of(small_config.data))
     with pair(*training(small_config, folder / "run"), folder=folder) as both:
         printed = [process.communicate(timeout=PATIENCE)[0] for process in both]
         for i, process in enumerate(both):
