@@ -41,18 +41,16 @@ class Rows:
         self._file = _open(self.path)
         weakref.finalize(self, os.close, self._file)
         self._is_known = np.zeros(count, bool)  # to be whole, to this process
-        self.size = (self._bytes + 8) * count  # bytes, of the whole file
+        self.damaged = 0  # rows that `missing` found to be so
+        self.row_size = self._bytes + 8
 
     def missing(self) -> np.ndarray:
         """Which rows are not there, int64 `[M]`; every row that is not known yet is read for it."""
         row = np.empty(self.shape, self.dtype)
-        return np.array([i for i in range(self._count) if not self.read(i, row)], np.int64)
-
-    def marked(self) -> int:
-        """How many rows have a mark: those that were written, damaged ones too."""
+        gone = np.array([i for i in range(self._count) if not self.read(i, row)], np.int64)
         with _failing(self.path, "read"):
-            marks = os.pread(self._file, 8 * self._count, self._bytes * self._count)
-        return np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64))
+            self.damaged = sum(any(os.pread(self._file, 8, self._at(i))) for i in gone.tolist())
+        return gone
 
     def read(self, number: int, row: np.ndarray) -> bool:
         """Fills in a row, of `shape` and `dtype` without gaps; False: it is not there.
