@@ -243,16 +243,14 @@ class Store:
                 for photos, of_view in zip(missing, self._rows, strict=True)
             )
             reserve(self.folder, size, f"the {what}")
-            start = time.monotonic()
-            self._compute(missing)
-            seconds = time.monotonic() - start
+            seconds = self._compute(missing)
             rate = f"{count} views in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second"
             logger.info("Computed the %s: %s", what, rate)
         size = sum(rows.row_size for rows in files) * len(self.split)
         logger.info("The %s are in %s, %.2f GiB", what, self.folder, size / 2**30)
 
-    def _compute(self, missing: list[np.ndarray]) -> None:
-        """Computes the features of the photos that are missing of each view.
+    def _compute(self, missing: list[np.ndarray]) -> float:
+        """Computes the features of the photos that are missing of each view; gives the seconds.
 
         In groups that do not depend on what is there, so that a photo always has the same
         neighbours and a pass that was killed ends in the very same bytes.
@@ -278,6 +276,7 @@ class Store:
             threads=self._data.threads,
             **self.views.crop,
         )
+        start = time.monotonic()
         bar = tqdm(desc=f"features of {self.split.split}", total=len(wanted), unit="view")
         with bar, contextlib.closing(batches):
             in_flight: collections.deque = collections.deque()
@@ -288,6 +287,7 @@ class Store:
                     bar.update(self._write(*in_flight.popleft(), wanted))
             while in_flight:
                 bar.update(self._write(*in_flight.popleft(), wanted))
+        return time.monotonic() - start
 
     def _write(self, batch: Seen, seen: Batch, wanted: set[tuple[int, int]]) -> int:
         """Keeps those rows of a batch that are wanted; gives how many."""
