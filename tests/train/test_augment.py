@@ -108,9 +108,8 @@ def test_a_view_of_an_image_is_the_same_in_every_batch(pixels, settings):
     all_rows = augment.augment_views(images, views, index, key, settings)
     for row in range(6):
         alone = (x[row : row + 1] for x in (images, views, index))
-        np.testing.assert_array_equal(
-            augment.augment_views(*alone, key, settings)[0], all_rows[row]
-        )
-        assert sum(np.array_equal(all_rows[row], other) for other in all_rows) == 1
+        again = augment.augment_views(*alone, key, settings)[0]
+        np.testing.assert_allclose(again, all_rows[row], atol=1e-5)
+        assert sum(np.allclose(all_rows[row], other, atol=1e-3) for other in all_rows) == 1
     other = augment.augment_views(images, views, index, jax.random.key(2), settings)
-    assert not any(np.array_equal(a, b) for a, b in zip(all_rows, other, strict=True))
+    assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(all_rows, other, strict=True))
