@@ -102,19 +102,22 @@ def main(argv: list[str]) -> None:
 
 def look_at_photos() -> None:
     """The modes that need a checkpoint alone."""
-    check_exists(*required(CHECKPOINT))
+    checkpoint = required(CHECKPOINT)
+    check_exists(checkpoint)
     if MODE.value == "predict":
-        required(IMAGES, OUT)
+        required(IMAGES), required(OUT)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
     compilation.keep_programs()
     if MODE.value == "serve":
-        serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
+        serve.serve(checkpoint, HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
     files.predict_files(
-        *required(CHECKPOINT, IMAGES, OUT),
+        checkpoint,
+        required(IMAGES),
+        required(OUT),
         resume=RESUME.value,
         flip=FLIP.value,
         scales=scales,
@@ -146,7 +149,7 @@ def look_at_a_split() -> None:
 
 def work_on_a_set() -> None:
     """The modes that need a recipe."""
-    (config,) = required(CONFIG)
+    config = required(CONFIG)
     check_config(config)
     if MODE.value == "prepare":
         from mlic_jax.data import sources
@@ -155,7 +158,7 @@ def work_on_a_set() -> None:
         for role, split in sources.open_splits(DataOptions.of(config.data)).items():
             print(f"{role}: {split.name} {split.split}, {len(split)} images in {split.directory}")
         return
-    workdir = Path(*required(WORKDIR))
+    workdir = Path(required(WORKDIR))
     check_workdir(workdir)
     if config.init_from:
         check_exists(config.init_from)
@@ -174,9 +177,9 @@ def check_workdir(workdir: Path) -> None:
 
 def run_or_checkpoint() -> str:
     """What --checkpoint or --workdir names; raises UsageError where both are missing."""
-    if not (CHECKPOINT.value or WORKDIR.value):
-        raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
-    return CHECKPOINT.value or WORKDIR.value
+    if named := CHECKPOINT.value or WORKDIR.value:
+        return named
+    raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
 
 
 def check_exists(checkpoint: str) -> None:

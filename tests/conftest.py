@@ -5,9 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mlic_jax.data.options import DataOptions
-from mlic_jax.train.options import TrainOptions
-
 DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,8 +17,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+
+# Before any of these is imported: from here on they check what they are given and give back, an
+# int for a float as type checkers do.
+jaxtyping.install_import_hook(
+    ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses"),
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+from mlic_jax.data.options import DataOptions
+from mlic_jax.train.options import TrainOptions
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

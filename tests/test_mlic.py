@@ -141,6 +141,7 @@ def test_an_installed_wheel_has_all_of_it(tmp_path):
     rooms = ("mlic_jax", "weight_conversion")
     templates = {path.name for room in rooms for path in (ROOT / room).rglob("*.jinja")}
     assert templates == {path.name for path in site.rglob("*.jinja")}
+    assert (site / "mlic_jax" / "py.typed").is_file()  # so that checkers read the types of it
 
     def mlic(*words):
         return subprocess.run(

@@ -34,8 +34,10 @@ def fits(value, hint):
     """Whether a value is what the annotation of its field says."""
     arguments = get_args(hint)
     match get_origin(hint):
-        case None:
-            return type(value) is hint or (isinstance(value, hint) and issubclass(hint, Options))
+        case None if issubclass(hint, Options):
+            return isinstance(value, hint)
+        case None:  # whole numbers are floats too, as type checkers have it
+            return type(value) is hint or (hint, type(value)) == (float, int)
         case origin if origin is Literal:
             return value in arguments
         case origin if origin in (Union, UnionType):
@@ -44,13 +46,11 @@ def fits(value, hint):
             return isinstance(value, dict) and all(
                 fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items()
             )
-        case origin if origin is tuple and arguments[-1] is ...:
-            # An option of floats may be given whole numbers, as epochs may be.
-            return isinstance(value, tuple) and all(
-                fits(x, arguments[0]) or (arguments[0] is float and type(x) is int) for x in value
-            )
         case origin if origin is tuple:
-            return len(value) == len(arguments) and all(map(fits, value, arguments))
+            if arguments[1:] == (...,):
+                arguments = arguments[:1] * len(value)
+            one_each = type(value) is tuple and len(value) == len(arguments)
+            return one_each and all(map(fits, value, arguments))
     raise AssertionError(f"{hint} is no annotation that options have")
 
 

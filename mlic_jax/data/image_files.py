@@ -85,7 +85,7 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_junk(path))
 
 
-def printable(name: str | bytes | os.PathLike) -> str:
+def printable(name: str | bytes | os.PathLike[str]) -> str:
     r"""A file's name as one line of text that UTF-8 can hold; no two names have the same.
 
     Control characters and bytes that are not UTF-8 become `\xe9`, byte for byte, and a backslash

@@ -41,7 +41,7 @@ class DataOptions(Options):
     splits: Mapping[str, str]  # role -> the source's name of the split; "": there is none
     on_corrupt: Literal["fail", "skip"]
     upright: bool
-    range: tuple[float, ...]
+    range: tuple[float, float] | tuple[()]
     workers: int
     threads: int
     image_size: int

@@ -7,7 +7,7 @@ threads, worker processes nor the number of hosts change what it sees.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -49,7 +49,7 @@ def batches(
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """This process's part of every batch of a run, from step `first_step` on.
 
     Every epoch holds every image once, in an order of its own if `shuffle`. Its last batch is
@@ -128,7 +128,7 @@ def order(
     epochs: int = 1,
     first_step: int = 0,
     views: int,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """What `batches` yields of V views in one process, without the images."""
     labels = split.labels()
     for step in range(first_step, epochs * steps_per_epoch(len(split), batch_size)):
@@ -148,7 +148,7 @@ def chosen(
     crop_scale: tuple[float, float] = (0.25, 1.0),
     workers: int = 0,
     threads: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Batches of some views of some images, as `batches` yields them.
 
     Args:
@@ -254,7 +254,7 @@ def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(examples)
 
 
-def _iterate(source: _Batches, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
+def _iterate(source: _Batches, workers: int, threads: int) -> Generator[dict[str, np.ndarray]]:
     import grain
     from absl import flags
 

@@ -72,13 +72,12 @@ def calibrate_run(
     rule_text(rule, target)  # before the minutes of scoring
     on_test = _is_test_split(role, options.data.splits)
     if on_test and not calibration.allow_test:
-        split = options.data.splits[role]
         raise UsageError(
-            f"calibration.split={role} is the split {split!r}, on which the results are "
-            "reported: choose another one, or say --config.calibration.allow_test=True and have it "
-            "named"
+            f"calibration.split={role} is the split {options.data.splits[role]!r}, on which the "
+            "results are reported: choose another one, or say "
+            "--config.calibration.allow_test=True and have it named"
         )
-    path = find_checkpoint(checkpoint or workdir)
+    path = find_checkpoint(Path(checkpoint or workdir))
     split = sources.open_splits(options.data)[role]
     model, variables, metadata = load_model(options, path, split)
     others = as_predicted(metadata, config, path)

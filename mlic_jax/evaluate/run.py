@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,9 +131,11 @@ def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGra
     if "label_inputs" not in variables:
         return None
 
-    def assign(weights: dict) -> jax.Array:
+    run: Callable[..., Any] = model.apply
+
+    def assign(weights: dict[str, Any]) -> jax.Array:
         image = jnp.zeros((1, 64, 64, 3))  # no part of the result: compiled away, backbone and all
-        return model.apply(weights, image)["group_assignment"]
+        return run(weights, image)["group_assignment"]
 
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     known = variables["label_inputs"]

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ class Store:
         """The type on disk of what is computed in another."""
         return np.dtype(self.dtype if dtype == jnp.float32 else dtype)
 
-    def batches(self, order: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    def batches(self, order: Iterable[dict[str, np.ndarray]]) -> Generator[dict[str, Any]]:
         """The batches of `pipeline.order`, each with the features of its rows, as `seen`."""
         for batch in order:
             yield batch | {"seen": self.read(tuple(self.shapes), batch["view"], batch["index"])}

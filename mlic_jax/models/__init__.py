@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
@@ -61,9 +62,8 @@ def create_backbone(
 def create_model(
     config: ModelOptions | ConfigDict,
     num_classes: int,
-    word_vectors: np.ndarray | None = None,
-    attention_mask: np.ndarray | None = None,
-    local_bound: float = 0.0,
+    word_vectors: Shaped[np.ndarray, "..."] | None = None,
+    attention_mask: Shaped[np.ndarray, "..."] | None = None,
 ) -> nn.Module:
     """The model that `config.model` describes, for `num_classes` labels.
 
@@ -73,7 +73,6 @@ def create_model(
         word_vectors: float `[C, V]`, what MSRN knows of its labels; no other model reads it.
         attention_mask: bool `[C, C]`, the graph of MSRN's labels: True where label i (row) attends
             to label j (column), itself included.
-        local_bound: the probability below which MCAR does not look at a region.
 
     Raises:
         UsageError: an option is unknown or does not fit the number of classes, or the label inputs
@@ -90,7 +89,7 @@ def create_model(
     require_one_of("model.pooling", options.pooling, POOLINGS)
     if options.name == "pooled":
         return Pooled(features, num_classes, options.pooling)
-    return _create_mcar(options, features, num_classes, local_bound)
+    return _create_mcar(options, features, num_classes)
 
 
 def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
@@ -105,9 +104,7 @@ def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
     return model.clone(fc1_axis=axis) if shard_fc1 else model
 
 
-def _create_mcar(
-    options: ModelOptions, features: nn.Module, num_classes: int, local_bound: float
-) -> MCAR:
+def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
     require_one_of("model.localizer", options.localizer, LOCALIZERS)
     if not 1 <= options.top_n <= num_classes:
         raise UsageError(
@@ -120,8 +117,6 @@ def _create_mcar(
             f"model.local_size is {options.local_size}; it must be a multiple of 32, or 0 for "
             "crops as large as the image"
         )
-    if not 0 <= local_bound < 1:
-        raise UsageError(f"eval.local_bound is {local_bound}; it must be at least 0 and below 1")
     return MCAR(
         features=features,
         num_classes=num_classes,
@@ -130,7 +125,6 @@ def _create_mcar(
         threshold=options.threshold,
         localizer=options.localizer,
         local_size=options.local_size,
-        local_bound=local_bound,
     )
 
 

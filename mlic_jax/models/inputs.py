@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
+from mlic_jax.models.arrays import AnyArray
 from mlic_jax.options import Options
 
 
@@ -16,12 +17,12 @@ class InputOptions(Options):
     std: tuple[float, ...]
 
 
-def normalise(images: jax.Array, options: InputOptions) -> jax.Array:
-    """uint8 `[B, H, W, 3]` to float32, as the backbone was trained to see it."""
+def normalise(images: UInt8[AnyArray, "B H W 3"], options: InputOptions) -> Float[Array, "B H W 3"]:
+    """Photos as the backbone was trained to see them."""
     return _standardise(jnp.asarray(images, float) / 255, options)
 
 
-def _standardise(images: jax.Array, options: InputOptions) -> jax.Array:
+def _standardise(images: Float[Array, "B H W 3"], options: InputOptions) -> Float[Array, "B H W 3"]:
     mean, std = (
         jnp.array(values, images.dtype).reshape(1, 1, 1, 3)
         for values in (options.mean, options.std)

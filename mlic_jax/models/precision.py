@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
+
+from mlic_jax.models.arrays import Float32Or64
 
 
 def in_precision(precision: str, training: bool) -> AbstractContextManager:
@@ -27,6 +30,6 @@ def in_precision(precision: str, training: bool) -> AbstractContextManager:
     return jax.default_matmul_precision(precision)
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: Float[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
     """`x` in float32, or as it is where it is float64."""
     return x.astype(np.promote_types(x.dtype, np.float32))

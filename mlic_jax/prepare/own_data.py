@@ -217,8 +217,8 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
             raise
         print(f"word vectors: none, so one_hot for MSRN ({error})")
         return None
-    unknown = [name for name, words in zip(class_names, vectors.words, strict=True) if not words]
-    told = f"; 0 for {', '.join(unknown)}, of which no word is known" if unknown else ""
+    unknown = ", ".join(vectors.unknown)
+    told = f"; 0 for {unknown}, of which no word is known" if unknown else ""
     print(f"word vectors: of {vectors.source}{told}")
     return vectors
 

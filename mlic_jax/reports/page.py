@@ -38,7 +38,7 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def page_template(path: Path, filters: Mapping[str, Callable]) -> jinja2.Template:
+def page_template(path: Path, filters: Mapping[str, Callable[..., str]]) -> jinja2.Template:
     """The template of a page, with filters of its own; a name that it lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
 
 Tree = dict[str, Any]
+T = TypeVar("T")
 
 RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
@@ -65,7 +66,11 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
 
 def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
-    return max(run_checkpoints(workdir), key=lambda path: int(path.name), default=None)
+    return max(run_checkpoints(workdir), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name)
 
 
 def run_checkpoints(workdir: Path) -> list[Path]:
@@ -92,7 +97,7 @@ def find_checkpoint(path: Path) -> Path:
         return steps[-1]
     if not (checkpoints := run_checkpoints(path)):
         raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
-    return best_of({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
+    return best_of({p: _validation(p) for p in checkpoints}) or max(checkpoints, key=_step)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -103,7 +108,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def steps_in(folder: Path) -> list[Path]:
     steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
-    return sorted(steps, key=lambda entry: int(entry.name))
+    return sorted(steps, key=_step)
 
 
 def _validation(checkpoint: Path) -> float | None:
@@ -119,10 +124,10 @@ def lacks_validation(checkpoint: Path) -> bool:
     return checkpoint.parent.name == "checkpoints" and _validation(checkpoint) is None
 
 
-def best_of(validations: dict[Any, float | None]) -> Any:
+def best_of(validations: Mapping[T, float | None]) -> T | None:
     """The first of the highest; None where nothing was validated."""
     known = {key: value for key, value in validations.items() if value is not None}
-    return max(known, key=known.get, default=None)
+    return max(known, key=known.__getitem__, default=None)
 
 
 # --- reading

@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Shaped
 from tqdm import tqdm
 
 from mlic_jax.data import label_inputs, pipeline
@@ -17,6 +18,7 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.features.regions import Regions, open_regions
 from mlic_jax.features.store import Store
 from mlic_jax.models import create_model
+from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices, processes, profiling
 from mlic_jax.runtime.checkpoint import load_weights
@@ -42,13 +44,19 @@ def create_eval_model(
         constants: variables of which the collection `label_inputs` is used, if it is there.
     """
     look = options.eval
-    model = dataclasses.replace(
+    as_seen = dataclasses.replace(
         options.model,
         top_n=look.top_n or options.model.top_n,
         local_size=look.local_size or options.model.local_size,
     )
-    inputs = label_inputs.arguments_of(constants)
-    return create_model(model, num_classes, **inputs, local_bound=look.local_bound)
+    model = create_model(as_seen, num_classes, **label_inputs.arguments_of(constants))
+    if not isinstance(model, MCAR):
+        return model
+    if not 0 <= look.local_bound < 1:
+        raise UsageError(
+            f"eval.local_bound is {look.local_bound}; it must be at least 0 and below 1"
+        )
+    return model.clone(local_bound=look.local_bound)
 
 
 def make_eval_step(
@@ -57,7 +65,7 @@ def make_eval_step(
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
     class_maps: bool = False,
-) -> Callable:
+) -> Callable[..., Any]:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
@@ -69,14 +77,15 @@ def make_eval_step(
         class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
     """
 
-    def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
+        run: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
 
         def apply(view: jax.Array) -> dict[str, jax.Array]:
             if not class_maps:
-                return model.apply(variables, view, **second_look)
-            outputs, beside = model.apply(variables, view, mutable=["intermediates"])
+                return run(variables, view, **second_look)
+            outputs, beside = run(variables, view, mutable=["intermediates"])
             maps = beside.get("intermediates", {}).get("class_maps", ())
             return outputs | dict(zip(("class_maps",), maps, strict=False))
 
@@ -95,11 +104,11 @@ def batch_rows(options: ScoreOptions, mesh: jax.sharding.Mesh) -> int:
 
 
 def on_own_rows(
-    step: Callable,
+    step: Callable[..., Any],
     options: ScoreOptions,
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
-) -> Callable:
+) -> Callable[..., Any]:
     """`step`, (variables, rows) -> rows, as every device is to run it.
 
     Where regions are skipped, on the rows that it has and without a word to the others: the loop
@@ -124,19 +133,21 @@ class Evaluator:
         split: of N images.
         options: of which `eval` and `data` are used.
         mesh: the devices.
-        global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
-            not run again.
+        global_outputs: the `GLOBAL_OUTPUTS` of an earlier evaluation; their stream is not run
+            again.
         reads_images: False where the step has the features of all photos, see `stored.py`.
     """
 
-    eval_step: Callable
+    eval_step: Callable[..., Any]
     split: Split
     options: ScoreOptions
     mesh: jax.sharding.Mesh
-    global_outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] = dataclasses.field(
+        default_factory=dict
+    )
     reads_images: bool = True
 
-    def compiled(self, variables: dict) -> "Evaluator":
+    def compiled(self, variables: dict[str, Any]) -> "Evaluator":
         """The same with its step compiled now, for variables as these are and lie."""
         classes, size = len(self.split.class_names), views.host_size(self.options)
         rows = batch_rows(self.options, self.mesh)
@@ -149,7 +160,7 @@ class Evaluator:
         step = compilation.compile_ahead(what, self.eval_step, variables, batch)
         return dataclasses.replace(self, eval_step=step)
 
-    def __call__(self, variables: dict, profile: Path | None = None) -> Scores:
+    def __call__(self, variables: dict[str, Any], profile: Path | None = None) -> Scores:
         """The scores of the split.
 
         Args:
@@ -159,8 +170,8 @@ class Evaluator:
         Raises:
             Failure: an image cannot be read, or not every image got a score.
         """
-        split, in_flight = self.split, collections.deque()
-        rows: dict[str, np.ndarray] = {}
+        split, rows = self.split, dict[str, Any]()
+        in_flight = collections.deque[dict[str, jax.Array]]()
         seen = np.zeros(len(split), np.int32)
 
         def collect() -> None:
@@ -194,7 +205,7 @@ class Evaluator:
             image_size=self.options.data.image_size,
         )
 
-    def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, profile: Path | None) -> Iterable[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
         rows = batch_rows(self.options, self.mesh)
         if self.reads_images:

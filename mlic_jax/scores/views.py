@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, UInt8
 
+from mlic_jax.models.arrays import Outputs
 from mlic_jax.models.inputs import normalise
 from mlic_jax.scores.options import ScoreOptions
-
-Outputs = dict[str, jax.Array]
 
 
 def view_sizes(options: ScoreOptions) -> tuple[int, ...]:
@@ -30,20 +30,22 @@ def host_size(options: ScoreOptions) -> int:
 
 
 def score_views(
-    apply: Callable[[jax.Array], Outputs], images: jax.Array, options: ScoreOptions
+    apply: Callable[[Float[Array, "B S S 3"]], Outputs],
+    images: UInt8[Array, "B L L 3"],
+    options: ScoreOptions,
 ) -> Outputs:
     """What a model says of images, its logits averaged over the views of `config.eval`.
 
     Args:
-        apply: float32 images `[B, S, S, 3]`, normalised, to what the model says of them.
-        images: uint8 `[B, L, L, 3]`, L = `host_size(options)`.
+        apply: normalised images to what the model says of them.
+        images: L = `host_size(options)`.
         options: of which `eval.flip`, `eval.scales`, `data.image_size` and `augment` are used.
 
     Returns:
         The outputs of the plain view; of those whose name ends in `logits`, the mean of all views.
     """
 
-    def outputs_of(view: jax.Array) -> Outputs:
+    def outputs_of(view: Array) -> Outputs:
         return apply(normalise(view, options.augment))
 
     outputs = []
@@ -68,8 +70,8 @@ def mean_of_views(outputs: Sequence[Outputs]) -> Outputs:
     return outputs[0] | means
 
 
-def resize(images: jax.Array, size: int) -> jax.Array:
-    """Resizes uint8 `[B, L, L, 3]` to `[B, size, size, 3]`: bilinear, antialiased, as Pillow does.
+def resize(images: UInt8[Array, "B L L 3"], size: int) -> UInt8[Array, "B {size} {size} 3"]:
+    """Bilinear, antialiased, as Pillow does it.
 
     Its pixels are within two grey levels of Pillow's, which rounds between rows and columns.
     """

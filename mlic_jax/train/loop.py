@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainSt
 
 def training_order(
     split: Split, options: TrainOptions, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """All batches that are still to come, without their images."""
     return pipeline.order(
         split,
@@ -227,7 +227,7 @@ def training_order(
 
 def training_batches(
     split: Split, options: TrainOptions, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """This process's rows of all batches that are still to come."""
     return pipeline.batches(
         split,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,24 +98,24 @@ def create_schedule(
     return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
-def group_multipliers(options: OptimOptions, params: dict) -> dict[str, float]:
+def group_multipliers(options: OptimOptions, params: dict[str, Any]) -> dict[str, float]:
     """The multiplier of every top-level module of `params`.
 
     Raises:
         UsageError: a group is no module, or a module is in no group.
     """
-    multipliers = dict(options.multipliers)
-    rest = multipliers.pop("rest", None)
-    if set(multipliers) - set(params) or (rest is None and set(multipliers) != set(params)):
+    multipliers = options.multipliers
+    named = set(multipliers) - {"rest"}
+    if named - set(params) or ("rest" not in multipliers and named != set(params)):
         raise UsageError(
-            f"optim.multipliers names the groups {', '.join(sorted(options.multipliers))}; the "
+            f"optim.multipliers names the groups {', '.join(sorted(multipliers))}; the "
             f"model has {', '.join(sorted(params))}, and `rest` stands for those not named"
         )
-    return {name: multipliers.get(name, rest) for name in params}
+    return {name: multipliers[name if name in named else "rest"] for name in params}
 
 
 def create_optimizer(
-    options: OptimOptions, params: dict, schedule: optax.Schedule
+    options: OptimOptions, params: dict[str, Any], schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 

@@ -60,9 +60,9 @@ def start_weights(
     backbone and what else does not depend on the classes; then `init_prior` decides the bias
     of a classifier that is fresh.
     """
-    modules = set()
+    modules: set[str] = set()
     if options.init_from:
-        loaded, info = load_weights(options.init_from)
+        loaded, info = load_weights(Path(options.init_from))
         whole = info.get("class_names") == class_names
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
         source = f"{options.init_from} ({info.get('arch', options.model.name)})"
@@ -77,7 +77,7 @@ def start_weights(
     return variables
 
 
-def write_overview(path: Path, params: dict, options: TrainOptions) -> None:
+def write_overview(path: Path, params: dict[str, Any], options: TrainOptions) -> None:
     """Writes every array of a model and the rate of every group; how many in all is logged."""
     multipliers = group_multipliers(options.optim, params)
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}

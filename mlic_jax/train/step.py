@@ -23,6 +23,9 @@ from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
 from mlic_jax.train.options import TrainOptions
 
+Rows = dict[str, jax.Array]  # of a batch, or of a part of one
+Outcome = tuple[Any, tuple[Any, Any]]  # of rows: new batch_stats, (metrics, gradient)
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -41,7 +44,7 @@ def make_train_step(
     options: TrainOptions,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
@@ -57,7 +60,7 @@ def make_train_step(
 
     gradient_of = make_gradient(model, options, mesh, shardings)
 
-    def shown(batch: dict[str, Any], key: jax.Array, step: jax.Array) -> dict[str, Any]:
+    def shown(batch: Rows, key: jax.Array, step: jax.Array) -> Rows:
         if "seen" in batch:
             return {"seen": as_computed(batch["seen"])}
         if "view" in batch:
@@ -66,7 +69,9 @@ def make_train_step(
         key = jax.random.fold_in(key, step)
         return {"images": augment(batch["image"], key, options.augment)}
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+    def train_step(
+        state: TrainState, batch: Rows, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         labels = resolve_unknown(batch["labels"], options.loss.label_policy)
         known = (labels != 0) & batch["mask"][:, None]
         rows = {
@@ -94,13 +99,15 @@ def make_train_step(
 
 def make_gradient(
     model: nn.Module, options: TrainOptions, mesh: Mesh | None, shardings: TrainState | None
-) -> Callable:
+) -> Callable[..., Any]:
     """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
 
     `known` is how many labels are, of all rows. Arguments are those of `make_train_step`.
     """
 
-    def share_of_loss(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+    def share_of_loss(
+        params: Any, batch_stats: Any, rows: Rows, known: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         """What some rows add to the loss, and (what they add to metrics, new batch_stats).
 
         Every row weighs as much as it has of the labels that are known in the whole batch, so that
@@ -126,16 +133,16 @@ def make_gradient(
         metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
         return metrics["loss"], (metrics, batch_stats)
 
-    def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+    def in_parts(params: Any, batch_stats: Any, rows: Rows, known: jax.Array) -> Outcome:
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
         with in_precision(options.model.precision, training=True):
             return accumulate(gradient_of, options.accumulation, batch_stats, rows)
 
-    if mesh is None:
+    if mesh is None or shardings is None:  # one is given with the other
         return in_parts
     params_specs = devices.specs_of(shardings.params)
 
-    def on_all_devices(*arguments: Any):
+    def on_all_devices(*arguments: Any) -> Outcome:
         batch_stats, (metrics, gradient) = in_parts(*arguments)
         # Exchanged once for all parts.
         gradient = devices.sum_over_devices(gradient, params_specs)
@@ -151,8 +158,8 @@ def make_gradient(
 
 
 def accumulate(
-    gradient_of: Callable, count: int, batch_stats: Any, rows: dict[str, jax.Array]
-) -> tuple[Any, tuple[Any, Any]]:
+    gradient_of: Callable[..., Any], count: int, batch_stats: Any, rows: Rows
+) -> Outcome:
     """Sums over parts of the rows, one after the other: less memory, more steps.
 
     Batch normalisation sees a part at a time, and its running statistics move once for each that
@@ -167,11 +174,11 @@ def accumulate(
         The last batch_stats, and the sums of (metrics, gradient).
     """
 
-    def of_part(batch_stats: Any, part: dict[str, jax.Array]):
+    def of_part(batch_stats: Any, part: Rows) -> Outcome:
         gradient, (metrics, batch_stats) = gradient_of(batch_stats, part)
         return batch_stats, (metrics, gradient)
 
-    def add(carry, part):
+    def add(carry: Outcome, part: Rows) -> tuple[Outcome, None]:
         batch_stats, terms = of_part(carry[0], part)
         return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
 

@@ -51,7 +51,7 @@ class StepLog:
         self._writer = None
         if processes.is_first():
             self._writer = MetricWriter(workdir, first_step, validated)
-        self._in_flight: collections.deque = collections.deque()
+        self._in_flight = collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]()
         total = options.epochs * epoch_steps
         self._bar = tqdm(
             total=total,

@@ -111,7 +111,7 @@ def test_statistics_lose_the_square_of_the_distance_to_the_running_mean(mean, ru
     """A large mean loses nothing near the running one; from elsewhere, so many roundings."""
     x = mean + jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
     members = members_of_groups(None, 64, 1)
-    _, var, _ = batch_statistics(x, members, jnp.full(1, running), jnp.ones(1))
+    _, var, _ = batch_statistics(x, members, jnp.full(1, float(running)), jnp.ones(1))
     # 16 values are summed and then 64 rows, and the mean of the squares is rounded with each.
     roundings = 80 * (1 + (mean - running) ** 2)
     bound = roundings * np.finfo(np.float32).eps

@@ -222,9 +222,9 @@ def test_batches_of_training_are_as_the_configuration_says(config):
     config.data.train_crop, config.data.crop_scale = "random_resized_crop", (0.3, 0.4)
     options = TrainOptions.of(config)
     splits = sources.open_splits(options.data)
-    options = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
+    usual = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
     crops = {"train_crop": "random_resized_crop", "crop_scale": (0.3, 0.4)}
-    expected = list(pipeline.batches(splits["train"], first_step=2, **options, **crops))
+    expected = list(pipeline.batches(splits["train"], first_step=2, **usual, **crops))
     got = list(training_batches(splits, options, first_step=2))
     assert len(got) == len(expected) == 4
     for batch, wanted in zip(got, expected, strict=True):

@@ -231,8 +231,7 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
         opt_state = optimizer.init(variables["params"])
         ours = TrainState(step=jnp.int32(0), **variables, opt_state=opt_state)
 
-    options = {"top_n": 2, "threshold": THRESHOLD}
-    module = MCAR(arch, num_classes, config.model.pooling, **options).train()
+    module = MCAR(arch, num_classes, config.model.pooling, top_n=2, threshold=THRESHOLD).train()
     loaded(torch, module.features, state)
     convclass = {"weight": kernel.T[:, :, None, None].copy(), "bias": bias}
     loaded(torch, module.convclass, convclass)

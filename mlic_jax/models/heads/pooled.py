@@ -6,25 +6,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.precision import at_least_float32
 
 
-def summarise(maps: jax.Array) -> dict[str, jax.Array]:
-    """The `mean` and the `maximum` over all positions of `[..., h, w, F]`, float32 `[..., F]`.
+def summarise(maps: Float[Array, "*N h w F"]) -> dict[str, Float32Or64[Array, "*N F"]]:
+    """The `mean` and the `maximum` of maps over all positions, all that any pooling needs.
 
-    All that any pooling needs. Inside `jax.jit` the one that is not used is not computed.
+    Inside `jax.jit` the one that is not used is not computed.
     """
     maps = at_least_float32(maps)
     return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": jnp.max(maps, axis=(-3, -2))}
 
 
-def global_pool(summary: dict[str, jax.Array], pooling: str) -> jax.Array:
-    """Float32 `[..., F]` from what `summarise` gave, by a key of `POOLINGS`."""
+def global_pool(
+    summary: dict[str, Float32Or64[Array, "*N F"]], pooling: str
+) -> Float32Or64[Array, "*N F"]:
+    """What `summarise` gave, by a key of `POOLINGS`."""
     return POOLINGS[pooling](summary)
 
 
-POOLINGS: dict[str, Callable[[dict[str, jax.Array]], jax.Array]] = {
+POOLINGS: dict[str, Callable[[dict[str, Array]], Array]] = {
     "avg": lambda summary: summary["mean"],
     "max": lambda summary: summary["maximum"],
     "gwp": lambda summary: (summary["maximum"] + summary["mean"]) / 2,
@@ -37,8 +41,10 @@ class PointwiseClassifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps `[..., F]` to float32 logits `[..., C]`."""
+    def __call__(
+        self, features: Float[Array, "*batch F"]
+    ) -> Float32Or64[Array, "*batch {self.num_classes}"]:
+        """The logits of every vector of features."""
         # Uniform in +-1/sqrt(F), kernel and bias: how PyTorch starts a convolution.
         inputs = features.shape[-1]
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -69,15 +75,14 @@ class Pooled(nn.Module):
         self.convclass = PointwiseClassifier(self.num_classes)
 
     def __call__(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """Scores images: `look`, then `score`.
 
         Args:
-            images: float32 `[B, S, S, 3]`, normalised.
+            images: normalised.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
-                of the rows, see `ConvBatchNorm`.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`.
 
         Returns:
             `logits`, float32 `[B, C]`.
@@ -85,11 +90,11 @@ class Pooled(nn.Module):
         return self.score(self.look(images, train, mask))
 
     def look(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """All that the head needs of images, see `summarise`; arguments as of `__call__`."""
         return summarise(self.features(images, train, mask)[-1])
 
-    def score(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def score(self, seen: Outputs) -> Outputs:
         """What `__call__` returns, from what `look` does."""
         return {"logits": self.convclass(global_pool(seen, self.pooling))}

@@ -20,10 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import Float32Or64
 from mlic_jax.models.precision import at_least_float32
 
-Moments = tuple[jax.Array, jax.Array, jax.Array]
+Moments = tuple[
+    Float32Or64[Array, "B C D"], Float32Or64[Array, "B C D"], Float32Or64[Array, "B C D"]
+]
 
 # How many a step of a loop takes: so many times less often the sums, which are larger than a CPU's
 # caches, travel through memory. XLA's CPU backend vectorises a reduction of up to 8.
@@ -45,16 +49,18 @@ EXP2_COEFFICIENTS = tuple(
 
 
 @jax.custom_vjp
-def spatial_attention(features: jax.Array, embeddings: jax.Array) -> jax.Array:
+def spatial_attention(
+    features: Float[Array, "B P D"], embeddings: Float[Array, "C D"]
+) -> Float32Or64[Array, "B C D"]:
     """Means of the features over the positions that every label attends to, channel by channel.
 
     Args:
-        features: `[B, P, D]`, P >= 1 positions.
-        embeddings: `[C, D]`, one a label.
+        features: P >= 1 positions.
+        embeddings: one a label.
 
     Returns:
-        `[B, C, D]`: sum_p softmax_p(f[b, p, d] e[c, d]) f[b, p, d], in float32 (float64 where the
-        features are), as are all sums on the way. Gradients have the dtypes of their arguments.
+        sum_p softmax_p(f[b, p, d] e[c, d]) f[b, p, d], in float32 (float64 where the features
+        are), as are all sums on the way. Gradients have the dtypes of their arguments.
     """
     return _attend(features, embeddings)[0]
 
@@ -102,19 +108,18 @@ def _prepare(features, embeddings):
     return f - middle, e, middle, slope * (jnp.where(slope >= 0, highest, lowest) - middle)
 
 
-def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Array) -> Moments:
+def sums_by_position(
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+) -> Moments:
     """Sums over the positions of w, w f and w f^2, where w = exp(e f - largest).
 
     All labels of a few positions at a time, which is fastest on a CPU, and as many such steps a
     block as there are blocks: one long sum in float32 would round twenty times worse.
 
     Args:
-        features: `[B, P, D]`.
-        embeddings: `[C, D]`.
-        largest: `[B, C, D]`, max_p e f_p.
-
-    Returns:
-        Three arrays `[B, C, D]`.
+        largest: max_p e f_p.
     """
 
     def add_positions(sums, f):  # [K, B, 1, D]
@@ -141,23 +146,17 @@ def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Ar
 
 
 def gradient_by_labels(
-    features: jax.Array,
-    embeddings: jax.Array,
-    largest: jax.Array,
-    mean: jax.Array,
-    scale: jax.Array,
-    exp: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+    mean: Float32Or64[Array, "B C D"],
+    scale: Float32Or64[Array, "B C D"],
+    exp: Callable[[Float32Or64[Array, "..."]], Float32Or64[Array, "..."]],
+) -> Float32Or64[Array, "B P D"]:
     """The sum over the labels of scale w (1 + e (f - mean)), where w = exp(e f - largest).
 
     Args:
-        features: `[B, P, D]`.
-        embeddings: `[C, D]`.
-        largest, mean, scale: `[B, C, D]`.
         exp: of numbers that are not positive.
-
-    Returns:
-        `[B, P, D]`.
     """
 
     def of_label(label):
@@ -178,7 +177,7 @@ def gradient_by_labels(
     return gradient
 
 
-def exp_of_negative(x: jax.Array) -> jax.Array:
+def exp_of_negative(x: Float32Or64[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
     """exp(x) for x <= 0, in float32 to |x| + 3 roundings, and nowhere below 1e-38.
 
     As 2^n 2^r with a polynomial for 2^r, -1/2 <= r <= 1/2. XLA computes its own exp apart and
@@ -195,7 +194,11 @@ def exp_of_negative(x: jax.Array) -> jax.Array:
     return power * lax.bitcast_convert_type(exponent, jnp.float32)
 
 
-def sums_by_label(features: jax.Array, embeddings: jax.Array, largest: jax.Array) -> Moments:
+def sums_by_label(
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+) -> Moments:
     """The sums of `sums_by_position`, all positions of one label at a time.
 
     For accelerators, on which a loop wants few and large steps: C reductions over the features.

@@ -224,7 +224,7 @@ def test_crops_of_other_dtypes(crop):
         assert exact.dtype == jnp.float64
     expected = bilinear_crop(image[0], box[0, 0], 16, 16)
     np.testing.assert_allclose(exact[0, 0], expected, rtol=0, atol=1e-14)
-    rounded = crop(jnp.asarray(image, jnp.bfloat16), box, 16)
+    rounded = crop(jnp.asarray(image, jnp.bfloat16), jnp.asarray(box), 16)
     assert rounded.dtype == jnp.bfloat16
     # Pixels, weights, products and sums, of 8 bits each.
     np.testing.assert_allclose(rounded[0, 0].astype(np.float32), expected, rtol=0, atol=11 * 2**-9)
