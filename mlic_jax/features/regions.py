@@ -4,7 +4,7 @@ Which regions a head asks for follows from what it has learned so far, so they c
 before a run: each is when it is first asked for, and kept in a file of the store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -100,5 +100,6 @@ class Regions:
 
     def _look(self, weights: Mapping[str, Any], batch: Batch) -> Batch:
         images = self._store.views.inputs(batch["image"], batch["view"], batch["index"])
-        seen = self._model.apply(weights, images, batch["boxes"][:, None], method="look_at_regions")
+        apply: Callable[..., Any] = self._model.apply
+        seen = apply(weights, images, batch["boxes"][:, None], method="look_at_regions")
         return {name: x[:, 0] for name, x in seen.items()}

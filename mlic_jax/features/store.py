@@ -102,7 +102,9 @@ class Backbone:
         weights = devices.lay_out(weights, devices.replicated(mesh))
         return cls(model, options, mesh, weights, digest)
 
-    def compiled(self, name: str, look: Callable, views: Views, batch: Any) -> Callable:
+    def compiled(
+        self, name: str, look: Callable[..., Batch], views: Views, batch: Any
+    ) -> Callable[..., Batch]:
         """`look`, (weights, batch) -> features, as a program: batch -> features on every device."""
 
         def run(weights: Mapping[str, Any], batch: Batch) -> Batch:
@@ -226,7 +228,8 @@ class Store:
 
     def _look(self, weights: Mapping[str, Any], batch: Batch) -> Batch:
         images = self.views.inputs(batch["image"], batch["view"], batch["index"])
-        return self.backbone.model.apply(weights, images, method="look")
+        apply: Callable[..., Any] = self.backbone.model.apply
+        return apply(weights, images, method="look")
 
     def _complete(self) -> None:
         """Computes what is missing, and says so."""
@@ -279,17 +282,17 @@ class Store:
         start = time.monotonic()
         bar = tqdm(desc=f"features of {self.split.split}", total=len(wanted), unit="view")
         with bar, contextlib.closing(batches):
-            in_flight: collections.deque = collections.deque()
+            in_flight = collections.deque[tuple[Seen, Batch]]()
             for batch in batches:
                 images = {name: batch[name] for name in ("image", "view", "index")}
                 in_flight.append((batch, look(images)))
                 if len(in_flight) > 1:  # written while the devices work at the next ones
-                    bar.update(self._write(*in_flight.popleft(), wanted))
+                    bar.update(self._write(wanted, *in_flight.popleft()))
             while in_flight:
-                bar.update(self._write(*in_flight.popleft(), wanted))
+                bar.update(self._write(wanted, *in_flight.popleft()))
         return time.monotonic() - start
 
-    def _write(self, batch: Seen, seen: Batch, wanted: set[tuple[int, int]]) -> int:
+    def _write(self, wanted: set[tuple[int, int]], batch: Seen, seen: Batch) -> int:
         """Keeps those rows of a batch that are wanted; gives how many."""
         found = devices.to_host(seen) | {PIXELS: batch["image"]}
         places = list(zip(batch["view"].tolist(), batch["index"].tolist(), strict=True))

@@ -183,19 +183,19 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
+def _as_bytes(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _mark(row: np.ndarray) -> bytes:
     return (2**32 + zlib.crc32(_as_bytes(row))).to_bytes(8, "little")
 
 
-def _sum(record: np.ndarray) -> int:
-    key = np.ascontiguousarray(record["key"])
-    return 2**32 + zlib.crc32(np.ascontiguousarray(record["values"]), zlib.crc32(key))
+def _sum(record: Any) -> int:
+    key, values = (_as_bytes(np.ascontiguousarray(record[name])) for name in ("key", "values"))
+    return 2**32 + zlib.crc32(values, zlib.crc32(key))
 
 
-def _put(file: int, content: np.ndarray | bytes, at: int) -> None:
+def _put(file: int, content: memoryview | bytes, at: int) -> None:
     if os.pwrite(file, content, at) < memoryview(content).nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
