@@ -40,7 +40,7 @@ class MCAR(nn.Module):
     local_size: int = 0
     local_bound: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
 
     def __call__(
@@ -71,7 +71,8 @@ class MCAR(nn.Module):
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
         """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
-        return self.find_regions(self.look(images, train, mask), images.shape[1:3])
+        _, height, width, _ = images.shape
+        return self.find_regions(self.look(images, train, mask), (height, width))
 
     def look(
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
@@ -86,8 +87,9 @@ class MCAR(nn.Module):
     def find_regions(self, seen: Outputs, image_size: tuple[int, int]) -> Outputs:
         """What `look_globally` returns, from what `look` does of images of that size."""
         global_logits = self.score_globally(seen)
-        regions = lax.stop_gradient(self.attend(seen["maps"], global_logits, image_size))
-        return {"global_logits": global_logits, "boxes": regions[0], "box_classes": regions[1]}
+        found = self.attend(seen["maps"], global_logits, image_size)
+        boxes, box_classes = lax.stop_gradient(found)
+        return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
 
     def score(self, seen: Outputs) -> Outputs:
         """All logits from what `look` returns, and what `look_at_regions` does beside it."""
@@ -182,7 +184,12 @@ class MCAR(nn.Module):
             return done + part, highest.at[rows].max(logits)
 
         nothing = jnp.full_like(seen["global_logits"], -jnp.inf)
-        _, highest = nn.while_loop(is_left, look, self, (jnp.int32(0), nothing))
+        _, highest = nn.while_loop(
+            is_left,  # type: ignore[arg-type] # Flax says bool, and it is traced
+            look,
+            self,
+            (jnp.int32(0), nothing),
+        )
         return jnp.where(jnp.any(likely, axis=1)[:, None], highest, seen["global_logits"])
 
     def attend(

@@ -88,7 +88,7 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def compile_ahead(name: str, function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
+def compile_ahead(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
     """Compiles a jitted function, and says on the log how long it took.
 
     Args:
