@@ -74,11 +74,11 @@ def make_stored_step(
         read = store.read(tuple(store.shapes), view, index)
         seen = devices.to_devices(read, store.backbone.mesh)
         if find_regions is None or regions is None:
-            return devices.to_host(score(variables, seen))
-        found = devices.to_host(find_regions(variables, seen))
-        of_regions = regions.read(view, index, found["boxes"])
+            return score(variables, seen)
+        found = find_regions(variables, seen)
+        of_regions = regions.read(view, index, devices.to_host(found["boxes"]))
         seen |= devices.to_devices(of_regions, store.backbone.mesh)
-        return found | devices.to_host(score(variables, seen))
+        return found | score(variables, seen)
 
     def step(variables: Any, batch: dict[str, Any]) -> dict[str, Any]:
         index = devices.to_host(batch["index"])

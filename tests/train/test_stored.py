@@ -31,15 +31,15 @@ def frozen(make_config, tmp_path):
     return make
 
 
+def lines_of(workdir):
+    """Of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def curves(workdir):
     """The figures of all steps and validations, without what depends on the clock or the store."""
-    found = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        for name in ("images_per_second", "known_regions"):
-            values.pop(name, None)
-        found.append(values)
-    return found
+    of_clock = {"images_per_second", "known_regions"}
+    return [{k: v for k, v in line.items() if k not in of_clock} for line in lines_of(workdir)]
 
 
 @pytest.mark.parametrize("name", ["pooled", "mcar", "msrn"])
@@ -92,9 +92,9 @@ def test_a_line_says_how_many_regions_were_known(frozen, tmp_path, capsys):
     config.features.store = True
     for run in ("first", "second"):
         train(config, tmp_path / run)
-    lines = [json.loads(line) for line in (tmp_path / "second/metrics.jsonl").open()]
+    lines = lines_of(tmp_path / "second")
     known = [line["known_regions"] for line in lines if "loss" in line]
     assert known == [1.0] * 12
-    assert "100% of regions known" in capsys.readouterr().err
-    lines = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").open()]
+    assert "100% of regions known" in capsys.readouterr().out
+    lines = lines_of(tmp_path / "first")
     assert next(line["known_regions"] for line in lines if "loss" in line) < 0.5

@@ -21,10 +21,8 @@ def summarise(maps: Float[Array, "*N h w F"]) -> dict[str, Float32Or64[Array, "*
     return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": jnp.max(maps, axis=(-3, -2))}
 
 
-def global_pool(
-    summary: dict[str, Float32Or64[Array, "*N F"]], pooling: str
-) -> Float32Or64[Array, "*N F"]:
-    """What `summarise` gave, by a key of `POOLINGS`."""
+def global_pool(summary: Outputs, pooling: str) -> Float32Or64[Array, "... F"]:
+    """Pooled features from what `summarise` gave, by a key of `POOLINGS`."""
     return POOLINGS[pooling](summary)
 
 
