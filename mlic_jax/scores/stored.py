@@ -55,19 +55,19 @@ def make_stored_step(
     options: ScoreOptions,
     weights: Any,
     rows: int,
-) -> Callable:
+) -> Callable[..., Any]:
     """The step of `make_eval_step` on a store: (variables, batch without images) -> outputs.
 
     Compiled, for weights as these are and lie and batches of so many rows; `regions` are those of
     the store, see `open_regions`.
     """
     seen = store.abstract_batch(rows, 1)["seen"]
-    score = partial(_score, model, options.model.precision)
+    of_seen = partial(_score, model, options.model.precision)
     find_regions = None
     if regions is not None:
         find_regions = compile_find_regions(model, store, weights, seen, training=False)
         seen = seen | regions.abstract(rows, model.top_n)
-    jitted = jax.jit(score, out_shardings=devices.replicated(store.backbone.mesh))
+    jitted = jax.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
     score = compilation.compile_ahead("the evaluation step", jitted, weights, seen)
 
     def of_view(variables: Any, view: np.ndarray, index: np.ndarray) -> dict[str, Any]:
@@ -92,18 +92,20 @@ def make_stored_step(
 
 def compile_find_regions(
     model: nn.Module, store: Store, weights: Any, seen: Any, training: bool
-) -> Callable:
+) -> Callable[..., Any]:
     """(variables, features of photos) -> where the model looks, see `MCAR.find_regions`."""
     size = (store.image_size, store.image_size)
+    apply: Callable[..., Any] = model.apply
 
     def find(variables: Any, seen: Any) -> dict[str, jax.Array]:
         with in_precision(store.backbone.options.precision, training):
-            return model.apply(variables, as_computed(seen), size, method="find_regions")
+            return apply(variables, as_computed(seen), size, method="find_regions")
 
     jitted = jax.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
     return compilation.compile_ahead("the choice of regions", jitted, weights, seen)
 
 
 def _score(model: nn.Module, precision: str, variables: Any, seen: Any) -> dict[str, jax.Array]:
+    apply: Callable[..., Any] = model.apply
     with in_precision(precision, training=False):
-        return model.apply(variables, as_computed(seen), method="score")
+        return apply(variables, as_computed(seen), method="score")

@@ -134,11 +134,11 @@ def train(
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        train_step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
+        one_step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
         if options.features.store:
             store = open_training_store(whole, weights, splits["train"], options, mesh)
             regions = open_regions(store, whole)
-            train_step = compile_stored_step(train_step, whole, store, regions, options, state, key)
+            train_step = compile_stored_step(one_step, whole, store, regions, options, state, key)
             batches = store.batches(training_order(splits["train"], options, step))
         else:
             size, batch_size = options.data.image_size, options.batch_size
@@ -146,7 +146,7 @@ def train(
             if options.data.views:
                 abstract["view"] = abstract["index"]
             train_step = compilation.compile_ahead(
-                "the training step", train_step, state, abstract, key
+                "the training step", one_step, state, abstract, key
             )
             batches = training_batches(splits["train"], options, step)
         evaluator = make_evaluator(eval_model, weights, splits["val"], options, mesh)

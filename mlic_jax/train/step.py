@@ -117,10 +117,11 @@ def make_gradient(
         multipliers = group_multipliers(options.optim, params)
         frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
         variables = {"params": params | frozen, "batch_stats": batch_stats}
+        apply: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
         if "seen" in rows:
-            outputs = model.apply(variables, rows["seen"], method="score")
+            outputs = apply(variables, rows["seen"], method="score")
         else:
-            outputs, updates = model.apply(
+            outputs, updates = apply(
                 variables,
                 rows["images"],
                 train=not options.freeze_statistics,

@@ -167,7 +167,7 @@ class _Epoch:
 
     def __init__(self, start: float):
         self._steps, self._images = 0, 0
-        self._sums: collections.Counter = collections.Counter()
+        self._sums = collections.Counter[str]()
         self._start = self._end = start
 
     def add(self, images: int, values: dict[str, float]) -> None:

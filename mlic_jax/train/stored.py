@@ -43,14 +43,14 @@ def open_training_store(
 
 
 def compile_stored_step(
-    train_step: Callable,
+    train_step: Callable[..., Any],
     model: nn.Module,
     store: Store,
     regions: Regions | None,
     options: TrainOptions,
     state: TrainState,
     key: jax.Array,
-) -> Callable:
+) -> Callable[..., Any]:
     """The step of `make_train_step` on the batches of a store, compiled.
 
     Args:
@@ -69,7 +69,9 @@ def compile_stored_step(
     batch["seen"] |= regions.abstract(rows, model.top_n)
     train_step = compilation.compile_ahead(what, train_step, state, batch, key)
 
-    def step(state: TrainState, batch: dict[str, Any], key: jax.Array):
+    def step(
+        state: TrainState, batch: dict[str, Any], key: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
         weights = {"params": state.params, "batch_stats": state.batch_stats}
         boxes = find_regions(weights, batch["seen"])["boxes"]
         before = regions.asked, regions.known

@@ -69,7 +69,7 @@ class Pooled(nn.Module):
     num_classes: int
     pooling: str
 
-    def setup(self):
+    def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
 
     def __call__(
