@@ -39,6 +39,7 @@ CHOICES = {
     "model.head": HEADS,
     "data.train_crop": TRAIN_CROPS,
     "data.on_corrupt": ("fail", "skip"),
+    "features.dtype": ("float32", "float16"),
     "loss.label_policy": POLICIES,
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine"),
@@ -136,6 +137,15 @@ def default_config() -> ConfigDict:
     config.data.image_size = 448  # a multiple of 32
     config.data.train_crop = "squash"  # squash (MCAR) | multi_scale (MSRN) | random_resized_crop
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
+    # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
+    config.data.views = 0
+
+    config.features = ConfigDict()
+    # Of a frozen backbone, what the head needs of every view of every photo is computed once and
+    # kept beside the prepared set, for validation, evaluation and other runs too. Evaluation with
+    # eval.scales, eval.local_bound or eval.global_scores computes all anew.
+    config.features.store = False
+    config.features.dtype = "float32"  # on disk: float32 | float16, half as large
 
     config.augment = ConfigDict()
     config.augment.flip = True  # mirror every other image
@@ -305,6 +315,24 @@ def check_config(config: ConfigDict) -> None:
         require_one_of(option, config[option], known)
     if not config.data.source or not config.data.name:
         raise UsageError("data.source and data.name are empty; take a recipe of configs/")
+    if config.features.store:
+        check_storable(config)
+
+
+def check_storable(config: ConfigDict) -> None:
+    """Raises UsageError where features that are computed once would not serve a whole run."""
+    if config.optim.multipliers.get("features", 1.0) or not config.freeze_statistics:
+        raise UsageError(
+            "features.store is for a backbone that stays as it is: set "
+            "optim.multipliers.features=0 and freeze_statistics=True, or leave features.store"
+        )
+    if not config.data.views:
+        raise UsageError(
+            "features.store needs a number of views, and data.views is 0, another view every "
+            "epoch: set data.views, such as --config.data.views=8"
+        )
+    if config.shard_fc1:
+        raise UsageError("features.store is not for shard_fc1: leave one of them")
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -325,6 +353,7 @@ def check_ranges(config: ConfigDict) -> None:
         raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
     least_zero = {
         "data.workers": config.data.workers,
+        "data.views": config.data.views,
         "optim.clip_norm": optim.clip_norm,
         "optim.reference_classes": optim.reference_classes,
         "optim.weight_decay": optim.weight_decay,

@@ -19,6 +19,7 @@ STOREYS = (
     ("recipes",),
     ("config", "config_paths"),
     ("metrics", "scores"),
+    ("features",),
     ("data", "runtime"),
     ("models",),
     ("files", "command_line"),
@@ -32,7 +33,7 @@ ONLY_IN = {
     "torch": (),
     "weight_conversion": (),
     "orbax": ("runtime",),
-    "jax": ("models", "train", "scores", "evaluate", "predict", "runtime"),
+    "jax": ("models", "train", "scores", "evaluate", "predict", "runtime", "features"),
 }
 
 # Where a configuration is known: what makes one, asks for one or keeps one, and the doors, which

@@ -47,3 +47,4 @@ class DataOptions(Options):
     image_size: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
+    views: int

@@ -1,8 +1,9 @@
 """From a prepared split to batches: order, decode, crop and resize on the host, run by grain.
 
 Batch k of a run is a pure function of (seed, k): which images it holds of (seed, epoch), how one of
-them is cropped of (seed, epoch, image). So a run resumes at any step without replaying the steps
-before it, and neither threads, worker processes nor the number of hosts change what it sees.
+them is cropped of (seed, view, image), where the view is the epoch, or of V views that take turns
+epoch mod V. So a run resumes at any step without replaying the steps before it, and neither
+threads, worker processes nor the number of hosts change what it sees.
 """
 
 import sys
@@ -43,6 +44,7 @@ def batches(
     first_step: int = 0,
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
+    views: int = 0,
     workers: int = 0,
     threads: int = 4,
     process_index: int = 0,
@@ -64,6 +66,7 @@ def batches(
         train_crop: "squash"; "random_resized_crop" with the share of the area in `crop_scale`; or
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
+        views: V, of every image; 0: another one every epoch.
         workers: processes that decode, each with `threads` threads; 0 decodes in this process.
         threads: that decode, each a whole batch.
         process_index: which rows of the global batch are ours: the process_index-th part of them.
@@ -72,8 +75,8 @@ def batches(
     Returns:
         An iterator (close it, or exhaust it, to stop its threads and workers) of dicts with
         b = batch_size / process_count: image uint8 [b, S, S, 3] RGB; labels int8 [b, C]; index
-        int32 [b], the position in the split; mask bool [b]. Padding has image 0, label -1, index
-        -1, mask False.
+        int32 [b], the position in the split; mask bool [b]; of V views also view int32 [b].
+        Padding has image 0, label -1, index -1, mask False.
 
     Raises:
         UsageError: a value out of range.
@@ -86,6 +89,7 @@ def batches(
         ("epochs", epochs, 0),
         ("threads", threads, 1),
         ("workers", workers, 0),
+        ("views", views, 0),
     ):
         if value < least:
             raise UsageError(f"{name} is {value}; it must be at least {least}")
@@ -110,6 +114,59 @@ def batches(
         steps=steps,
         train_crop=train_crop,
         crop_scale=crop_scale,
+        views=views,
+    )
+    return _iterate(source, workers, threads)
+
+
+def order(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool,
+    epochs: int = 1,
+    first_step: int = 0,
+    views: int,
+) -> Generator[dict[str, np.ndarray]]:
+    """What `batches` yields of V views in one process, without the images."""
+    labels = split.labels()
+    for step in range(first_step, epochs * steps_per_epoch(len(split), batch_size)):
+        index, view = _rows_of_step(len(split), step, batch_size, shuffle, seed, views)
+        of_rows = np.where(index[:, None] >= 0, labels[index], np.int8(-1))
+        yield {"labels": of_rows, "index": index, "mask": index >= 0, "view": view}
+
+
+def chosen(
+    split: Split,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int = 0,
+    train_crop: TrainCrop = "squash",
+    crop_scale: tuple[float, float] = (0.25, 1.0),
+    workers: int = 0,
+    threads: int = 4,
+) -> Generator[dict[str, np.ndarray]]:
+    """Batches of some views of some images, as `batches` yields them.
+
+    Args:
+        rows: int `[M, 2]`, of each the view and the position in the split.
+    """
+    source = _Batches(
+        split=split,
+        batch_size=batch_size,
+        rows=slice(None),
+        image_size=image_size,
+        seed=seed,
+        shuffle=False,
+        first_step=0,
+        steps=steps_per_epoch(len(rows), batch_size),
+        train_crop=train_crop,
+        crop_scale=crop_scale,
+        views=1,
+        chosen=rows,
     )
     return _iterate(source, workers, threads)
 
@@ -128,6 +185,8 @@ class _Batches:
     steps: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
+    views: int
+    chosen: np.ndarray | None = None  # instead of all, [M, 2]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker, whose process knows nothing of what the command said of warnings."""
@@ -138,26 +197,33 @@ class _Batches:
         return self.steps - self.first_step
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        examples = len(self.split)
-        epoch, step = divmod(position + self.first_step, steps_per_epoch(examples, self.batch_size))
-        order = _epoch_order(examples, self.seed, epoch) if self.shuffle else np.arange(examples)
-        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-        batch = np.pad(batch, (0, self.batch_size - len(batch)), constant_values=-1)
-        index = batch[self.rows].astype(np.int32)
+        index, view = self._rows_of(position)
         size, classes = self.image_size, len(self.split.class_names)
         images = np.zeros((len(index), size, size, 3), np.uint8)
         labels = np.full((len(index), classes), -1, np.int8)
         for row, i in enumerate(index[index >= 0]):  # padding is always last
-            images[row], labels[row] = self._load(int(i), epoch)
-        return {"image": images, "labels": labels, "index": index, "mask": index >= 0}
+            images[row], labels[row] = self._load(int(i), int(view[row]))
+        batch = {"image": images, "labels": labels, "index": index, "mask": index >= 0}
+        return batch | ({"view": view} if self.views else {})
 
-    def _load(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_of(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The index and the view of our rows of a batch, int32 [b] each."""
+        if self.chosen is not None:
+            rows = self.chosen[position * self.batch_size :][: self.batch_size]
+            return _padded(rows[:, 1], self.batch_size), _padded(rows[:, 0], self.batch_size)
+        step = position + self.first_step
+        of_step = _rows_of_step(
+            len(self.split), step, self.batch_size, self.shuffle, self.seed, self.views
+        )
+        return of_step[0][self.rows], of_step[1][self.rows]
+
+    def _load(self, i: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         record = self.split[i]
         try:
             image = self.split.decode(record)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
-        rng = np.random.default_rng((_CROP, self.seed, epoch, i))
+        rng = np.random.default_rng((_CROP, self.seed, view, i))
         return self._to_square(image, rng), record.labels
 
     def _to_square(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -166,6 +232,21 @@ class _Batches:
         if self.train_crop == "multi_scale":
             return transforms.multi_scale_crop(image, self.image_size, rng)
         return transforms.resize(image, self.image_size)
+
+
+def _rows_of_step(
+    examples: int, step: int, batch_size: int, shuffle: bool, seed: int, views: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The index and the view of all rows of a step, int32 [B] each."""
+    epoch, step = divmod(step, steps_per_epoch(examples, batch_size))
+    order = _epoch_order(examples, seed, epoch) if shuffle else np.arange(examples)
+    index = _padded(order[step * batch_size : (step + 1) * batch_size], batch_size)
+    return index, np.full(batch_size, epoch % views if views else epoch, np.int32)
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """Int32 `[length]`, filled up with -1."""
+    return np.pad(rows.astype(np.int32), (0, length - len(rows)), constant_values=-1)
 
 
 @lru_cache(maxsize=4)

@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
-from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool
+from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool, summarise
 from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
@@ -71,12 +71,33 @@ class MCAR(nn.Module):
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
         """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
-        maps = self.features(images, train, mask)[-1]
-        global_logits = self.convclass(global_pool(maps, self.pooling))
         _, height, width, _ = images.shape
-        found = self.attend(maps, global_logits, (height, width))
+        return self.find_regions(self.look(images, train, mask), (height, width))
+
+    def look(
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
+        """All that the first look needs of images: `maps` `[B, h, w, F]`, the backbone's last."""
+        return {"maps": self.features(images, train, mask)[-1]}
+
+    def score_globally(self, seen: Outputs) -> Float32Or64[Array, "B {self.num_classes}"]:
+        """The global logits from what `look` returns."""
+        return self.convclass(global_pool(summarise(seen["maps"]), self.pooling))
+
+    def find_regions(self, seen: Outputs, image_size: tuple[int, int]) -> Outputs:
+        """What `look_globally` returns, from what `look` does of images of that size."""
+        global_logits = self.score_globally(seen)
+        found = self.attend(seen["maps"], global_logits, image_size)
         boxes, box_classes = lax.stop_gradient(found)
         return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
+
+    def score(self, seen: Outputs) -> Outputs:
+        """All logits from what `look` returns, and what `look_at_regions` does beside it."""
+        outputs = {
+            "global_logits": self.score_globally(seen),
+            "local_logits": self.score_crops(seen),
+        }
+        return outputs | {"logits": jnp.maximum(*outputs.values())}
 
     def look_locally(
         self,
@@ -106,13 +127,26 @@ class MCAR(nn.Module):
         mask: RowMask | None,
     ) -> Float32Or64[Array, "B {self.num_classes}"]:
         """The highest logits of all regions of each image."""
+        return self.score_crops(self.look_at_regions(images, boxes, train, mask))
+
+    def look_at_regions(
+        self,
+        images: Float[Array, "B H W 3"],
+        boxes: Int32[Array, "B N 4"],
+        train: bool = False,
+        mask: RowMask | None = None,
+    ) -> dict[str, Float32Or64[Array, "B N F"]]:
+        """All that the second look needs of the regions of each image, see `summarise`."""
         batch, regions = boxes.shape[:2]
         crops = lax.stop_gradient(crop_and_resize(images, boxes, self.local_size))
         crops = crops.reshape(batch * regions, *crops.shape[2:])
         crop_mask = None if mask is None else jnp.repeat(mask, regions)
-        crop_maps = self.features(crops, train, crop_mask)[-1]
-        crop_logits = self.convclass(global_pool(crop_maps, self.pooling))
-        return jnp.max(crop_logits.reshape(batch, regions, -1), axis=1)
+        of_crops = summarise(self.features(crops, train, crop_mask)[-1])
+        return {name: x.reshape(batch, regions, -1) for name, x in of_crops.items()}
+
+    def score_crops(self, seen: Outputs) -> Float32Or64[Array, "B {self.num_classes}"]:
+        """The highest logits of all regions, from what `look_at_regions` returns."""
+        return jnp.max(self.convclass(global_pool(seen, self.pooling)), axis=1)
 
     def is_likely(self, seen: Outputs) -> Bool[Array, "B N"]:
         """Of each region whether its class has a global probability of `local_bound` or more."""

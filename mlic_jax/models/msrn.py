@@ -18,6 +18,7 @@ from mlic_jax.models.ops.spatial_attention import spatial_attention
 
 CHANNELS = 512  # of every embedding, and of the maps that it attends to
 HIDDEN = 2048  # of the dense head
+MAPS = ("maps2", "maps3", "maps4")  # of the stages that it looks at
 
 
 class MSRN(nn.Module):
@@ -41,11 +42,10 @@ class MSRN(nn.Module):
     head: str
     fc1_axis: str | None = None
 
-    @nn.compact
     def __call__(
         self, images: Float[Array, "B S S 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
-        """Scores images.
+        """Scores images: `look`, then `score`.
 
         Args:
             images: normalised; S >= 64.
@@ -59,16 +59,31 @@ class MSRN(nn.Module):
         Raises:
             UsageError: the images are too small for the last map to be pooled.
         """
-        labels, groups, assignment = self.embed_labels()
+        return self.score(self.look(images, train, mask))
+
+    def look(
+        self, images: Float[Array, "B S S 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
+        """All that the head needs of images, the maps of the backbone's last three stages.
+
+        Arguments and errors are those of `__call__`.
+        """
         maps = self.features(images, train, mask)[-3:]
         if min(maps[-1].shape[1:3]) < 2:
             raise UsageError(
                 f"images of {images.shape[1]}x{images.shape[2]} px leave MSRN no position to "
                 "attend to; data.image_size must be at least 64"
             )
-        seen = self.attend(maps, jnp.concatenate([labels, groups]))
+        return dict(zip(MAPS, maps, strict=True))
+
+    @nn.compact
+    def score(self, seen: Outputs) -> Outputs:
+        """What `__call__` returns, from what `look` does."""
+        labels, groups, assignment = self.embed_labels()
+        maps = tuple(seen[name] for name in MAPS)
+        attended = self.attend(maps, jnp.concatenate([labels, groups]))
         return {
-            "logits": self.classify(seen, assignment),
+            "logits": self.classify(attended, assignment),
             "group_loss": group_loss(labels, groups, assignment),
             "group_assignment": assignment,
         }

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -103,12 +104,10 @@ def check_batch_size(option: str, batch_size: int, mesh: Mesh, parts: int = 1) -
 
 
 @profiling.annotated(profiling.TO_DEVICES)
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Puts this process's rows of a global batch on its devices; does not wait for the transfer."""
     sharding = split_by_rows(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
 
 
 def on_devices(

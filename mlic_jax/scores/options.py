@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mlic_jax.data.options import DataOptions
+from mlic_jax.features.options import FeatureOptions
 from mlic_jax.models.inputs import InputOptions
 from mlic_jax.models.options import ModelOptions
 from mlic_jax.options import Options
@@ -28,5 +29,6 @@ class ScoreOptions(Options):
     shard_fc1: bool
     model: ModelOptions
     data: DataOptions
+    features: FeatureOptions
     augment: InputOptions
     eval: EvalOptions

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from mlic_jax.data import label_inputs, pipeline
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.features.regions import Regions, open_regions
+from mlic_jax.features.store import Store
 from mlic_jax.models import create_model
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
@@ -23,6 +25,7 @@ from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores import global_pass, views
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, OUTPUTS, Scores
 from mlic_jax.scores.options import ScoreOptions
+from mlic_jax.scores.stored import make_stored_step, open_plain_store, uses_store
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
@@ -132,6 +135,7 @@ class Evaluator:
         mesh: the devices.
         global_outputs: the `GLOBAL_OUTPUTS` of an earlier evaluation; their stream is not run
             again.
+        reads_images: False where the step has the features of all photos, see `stored.py`.
     """
 
     eval_step: Callable[..., Any]
@@ -141,6 +145,7 @@ class Evaluator:
     global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] = dataclasses.field(
         default_factory=dict
     )
+    reads_images: bool = True
 
     def compiled(self, variables: dict[str, Any]) -> "Evaluator":
         """The same with its step compiled now, for variables as these are and lie."""
@@ -204,16 +209,19 @@ class Evaluator:
     def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
         rows = batch_rows(self.options, self.mesh)
-        batches = pipeline.batches(
-            self.split,
-            batch_size=rows,
-            image_size=views.host_size(self.options),
-            shuffle=False,
-            workers=self.options.data.workers,
-            threads=self.options.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        if self.reads_images:
+            batches = pipeline.batches(
+                self.split,
+                batch_size=rows,
+                image_size=views.host_size(self.options),
+                shuffle=False,
+                workers=self.options.data.workers,
+                threads=self.options.data.threads,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        else:
+            batches = pipeline.order(self.split, batch_size=rows, shuffle=False, views=1)
         total = pipeline.steps_per_epoch(len(self.split), rows)
         bar = tqdm(
             profiling.profiled(batches, total, "evaluate", profile),
@@ -224,6 +232,46 @@ class Evaluator:
             disable=not processes.is_first(),
         )
         return iter(bar)
+
+
+def make_evaluator(
+    model: nn.Module,
+    weights: dict[str, Any],
+    split: Split,
+    options: ScoreOptions,
+    mesh: jax.sharding.Mesh,
+    global_outputs: Mapping[str, np.ndarray] | None = None,
+) -> Evaluator:
+    """What scores a split, compiled; on features that are computed once where they are wanted.
+
+    Args:
+        model: of `create_eval_model`.
+        weights: its variables, on the devices; where features are wanted, with the very backbone
+            that others that are given later have.
+        global_outputs: see `Evaluator`.
+
+    Raises:
+        UsageError, Failure: see `Store`.
+    """
+    if uses_store(options):
+        store = open_plain_store(model, weights, split, options, mesh)
+        return stored_evaluator(model, weights, store, open_regions(store, model), options)
+    step = make_eval_step(model, options, mesh, devices.specs_of(weights))
+    return Evaluator(step, split, options, mesh, global_outputs or {}).compiled(weights)
+
+
+def stored_evaluator(
+    model: nn.Module,
+    weights: dict[str, Any],
+    store: Store,
+    regions: Regions | None,
+    options: ScoreOptions,
+) -> Evaluator:
+    """What scores the split of a store of `open_plain_store`; `regions` are of `open_regions`."""
+    mesh = store.backbone.mesh
+    rows = batch_rows(options, mesh)
+    step = make_stored_step(model, store, regions, options, weights, rows)
+    return Evaluator(step, store.split, options, mesh, reads_images=False)
 
 
 def load_model(
@@ -262,8 +310,7 @@ def score_model(
     earlier = {}
     if options.eval.global_scores:
         earlier = global_pass.read(options, split, origin or {}, getattr(model, "top_n", 0))
-    eval_step = make_eval_step(model, options, mesh, devices.specs_of(weights))
-    evaluator = Evaluator(eval_step, split, options, mesh, earlier).compiled(weights)
+    evaluator = make_evaluator(model, weights, split, options, mesh, earlier)
     processes.wait_for_all("compiled")
     return dataclasses.replace(evaluator(weights, profile), origin=origin)
 

@@ -7,7 +7,7 @@ resized once, to the largest of the sizes, and the device makes the smaller ones
 levels from those of one resize.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,11 @@ def score_views(
             outputs += [{name: both[name][k] for name in both} for k in (0, 1)]
         else:
             outputs.append(outputs_of(view))
+    return mean_of_views(outputs)
+
+
+def mean_of_views(outputs: Sequence[Outputs]) -> Outputs:
+    """The outputs of the first view; of those whose name ends in `logits`, the mean of all."""
     means = {
         name: jnp.mean(jnp.stack([output[name] for output in outputs]), axis=0)
         for name in outputs[0]

@@ -43,6 +43,26 @@ def augment(images: jax.Array, key: jax.Array, options: AugmentOptions) -> jax.A
     return _standardise(images, options)
 
 
+def augment_views(
+    images: jax.Array,
+    views: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    options: AugmentOptions,
+) -> jax.Array:
+    """`augment` where everything random of a row follows from the key, its view and its image.
+
+    Args:
+        views, index: int32 `[B]`, of every row.
+    """
+
+    def of_row(image: jax.Array, view: jax.Array, index: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, view), index)
+        return augment(image[None], own, options)[0]
+
+    return jax.vmap(of_row)(images, views, index)
+
+
 def colour_jitter(images: jax.Array, key: jax.Array, strength: float) -> jax.Array:
     """Changes brightness, contrast and saturation of each image, in an order of its own.
 

@@ -19,11 +19,12 @@ from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.evaluate.run import MetricOptions, compute_metrics, evaluate_run
+from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
 from mlic_jax.runtime import checkpoint, compilation, devices, processes, profiling
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
-from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_eval_step
+from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
 from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
@@ -35,6 +36,7 @@ from mlic_jax.train.start import (
 )
 from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
 from mlic_jax.train.step_log import StepLog
+from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ def train(
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     shardings = devices.lying(state, mesh, options.shard_fc1)
     state = devices.lay_out(state, shardings)
-    model = spread(model, devices.ROWS, options.shard_fc1)
+    whole, model = model, spread(model, devices.ROWS, options.shard_fc1)
     if options.shard_fc1:
         eval_model = spread(eval_model, devices.ROWS, shard_fc1=True)
 
@@ -131,19 +133,26 @@ def train(
         step = int(state.step)
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
-        train_step = compilation.compile_ahead(
-            "the training step",
-            make_train_step(model, optimizer, schedule, options, mesh, shardings),
-            state,
-            devices.abstract_batch(mesh, options.batch_size, options.data.image_size, num_classes),
-            key,
-        )
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        eval_step = make_eval_step(eval_model, options, mesh, devices.specs_of(weights))
-        evaluator = Evaluator(eval_step, splits["val"], options, mesh).compiled(weights)
+        one_step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
+        if options.features.store:
+            store = open_training_store(whole, weights, splits["train"], options, mesh)
+            regions = open_regions(store, whole)
+            train_step = compile_stored_step(one_step, whole, store, regions, options, state, key)
+            batches = store.batches(training_order(splits["train"], options, step))
+        else:
+            size, batch_size = options.data.image_size, options.batch_size
+            abstract = devices.abstract_batch(mesh, batch_size, size, num_classes)
+            if options.data.views:
+                abstract["view"] = abstract["index"]
+            train_step = compilation.compile_ahead(
+                "the training step", one_step, state, abstract, key
+            )
+            batches = training_batches(splits["train"], options, step)
+        evaluator = make_evaluator(eval_model, weights, splits["val"], options, mesh)
         processes.wait_for_all("compiled")  # or the first to meet the others soon gives up
         batches = profiling.profiled(
-            training_batches(splits, options, step),
+            batches,
             last_step - step,
             "train",
             workdir / "profile" if profile else None,
@@ -205,12 +214,27 @@ def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainSt
     return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
 
 
+def training_order(
+    split: Split, options: TrainOptions, first_step: int
+) -> Generator[dict[str, np.ndarray]]:
+    """All batches that are still to come, without their images."""
+    return pipeline.order(
+        split,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        shuffle=True,
+        epochs=options.epochs,
+        first_step=first_step,
+        views=options.data.views,
+    )
+
+
 def training_batches(
-    splits: dict[str, Split], options: TrainOptions, first_step: int
+    split: Split, options: TrainOptions, first_step: int
 ) -> Generator[dict[str, np.ndarray]]:
     """This process's rows of all batches that are still to come."""
     return pipeline.batches(
-        splits["train"],
+        split,
         batch_size=options.batch_size,
         image_size=options.data.image_size,
         seed=options.seed,
@@ -219,6 +243,7 @@ def training_batches(
         first_step=first_step,
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
+        views=options.data.views,
         workers=options.data.workers,
         threads=options.data.threads,
         process_index=jax.process_index(),

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
+from mlic_jax.features.store import as_computed
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import devices
-from mlic_jax.train.augment import augment
+from mlic_jax.train.augment import augment, augment_views
 from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
 from mlic_jax.train.options import TrainOptions
@@ -47,8 +48,9 @@ def make_train_step(
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
-    from (key, k). Metrics are float32 scalars: the loss, its parts, the norm of the gradient and
-    the rate.
+    from (key, k), or of a number of views from (key, view, image). A batch of a `Store` has the
+    features `seen` of such views instead of images. Metrics are float32 scalars: the loss, its
+    parts, the norm of the gradient and the rate.
 
     Args:
         mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
@@ -58,13 +60,22 @@ def make_train_step(
 
     gradient_of = make_gradient(model, options, mesh, shardings)
 
+    def shown(batch: Rows, key: jax.Array, step: jax.Array) -> Rows:
+        if "seen" in batch:
+            return {"seen": as_computed(batch["seen"])}
+        if "view" in batch:
+            of_rows = batch["image"], batch["view"], batch["index"]
+            return {"images": augment_views(*of_rows, key, options.augment)}
+        key = jax.random.fold_in(key, step)
+        return {"images": augment(batch["image"], key, options.augment)}
+
     def train_step(
         state: TrainState, batch: Rows, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         labels = resolve_unknown(batch["labels"], options.loss.label_policy)
         known = (labels != 0) & batch["mask"][:, None]
         rows = {
-            "images": augment(batch["image"], jax.random.fold_in(key, state.step), options.augment),
+            **shown(batch, key, state.step),
             "targets": smooth_targets(labels > 0, options.loss.label_smoothing),
             "known": known,
             "groups": groups_in_parts(batch["mask"], options.accumulation, options.model.bn_groups),
@@ -105,17 +116,23 @@ def make_gradient(
         # So that no gradient is computed for what is frozen.
         multipliers = group_multipliers(options.optim, params)
         frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
-        outputs, updates = model.apply(
-            {"params": params | frozen, "batch_stats": batch_stats},
-            rows["images"],
-            train=not options.freeze_statistics,
-            mask=rows["groups"],
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params | frozen, "batch_stats": batch_stats}
+        apply: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
+        if "seen" in rows:
+            outputs = apply(variables, rows["seen"], method="score")
+        else:
+            outputs, updates = apply(
+                variables,
+                rows["images"],
+                train=not options.freeze_statistics,
+                mask=rows["groups"],
+                mutable=["batch_stats"],
+            )
+            batch_stats = updates["batch_stats"]
         loss, parts = total_loss(outputs, rows["targets"], rows["known"])
         share = jnp.sum(rows["known"], dtype=loss.dtype) / jnp.maximum(known, 1).astype(loss.dtype)
         metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
-        return metrics["loss"], (metrics, updates["batch_stats"])
+        return metrics["loss"], (metrics, batch_stats)
 
     def in_parts(params: Any, batch_stats: Any, rows: Rows, known: jax.Array) -> Outcome:
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)

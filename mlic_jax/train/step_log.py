@@ -97,7 +97,7 @@ class StepLog:
         self._images += images
         self._steps += 1
         self._sums.update(values)
-        self._of_epoch.add(images, values["loss"])
+        self._of_epoch.add(images, values)
         self._bar.update()
         self._log_window(step, values["learning_rate"])
         epoch, rest = divmod(step, self._epoch_steps)
@@ -166,21 +166,25 @@ class _Epoch:
     """What the line of an epoch says of its training steps."""
 
     def __init__(self, start: float):
-        self._steps, self._images, self._loss = 0, 0, 0.0
+        self._steps, self._images = 0, 0
+        self._sums = collections.Counter[str]()
         self._start = self._end = start
 
-    def add(self, images: int, loss: float) -> None:
+    def add(self, images: int, values: dict[str, float]) -> None:
         self._steps += 1
         self._images += images
-        self._loss += loss
+        self._sums.update(values)
         self._end = time.monotonic()
 
     def summary(self) -> str:
-        """The mean loss and the rate; nothing where this process trained on none of it."""
+        """The mean loss, the rate, and of regions how many were known; nothing without a step."""
         if not self._steps:
             return ""
         rate = self._images / max(self._end - self._start, 1e-9)
-        return f": loss {self._loss / self._steps:.4f}, {rate:.1f} images/s"
+        said = f": loss {self._sums['loss'] / self._steps:.4f}, {rate:.1f} images/s"
+        if "known_regions" in self._sums:
+            said += f", {self._sums['known_regions'] / self._steps:.0%} of regions known"
+        return said
 
 
 def duration(seconds: float) -> str:

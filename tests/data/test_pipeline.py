@@ -27,7 +27,7 @@ def _run(split, **options):
 def _assert_same(first, second):
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        assert a.keys() == b.keys() == {"image", "labels", "index", "mask"}
+        assert a.keys() == b.keys()
         for name in a:
             assert a[name].dtype == b[name].dtype
             np.testing.assert_array_equal(a[name], b[name])
@@ -96,6 +96,41 @@ def test_crops_depend_on_seed_epoch_and_image_alone(toy_split):
         for image, index in zip(batch["image"], batch["index"], strict=True):
             if index >= 0:
                 np.testing.assert_array_equal(image, first[10 * (step // 4) + index])
+
+
+def test_views_take_turns(toy_split):
+    """The first are those of the first epochs, and the third epoch sees the first view again."""
+    options = dict(batch_size=10, seed=1, shuffle=False, **CROP)
+    ever_new = _run(toy_split, epochs=2, **options)
+    first, second, third = _run(toy_split, epochs=3, views=2, **options)
+    for batch, view in ((first, 0), (second, 1), (third, 0)):
+        np.testing.assert_array_equal(batch.pop("view"), np.full(10, view, np.int32))
+    _assert_same([first, second], ever_new)
+    _assert_same([first], [third])
+
+
+def test_the_order_alone_is_that_of_the_batches(toy_split):
+    options = dict(batch_size=4, seed=1, epochs=3, shuffle=True, views=2, first_step=2)
+    batches = _run(toy_split, **options)
+    for batch in batches:
+        del batch["image"]
+    _assert_same(batches, list(pipeline.order(toy_split, **options)))
+
+
+def test_chosen_rows_are_those_of_the_epochs(toy_split):
+    options = dict(batch_size=10, seed=1, **CROP)
+    epochs = _run(toy_split, epochs=3, shuffle=False, views=3, **options)
+    rows = np.array([[2, 7], [0, 7], [2, 0], [1, 3], [1, -1]])
+    options |= dict(batch_size=3, image_size=8)
+    found = list(pipeline.chosen(toy_split, rows, **options))
+    assert len(found) == 2
+    joined = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    np.testing.assert_array_equal(joined["index"], [*rows[:, 1], -1])
+    np.testing.assert_array_equal(joined["mask"], joined["index"] >= 0)
+    for row, (view, index) in enumerate(rows[:4]):
+        assert joined["view"][row] == view
+        for name in ("image", "labels"):
+            np.testing.assert_array_equal(joined[name][row], epochs[view][name][index])
 
 
 def test_random_resized_crops_are_what_the_transform_makes_of_the_scale(toy_split):
@@ -251,6 +286,7 @@ def test_a_killed_worker_is_a_failure(toy_split):
         (dict(seed=-1), "seed is -1"),
         (dict(threads=0), "threads is 0"),
         (dict(workers=-1), "workers is -1"),
+        (dict(views=-1), "views is -1"),
         (dict(process_count=3), "batch_size 4 is not divisible by the number of processes, 3"),
         (dict(train_crop="centre"), "train_crop is 'centre'"),
         (dict(first_step=4), "first_step is 4 and the run has 3 steps"),

@@ -98,3 +98,18 @@ def test_no_random_number_is_used_twice(pixels, settings):
         jax.jit(lambda images, key: augment.augment(images, key, settings))(
             jnp.array(pixels), jax.random.key(0)
         )
+
+
+def test_a_view_of_an_image_is_the_same_in_every_batch(pixels, settings):
+    """Whatever stands beside it; another view, image or key gives another one."""
+    key = jax.random.key(1)
+    views, index = jnp.array([0, 1, 0, 1, 2, 2]), jnp.array([4, 4, 9, 9, 4, -1])
+    images = jnp.stack([jnp.array(pixels[0])] * 6)
+    all_rows = augment.augment_views(images, views, index, key, settings)
+    for row in range(6):
+        alone = (x[row : row + 1] for x in (images, views, index))
+        again = augment.augment_views(*alone, key, settings)[0]
+        np.testing.assert_allclose(again, all_rows[row], atol=1e-5)
+        assert sum(np.allclose(all_rows[row], other, atol=1e-3) for other in all_rows) == 1
+    other = augment.augment_views(images, views, index, jax.random.key(2), settings)
+    assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(all_rows, other, strict=True))

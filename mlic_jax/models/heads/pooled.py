@@ -12,23 +12,24 @@ from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.precision import at_least_float32
 
 
-def global_pool(features: Float[Array, "B h w F"], pooling: str) -> Float32Or64[Array, "B F"]:
-    """Pools features over all positions, by a key of `POOLINGS`."""
-    return POOLINGS[pooling](at_least_float32(features))
+def summarise(maps: Float[Array, "*N h w F"]) -> dict[str, Float32Or64[Array, "*N F"]]:
+    """The `mean` and the `maximum` of maps over all positions, all that any pooling needs.
+
+    Inside `jax.jit` the one that is not used is not computed.
+    """
+    maps = at_least_float32(maps)
+    return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": jnp.max(maps, axis=(-3, -2))}
 
 
-def _average(features: Array) -> Array:
-    return jnp.mean(features, axis=(1, 2))
+def global_pool(summary: Outputs, pooling: str) -> Float32Or64[Array, "... F"]:
+    """Pooled features from what `summarise` gave, by a key of `POOLINGS`."""
+    return POOLINGS[pooling](summary)
 
 
-def _maximum(features: Array) -> Array:
-    return jnp.max(features, axis=(1, 2))
-
-
-POOLINGS: dict[str, Callable[[Float[Array, "B h w F"]], Float[Array, "B F"]]] = {
-    "avg": _average,
-    "max": _maximum,
-    "gwp": lambda features: (_maximum(features) + _average(features)) / 2,
+POOLINGS: dict[str, Callable[[Outputs], Float32Or64[Array, "... F"]]] = {
+    "avg": lambda summary: summary["mean"],
+    "max": lambda summary: summary["maximum"],
+    "gwp": lambda summary: (summary["maximum"] + summary["mean"]) / 2,
 }
 
 
@@ -68,11 +69,13 @@ class Pooled(nn.Module):
     num_classes: int
     pooling: str
 
-    @nn.compact
+    def setup(self) -> None:
+        self.convclass = PointwiseClassifier(self.num_classes)
+
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
-        """Scores images.
+        """Scores images: `look`, then `score`.
 
         Args:
             images: normalised.
@@ -82,6 +85,14 @@ class Pooled(nn.Module):
         Returns:
             `logits`, float32 `[B, C]`.
         """
-        maps = self.features(images, train, mask)[-1]
-        classifier = PointwiseClassifier(self.num_classes, name="convclass")
-        return {"logits": classifier(global_pool(maps, self.pooling))}
+        return self.score(self.look(images, train, mask))
+
+    def look(
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
+        """All that the head needs of images, see `summarise`; arguments as of `__call__`."""
+        return summarise(self.features(images, train, mask)[-1])
+
+    def score(self, seen: Outputs) -> Outputs:
+        """What `__call__` returns, from what `look` does."""
+        return {"logits": self.convclass(global_pool(seen, self.pooling))}

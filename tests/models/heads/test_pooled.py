@@ -7,7 +7,7 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.heads.pooled import global_pool
+from mlic_jax.models.heads.pooled import global_pool, summarise
 
 pytestmark = pytest.mark.numerical
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.numerical
 )
 def test_poolings(pooling, expected):
     features = jnp.array([[[[0.0, 1.0], [1.0, 3.0]], [[2.0, 5.0], [3.0, 7.0]]]])
-    np.testing.assert_allclose(global_pool(features, pooling), [expected])
+    np.testing.assert_allclose(global_pool(summarise(features), pooling), [expected])
 
 
 def drawn(rng, shape):

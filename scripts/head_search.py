@@ -1,0 +1,175 @@
+"""Searches rates, decays and poolings of a head in seconds: a frozen backbone is run only once.
+
+    python scripts/head_search.py --config mcar_custom:mobilenet_v2,256 --output runs/search.json \
+        --config.data.name=mine --config.data.root=FOLDER --config.init_from=weights/mobilenet_v2
+
+For a recipe with `features.store`, or with `--config.features.store=True` and what that needs. Each
+combination of `--rates` (`optim.learning_rate`), `--decays` (`optim.weight_decay`) and `--poolings`
+(`model.pooling`) trains a head through all epochs, on features that the first one computes and
+keeps, and is measured on `val` after the last one. The test split is not touched: whatever is
+chosen here is yet to be measured, with the options that are printed.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict
+
+from mlic_jax import recipes
+from mlic_jax.command_line import Parser, exit_code, parse_flags, show_log
+from mlic_jax.config import check_config
+from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.errors import UsageError
+from mlic_jax.evaluate.run import compute_metrics
+from mlic_jax.features.regions import open_regions
+from mlic_jax.files.atomic import write_text
+from mlic_jax.models import create_model, spread
+from mlic_jax.names import POOLINGS
+from mlic_jax.runtime import devices
+from mlic_jax.scores.scoring import create_eval_model, stored_evaluator
+from mlic_jax.scores.stored import open_plain_store
+from mlic_jax.train.loop import training_order
+from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.start import initial_variables, label_constants, start_weights
+from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
+from mlic_jax.train.stored import compile_stored_step, open_training_store
+
+FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's rate
+DECAYS = (0.0, 1e-4, 1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """A head that was trained, and what it is worth on `val`."""
+
+    learning_rate: float
+    weight_decay: float
+    pooling: str
+    mean_ap: float  # percent
+    seconds: float
+
+    def flags(self) -> str:
+        """What to give to a run for the same head."""
+        return (
+            f"--config.optim.learning_rate={self.learning_rate:g} "
+            f"--config.optim.weight_decay={self.weight_decay:g} "
+            f"--config.model.pooling={self.pooling}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    parser = Parser(prog="head_search.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", required=True, help="a recipe")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="JSON of all tries")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", metavar="R", help="default: a third, once, three times"
+    )
+    parser.add_argument("--decays", type=float, nargs="+", default=DECAYS, metavar="D")
+    parser.add_argument("--poolings", nargs="+", choices=POOLINGS, help="default: the recipe's")
+
+    def run() -> None:
+        options, more = parser.parse_known_args(arguments)
+        show_log()
+        config = read_config(options.config, more)
+        rates = options.rates or [factor * config.optim.learning_rate for factor in FACTORS]
+        poolings = options.poolings or [config.model.pooling]
+        tries = search(config, list(itertools.product(rates, options.decays, poolings)))
+        print(table(tries))
+        print(f"the best on val: {tries[0].flags()}")
+        if options.output:
+            about = {"set": config.data.name, "split": config.data.splits.val}
+            content = about | {"tries": [dataclasses.asdict(one) for one in tries]}
+            write_text(options.output, json.dumps(content, indent=1))
+
+    return exit_code(run)
+
+
+def read_config(recipe: str, arguments: Sequence[str]) -> ConfigDict:
+    """The recipe with the options set as `--config.field=value`; raises UsageError."""
+    values = flags.FlagValues()
+    argv = ["", f"--config={recipe}", *arguments]
+    flag = recipes.define_flag("config", "the recipe", values, argv)
+    if extra := parse_flags(argv, values, flag)[1:]:
+        raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
+    check_config(flag.value)
+    if not flag.value.features.store:
+        raise UsageError("features.store is False: say --config.features.store=True")
+    return flag.value
+
+
+def search(config: ConfigDict, grid: Sequence[tuple[float, float, str]]) -> list[Try]:
+    """Trains a head for each (rate, decay, pooling); the best on `val` first."""
+    options, mesh = TrainOptions.of(config), devices.create_mesh()
+    check_batch_size(options, mesh)
+    splits = sources.open_splits(options.data)
+    splits = {role: splits[role] for role in ("train", "val")}
+    classes = len(splits["train"].class_names)
+    constants = label_constants(options, splits["train"])
+    inputs = label_inputs.arguments_of(constants)
+    model = create_model(options.model, classes, **inputs)
+    start = initial_variables(model, options)
+    start = start_weights(start, options, list(splits["train"].class_names))
+    store = open_training_store(model, start, splits["train"], options, mesh)
+    eval_model = create_eval_model(options, classes, constants)
+    val_store = open_plain_store(eval_model, start, splits["val"], options, mesh)
+    regions, val_regions = open_regions(store, model), open_regions(val_store, eval_model)
+    epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), options.batch_size)
+    key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
+
+    def train(options: TrainOptions) -> float:
+        model = create_model(options.model, classes, **inputs)
+        scale = rate_scale(options.optim, options.batch_size, classes)
+        schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
+        optimizer = create_optimizer(options.optim, start["params"], schedule)
+        opt_state = optimizer.init(start["params"])
+        state = TrainState(jnp.int32(0), **jax.tree.map(jnp.copy, start), opt_state=opt_state)
+        shardings = devices.lying(state, mesh)
+        state = devices.lay_out(state, shardings)
+        step = make_train_step(
+            spread(model, devices.ROWS), optimizer, schedule, options, mesh, shardings
+        )
+        step = compile_stored_step(step, model, store, regions, options, state, key)
+        batches = store.batches(training_order(splits["train"], options, 0))
+        for _, batch in devices.on_devices(batches, mesh):
+            state, _ = step(state, batch, key)
+        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        eval_model = create_eval_model(options, classes, constants)
+        evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
+        return compute_metrics(evaluator(weights), options.eval)["mAP"]
+
+    tries = []
+    for rate, decay, pooling in grid:
+        with config.unlocked():
+            own = config.copy_and_resolve_references()
+        own.optim.learning_rate, own.optim.weight_decay = rate, decay
+        own.model.pooling = pooling
+        begin = time.monotonic()
+        mean_ap = train(TrainOptions.of(own))
+        tries.append(Try(rate, decay, pooling, mean_ap, time.monotonic() - begin))
+        print(f"{tries[-1].flags()}: val mAP {mean_ap:.2f}, {tries[-1].seconds:.1f} s", flush=True)
+    return sorted(tries, key=lambda one: -one.mean_ap)
+
+
+def table(tries: Sequence[Try]) -> str:
+    """A line for every try."""
+    lines = ["  rate      decay     pooling  val mAP  seconds"]
+    lines += [
+        f"  {one.learning_rate:<9g} {one.weight_decay:<9g} {one.pooling:<8} {one.mean_ap:7.2f} "
+        f"{one.seconds:8.1f}"
+        for one in tries
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
