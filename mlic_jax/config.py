@@ -68,7 +68,8 @@ def default_config() -> ConfigDict:
     config.shard_fc1 = False
 
     config.model = ConfigDict()
-    config.model.name = "mcar"  # mcar | msrn | pooled (the baseline)
+    # mcar | msrn | pooled (the baseline) | csra | ml_decoder | query2label
+    config.model.name = "mcar"
     config.model.backbone = "resnet101"  # resnet10/18/34/50/101/152 | mobilenet_v2
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
@@ -88,6 +89,10 @@ def default_config() -> ConfigDict:
     config.model.local_size = 0
     config.model.pool_ratio = 0.05  # msrn: groups of labels, as a share of the labels
     config.model.head = "dense"  # msrn: dense (as released) | per_label
+    # ml_decoder, query2label: of tokens and queries; 0: 768 and 2048, as published.
+    config.model.head_width = 0
+    config.model.csra_heads = 1  # csra: 1 (VOC) | 2 | 4 (COCO) | 6 (COCO) | 8
+    config.model.csra_residual = 0.1  # csra: lambda, 0.1 for VOC and 0.4 to 0.5 for COCO
 
     config.data = ConfigDict()
     # scenes | tfds | hub | nuswide | apparel, or own data: see --format of scripts/prepare_data.py

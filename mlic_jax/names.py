@@ -8,7 +8,8 @@ from difflib import SequenceMatcher
 
 from mlic_jax.errors import UsageError
 
-MODELS = ("mcar", "msrn", "pooled")
+# To which `models.register_head` adds.
+MODELS = ["mcar", "msrn", "pooled", "csra", "ml_decoder", "query2label"]
 BACKBONES = (
     *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "mobilenet_v2",

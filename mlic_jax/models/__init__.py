@@ -1,5 +1,6 @@
 """The registry: from the names of a configuration to Linen modules."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -9,8 +10,16 @@ from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models.attentive import Attentive
 from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.backbones.resnet import ResNet
+from mlic_jax.models.heads.csra import CSRA, TEMPERATURES
+from mlic_jax.models.heads.decoders import (
+    ML_DECODER_WIDTH,
+    QUERY2LABEL_WIDTH,
+    MLDecoder,
+    Query2Label,
+)
 from mlic_jax.models.heads.pooled import POOLINGS, Pooled
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
@@ -26,6 +35,52 @@ from mlic_jax.names import (
     REMATS,
     require_one_of,
 )
+
+# From the options and the number of classes to a head of `Attentive`.
+CreateHead = Callable[[ModelOptions, int], nn.Module]
+
+
+def _csra(options: ModelOptions, num_classes: int) -> CSRA:
+    require_one_of("model.csra_heads", str(options.csra_heads), map(str, TEMPERATURES))
+    if not 0 <= options.csra_residual < float("inf"):
+        raise UsageError(f"model.csra_residual is {options.csra_residual}; it must be at least 0")
+    return CSRA(num_classes, options.csra_heads, options.csra_residual)
+
+
+def _head_width(options: ModelOptions, published: int, multiple: int) -> int:
+    if options.head_width < 0 or options.head_width % multiple:
+        raise UsageError(
+            f"model.head_width is {options.head_width}; with {options.name} it must be a multiple "
+            f"of {multiple}, or 0 for the published {published}"
+        )
+    return options.head_width or published
+
+
+ATTENTIVE_HEADS: dict[str, CreateHead] = {
+    "csra": _csra,
+    "ml_decoder": lambda options, num_classes: MLDecoder(
+        num_classes, _head_width(options, ML_DECODER_WIDTH, 24)
+    ),
+    "query2label": lambda options, num_classes: Query2Label(
+        num_classes, _head_width(options, QUERY2LABEL_WIDTH, 4)
+    ),
+}
+
+
+def register_head(name: str, create: CreateHead) -> None:
+    """Makes a head of one's own known as `model.name`, to train, evaluate and predict with.
+
+    Args:
+        name: of none that there is.
+        create: the options and the number of classes to a Linen module, see `Attentive.head`.
+
+    Raises:
+        UsageError: there is one of that name.
+    """
+    if name in MODELS:
+        raise UsageError(f"there is a model {name!r} already: give the head another name")
+    ATTENTIVE_HEADS[name] = create
+    MODELS.append(name)
 
 
 def create_backbone(
@@ -86,10 +141,19 @@ def create_model(
     )
     if options.name == "msrn":
         return _create_msrn(options, features, num_classes, word_vectors, attention_mask)
-    require_one_of("model.pooling", options.pooling, POOLINGS)
     if options.name == "pooled":
+        require_one_of("model.pooling", options.pooling, POOLINGS)
         return Pooled(features, num_classes, options.pooling)
-    return _create_mcar(options, features, num_classes)
+    _check_regions(options, num_classes)
+    if options.name == "mcar":
+        return _create_mcar(options, features, num_classes)
+    return Attentive(
+        features=features,
+        head=ATTENTIVE_HEADS[options.name](options, num_classes),
+        top_n=options.top_n,
+        threshold=options.threshold,
+        localizer=options.localizer,
+    )
 
 
 def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
@@ -104,7 +168,7 @@ def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
     return model.clone(fc1_axis=axis) if shard_fc1 else model
 
 
-def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
+def _check_regions(options: ModelOptions, num_classes: int) -> None:
     require_one_of("model.localizer", options.localizer, LOCALIZERS)
     if not 1 <= options.top_n <= num_classes:
         raise UsageError(
@@ -112,6 +176,10 @@ def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -
         )
     if not 0 < options.threshold < 1:
         raise UsageError(f"model.threshold is {options.threshold}; it must lie between 0 and 1")
+
+
+def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
+    require_one_of("model.pooling", options.pooling, POOLINGS)
     if options.local_size < 0 or options.local_size % 32:
         raise UsageError(
             f"model.local_size is {options.local_size}; it must be a multiple of 32, or 0 for "

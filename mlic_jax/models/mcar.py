@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool, summarise
-from mlic_jax.models.ops.regions import class_regions, crop_and_resize
+from mlic_jax.models.ops.regions import crop_and_resize, regions_of_likeliest
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
 # smaller parts skip more, larger ones fill the device better.
@@ -203,9 +203,8 @@ class MCAR(nn.Module):
         `apply(..., mutable=["intermediates"])` also gives their class activation scores, float32
         `[B, N, h, w]`, as `class_maps`.
         """
-        _, box_classes = lax.top_k(global_logits, self.top_n)
-        class_maps = jnp.moveaxis(nn.sigmoid(self.convclass(maps)), -1, 1)
-        class_maps = jnp.take_along_axis(class_maps, box_classes[:, :, None, None], axis=1)
-        self.sow("intermediates", "class_maps", class_maps)  # for who asks, at no cost for others
-        boxes = class_regions(class_maps, image_size, self.threshold, self.localizer)
-        return boxes, box_classes
+        class_maps = nn.sigmoid(self.convclass(maps))
+        of_region = self.top_n, self.threshold, self.localizer
+        found = regions_of_likeliest(class_maps, global_logits, image_size, *of_region)
+        self.sow("intermediates", "class_maps", found[2])  # for who asks, at no cost for others
+        return found[:2]

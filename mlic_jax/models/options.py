@@ -24,6 +24,9 @@ class ModelOptions(Options):
     local_size: int
     pool_ratio: float
     head: str
+    head_width: int
+    csra_heads: int
+    csra_residual: float
 
 
 # What is meant by a section that does not say it: of an earlier version, or of another model.
@@ -40,4 +43,7 @@ UNSAID: dict[str, Any] = {
     "local_size": 0,
     "pool_ratio": 0.05,
     "head": "dense",
+    "head_width": 0,
+    "csra_heads": 1,
+    "csra_residual": 0.1,
 }

@@ -280,9 +280,11 @@ class Predictor:
         if known.height is None or known.width is None:  # it was not read
             return
         of_photo, of_regions = (
-            calibrated(outputs[name], self.temperature)
+            calibrated(outputs[name], self.temperature) if name in outputs else None
             for name in ("global_logits", "local_logits")
         )
+        if of_photo is None:
+            of_photo = calibrated(outputs["logits"], self.temperature)
         size = self.options.data.image_size
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
@@ -293,7 +295,7 @@ class Predictor:
                 self.class_names[c],
                 box_in_photo(outputs["boxes"][k], size, known.height, known.width),
                 float(of_photo[c]),
-                float(of_regions[c]),
+                None if of_regions is None else float(of_regions[c]),
                 outputs["class_maps"][k],
             )
 

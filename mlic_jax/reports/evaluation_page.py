@@ -216,10 +216,11 @@ def _count_regions(scores: Scores) -> int:
 
 def _regions(scores: Scores, i: int) -> list[dict[str, Any]]:
     """Those of image i that are drawn; none of a model that looks once."""
-    boxes, classes, global_logits = scores.boxes, scores.box_classes, scores.global_logits
-    if boxes is None or classes is None or global_logits is None:
+    boxes, classes = scores.boxes, scores.box_classes
+    if boxes is None or classes is None:
         return []
-    of_classes = sigmoid(global_logits[i])
+    of_photo = scores.logits if scores.global_logits is None else scores.global_logits
+    of_classes = sigmoid(of_photo[i])
     final = sigmoid(scores.logits[i])
     return [
         {

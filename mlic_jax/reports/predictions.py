@@ -41,7 +41,7 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
                 "class": region.class_name,
                 "box": dict(zip(("y1", "x1", "y2", "x2"), region.box, strict=True)),
                 "global": round(region.global_probability, 6),
-                "local": round(region.local_probability, 6),
+                "local": region.local_probability and round(region.local_probability, 6),
             }
             for region in prediction.regions
         ],

@@ -12,12 +12,13 @@ Box = tuple[int, int, int, int]  # (y1, x1, y2, x2) in pixels, upper bounds excl
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Where the model looked a second time, and for which class."""
+    """Where the model looked, and for which class: MCAR a second time, others the only one."""
 
     class_name: str
     box: Box  # (y1, x1, y2, x2) in pixels of the upright photo, upper bounds exclusive
     global_probability: float  # of the class, from the whole photo
-    local_probability: float  # of the class, the highest of all regions
+    # Of the class, the highest of all regions; None of a model that does not look again.
+    local_probability: float | None
     # Class activation scores over the whole photo, in [0, 1].
     class_map: Float32[np.ndarray, "h w"] = dataclasses.field(repr=False, compare=False)
 

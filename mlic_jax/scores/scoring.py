@@ -32,7 +32,15 @@ BATCHES_IN_FLIGHT = 2
 
 # The options of `config.model` that decide its arrays (others may differ at evaluation), and what
 # they are of a checkpoint that was written before there was such an option.
-ARRAY_OPTIONS = {"name": "", "backbone": "", "width": 1.0, "pool_ratio": 0.05, "head": "dense"}
+ARRAY_OPTIONS = {
+    "name": "",
+    "backbone": "",
+    "width": 1.0,
+    "pool_ratio": 0.05,
+    "head": "dense",
+    "head_width": 0,
+    "csra_heads": 1,
+}
 
 
 def create_eval_model(

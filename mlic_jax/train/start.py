@@ -21,7 +21,7 @@ from mlic_jax.train.options import TrainOptions
 logger = logging.getLogger(__name__)
 
 # The modules that end in the logits, one of which every model has.
-CLASSIFIERS = {"convclass", "fc2", "per_label"}
+CLASSIFIERS = {"convclass", "fc2", "per_label", "head"}
 
 
 def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
@@ -71,6 +71,12 @@ def start_weights(
     (classifier,) = CLASSIFIERS & variables["params"].keys()
     if options.init_prior and classifier not in modules:
         layer = variables["params"][classifier]
+        layer = layer.get("per_label", layer)  # of Query2Label
+        if "bias" not in layer:
+            raise UsageError(
+                f"init_prior is {options.init_prior:g}, and {options.model.name} has no bias that "
+                "could start there: leave it 0"
+            )
         layer["bias"] = jnp.full_like(
             layer["bias"], math.log(options.init_prior / (1 - options.init_prior))
         )

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.features.store import as_computed
+from mlic_jax.models.attentive import Attentive
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import devices
@@ -25,6 +26,9 @@ from mlic_jax.train.options import TrainOptions
 
 Rows = dict[str, jax.Array]  # of a batch, or of a part of one
 Outcome = tuple[Any, tuple[Any, Any]]  # of rows: new batch_stats, (metrics, gradient)
+
+
+DROPOUT = 1  # tells the key of dropout from those of augmentation
 
 
 @flax.struct.dataclass
@@ -80,6 +84,9 @@ def make_train_step(
             "known": known,
             "groups": groups_in_parts(batch["mask"], options.accumulation, options.model.bn_groups),
         }
+        if isinstance(model, Attentive):
+            of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), DROPOUT)
+            rows["dropout"] = jax.random.bits(of_step, batch["mask"].shape)
         batch_stats, (metrics, gradient) = gradient_of(
             state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
         )
@@ -118,6 +125,8 @@ def make_gradient(
         frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
         variables = {"params": params | frozen, "batch_stats": batch_stats}
         apply: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
+        if "dropout" in rows:  # a key of the first row: other parts and devices have other ones
+            apply = partial(apply, rngs={"dropout": jax.random.key(rows["dropout"][0])})
         if "seen" in rows:
             outputs = apply(variables, rows["seen"], method="score")
         else:

@@ -92,7 +92,8 @@ class Query2Label(nn.Module):
             each label in the last layer, a mean over heads, divided by its maximum.
         """
         memory = dense(self.width, "project")(positions_of(maps))
-        places = jnp.asarray(sine_positions(*maps.shape[1:3], self.width), memory.dtype)[None]
+        _, height, width, _ = maps.shape
+        places = jnp.asarray(sine_positions(height, width, self.width), memory.dtype)[None]
         memory = EncoderLayer(name="encoder")(memory, places, train)
         queries = self.param("queries", nn.initializers.normal(1), (self.num_classes, self.width))
         queries = jnp.broadcast_to(queries, (len(maps), *queries.shape))

@@ -48,6 +48,29 @@ def class_regions(
     return jnp.stack([y1, x1, y2, x2], axis=-1)
 
 
+def regions_of_likeliest(
+    class_maps: Float32Or64[Array, "B h w C"],
+    logits: Float32Or64[Array, "B C"],
+    image_size: tuple[int, int],
+    top_n: int,
+    threshold: float,
+    localizer: str,
+) -> tuple[
+    Int32[Array, "B {top_n} 4"], Int32[Array, "B {top_n}"], Float32Or64[Array, "B {top_n} h w"]
+]:
+    """The regions of the classes with the highest logits, the highest first.
+
+    Arguments are as of `class_regions`.
+
+    Returns:
+        The boxes, their classes, and the maps that they were found on.
+    """
+    _, classes = lax.top_k(logits, top_n)
+    maps = jnp.moveaxis(class_maps, -1, 1)
+    maps = jnp.take_along_axis(maps, classes[:, :, None, None], axis=1)
+    return class_regions(maps, image_size, threshold, localizer), classes, maps
+
+
 def profiles(
     maps: Float32Or64[Array, "*batch h w"], image_size: tuple[int, int]
 ) -> tuple[
