@@ -13,9 +13,11 @@ from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
 from mlic_jax.names import (
     BACKBONES,
+    CLASS_WEIGHTS,
     DTYPES,
     HEADS,
     LOCALIZERS,
+    LOSSES,
     MODELS,
     POOLINGS,
     PRECISIONS,
@@ -40,6 +42,10 @@ CHOICES = {
     "data.train_crop": TRAIN_CROPS,
     "data.on_corrupt": ("fail", "skip"),
     "features.dtype": ("float32", "float16"),
+    "loss.name": LOSSES,
+    "loss.reduction": ("mean", "sum"),
+    "loss.class_weights": CLASS_WEIGHTS,
+    "loss.large": ("reject", "correct"),
     "loss.label_policy": POLICIES,
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine"),
@@ -159,6 +165,20 @@ def default_config() -> ConfigDict:
     config.augment.std = IMAGENET_STD  # ...and divided by
 
     config.loss = ConfigDict()
+    # Of every label: bce (as released) | focal | asl | hill | splc | large_loss, see
+    # mlic_jax/train/label_losses.py.
+    config.loss.name = "bce"
+    config.loss.reduction = "mean"  # over known labels; sum: as asl is published, for its rates
+    # Rare classes count more: none | inverse (of their frequency) | effective (number of images).
+    config.loss.class_weights = "none"
+    config.loss.gamma = 2.0  # focal, hill, splc: how far what is well told counts less
+    config.loss.alpha = 0.25  # focal: the weight of what is present, 1 - alpha of what is absent
+    config.loss.gamma_present = 0.0  # asl
+    config.loss.gamma_absent = 4.0  # asl; query2label has 2
+    config.loss.clip = 0.05  # asl: probabilities of absent labels are lowered by it; query2label 0
+    config.loss.tau = 0.6  # splc: from the second epoch on, likelier labels count as present
+    config.loss.large = "reject"  # large_loss: reject (R) | correct (Ct) the costliest absent ones
+    config.loss.delta = 0.002  # large_loss: their share grows by so much an epoch
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
     config.loss.label_smoothing = 0.0  # s: targets are 1 - s / 2 and s / 2
 
@@ -346,18 +366,28 @@ def check_ranges(config: ConfigDict) -> None:
     shares = {
         "init_prior": config.init_prior,
         "loss.label_smoothing": config.loss.label_smoothing,
+        "loss.clip": config.loss.clip,
+        "loss.tau": config.loss.tau,
         "optim.momentum": optim.momentum,
     }
     for option, value in shares.items():
         if not 0 <= value < 1:
             raise UsageError(f"{option} is {value}; it must be at least 0 and below 1")
-    for option, value in (("augment.jitter", config.augment.jitter), ("optim.floor", optim.floor)):
+    for option, value in (
+        ("augment.jitter", config.augment.jitter),
+        ("optim.floor", optim.floor),
+        ("loss.alpha", config.loss.alpha),
+        ("loss.delta", config.loss.delta),
+    ):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} is {value}; it must be 0 to 1")
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
     least_zero = {
         "data.workers": config.data.workers,
+        "loss.gamma": config.loss.gamma,
+        "loss.gamma_present": config.loss.gamma_present,
+        "loss.gamma_absent": config.loss.gamma_absent,
         "data.views": config.data.views,
         "optim.clip_norm": optim.clip_norm,
         "optim.reference_classes": optim.reference_classes,

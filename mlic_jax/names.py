@@ -14,6 +14,8 @@ BACKBONES = (
     *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "mobilenet_v2",
 )
+LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
+CLASS_WEIGHTS = ("none", "inverse", "effective")
 POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")
 HEADS = ("dense", "per_label")

@@ -29,6 +29,7 @@ from mlic_jax.train import resume
 from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import (
+    class_weights,
     initial_variables,
     label_constants,
     start_weights,
@@ -134,7 +135,16 @@ def train(
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        one_step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
+        one_step = make_train_step(
+            model,
+            optimizer,
+            schedule,
+            options,
+            mesh,
+            shardings,
+            epoch_steps,
+            class_weights(options.loss, splits["train"]),
+        )
         if options.features.store:
             store = open_training_store(whole, weights, splits["train"], options, mesh)
             regions = open_regions(store, whole)

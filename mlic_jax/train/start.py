@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 
 from mlic_jax.data import co_occurrence, label_inputs
@@ -15,6 +16,8 @@ from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
+from mlic_jax.train.label_losses import balanced_weights
+from mlic_jax.train.losses import LossOptions
 from mlic_jax.train.optim import group_multipliers
 from mlic_jax.train.options import TrainOptions
 
@@ -41,6 +44,15 @@ def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
     graph = options.data.label_graph or co_occurrence.from_split(split, options.loss.label_policy)
     known = label_inputs.read(graph, options.data.word_vectors, split.class_names)
     return {"label_inputs": known}
+
+
+def class_weights(options: LossOptions, split: Split) -> np.ndarray | None:
+    """What each class counts, float32 `[C]`, by its positives in the split; None: all the same."""
+    if options.class_weights == "none":
+        return None
+    present = split.labels() > 0
+    positives = jnp.asarray(present.sum(axis=0, dtype=np.int32))
+    return np.asarray(balanced_weights(positives, len(present), options.class_weights))
 
 
 def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:

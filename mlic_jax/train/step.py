@@ -8,6 +8,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -20,7 +21,7 @@ from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import devices
 from mlic_jax.train.augment import augment, augment_views
-from mlic_jax.train.losses import smooth_targets, total_loss
+from mlic_jax.train.losses import mean_loss, smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
 from mlic_jax.train.options import TrainOptions
 
@@ -48,6 +49,8 @@ def make_train_step(
     options: TrainOptions,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
+    epoch_steps: int = 1,
+    class_weights: np.ndarray | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
@@ -60,9 +63,11 @@ def make_train_step(
         mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
             None: all are on one device.
         shardings: how the state lies on the mesh, see `devices.lying`.
+        epoch_steps: steps of an epoch, which some losses go by.
+        class_weights: float32 `[C]`, see `label_losses.balanced_weights`; None: all weigh 1.
     """
 
-    gradient_of = make_gradient(model, options, mesh, shardings)
+    gradient_of = make_gradient(model, options, mesh, shardings, class_weights)
 
     def shown(batch: Rows, key: jax.Array, step: jax.Array) -> Rows:
         if "seen" in batch:
@@ -87,8 +92,12 @@ def make_train_step(
         if isinstance(model, Attentive):
             of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), DROPOUT)
             rows["dropout"] = jax.random.bits(of_step, batch["mask"].shape)
+        of_batch = {
+            "known": jnp.sum(known, dtype=jnp.int32),
+            "epoch": state.step // jnp.int32(epoch_steps),
+        }
         batch_stats, (metrics, gradient) = gradient_of(
-            state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
+            state.params, state.batch_stats, rows, of_batch
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
@@ -105,15 +114,21 @@ def make_train_step(
 
 
 def make_gradient(
-    model: nn.Module, options: TrainOptions, mesh: Mesh | None, shardings: TrainState | None
+    model: nn.Module,
+    options: TrainOptions,
+    mesh: Mesh | None,
+    shardings: TrainState | None,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[..., Any]:
-    """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
+    """(params, batch_stats, rows, of_batch) -> (new batch_stats, (metrics, gradient)) of a batch.
 
-    `known` is how many labels are, of all rows. Arguments are those of `make_train_step`.
+    `of_batch` is how many labels are `known`, of all rows, and the `epoch`. Arguments are those of
+    `make_train_step`.
     """
+    weights = None if class_weights is None else jnp.asarray(class_weights)
 
     def share_of_loss(
-        params: Any, batch_stats: Any, rows: Rows, known: jax.Array
+        params: Any, batch_stats: Any, rows: Rows, of_batch: Rows
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """What some rows add to the loss, and (what they add to metrics, new batch_stats).
 
@@ -138,13 +153,16 @@ def make_gradient(
                 mutable=["batch_stats"],
             )
             batch_stats = updates["batch_stats"]
-        loss, parts = total_loss(outputs, rows["targets"], rows["known"])
-        share = jnp.sum(rows["known"], dtype=loss.dtype) / jnp.maximum(known, 1).astype(loss.dtype)
+        of_labels = mean_loss(options.loss, of_batch["epoch"], weights)
+        loss, parts = total_loss(outputs, rows["targets"], rows["known"], of_labels)
+        share = jnp.sum(rows["known"], dtype=loss.dtype)
+        if options.loss.reduction == "mean":
+            share /= jnp.maximum(of_batch["known"], 1).astype(loss.dtype)
         metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
         return metrics["loss"], (metrics, batch_stats)
 
-    def in_parts(params: Any, batch_stats: Any, rows: Rows, known: jax.Array) -> Outcome:
-        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
+    def in_parts(params: Any, batch_stats: Any, rows: Rows, of_batch: Rows) -> Outcome:
+        gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, of_batch=of_batch)
         with in_precision(options.model.precision, training=True):
             return accumulate(gradient_of, options.accumulation, batch_stats, rows)
 

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.train.losses import binary_cross_entropy, smooth_targets, total_loss, two_stream_loss
+from mlic_jax.config import default_config
+from mlic_jax.train.losses import (
+    LossOptions,
+    binary_cross_entropy,
+    mean_loss,
+    smooth_targets,
+    total_loss,
+    two_stream_loss,
+)
 
 pytestmark = pytest.mark.numerical
 
@@ -82,3 +90,82 @@ def test_total_loss_of_logits_alone():
     loss, parts = total_loss({"logits": LOGITS}, TARGETS, KNOWN)
     assert loss == binary_cross_entropy(LOGITS, TARGETS, KNOWN)
     assert parts == {}
+
+
+def loss_options(**changed):
+    config = default_config()
+    config.loss.update(changed)
+    return LossOptions.of(config.loss)
+
+
+def mean_of(name, epoch=0, weights=None, logits=LOGITS, **changed):
+    of_labels = mean_loss(loss_options(name=name, **changed), jnp.int32(epoch), weights)
+    return float(of_labels(logits, TARGETS, KNOWN))
+
+
+def by_hand(present, absent):
+    """The mean over known labels of float64 costs `[B, C]`."""
+    return np.where(np.asarray(TARGETS), present, absent)[np.asarray(KNOWN)].mean()
+
+
+X = np.asarray(LOGITS, np.float64)
+P = 1 / (1 + np.exp(-X))
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "absent"),
+    [
+        ("bce", -np.log(P), -np.log(1 - P)),
+        ("focal", -0.25 * (1 - P) ** 2 * np.log(P), -0.75 * P**2 * np.log(1 - P)),
+        (
+            "asl",
+            -np.log(P),
+            -(np.maximum(P - 0.05, 0) ** 4) * np.log(np.minimum(1 - P + 0.05, 1)),
+        ),
+        (
+            "hill",
+            (1 - 1 / (1 + np.exp(1 - X))) ** 2 * np.log1p(np.exp(1 - X)),
+            (1.5 - P) * P**2,
+        ),
+        ("large_loss", -np.log(P), -np.log(1 - P)),
+    ],
+)
+def test_every_loss_by_its_name(name, present, absent):
+    np.testing.assert_allclose(mean_of(name), by_hand(present, absent), rtol=1e-5)
+
+
+def test_splc_corrects_from_the_second_epoch_on():
+    present = (1 - 1 / (1 + np.exp(1 - X))) ** 2 * np.log1p(np.exp(1 - X))
+    absent = -np.log(1 - P)
+    np.testing.assert_allclose(mean_of("splc", 0), by_hand(present, absent), rtol=1e-5)
+    corrected = np.where(P > 0.6, present, absent)
+    np.testing.assert_allclose(mean_of("splc", 1), by_hand(present, corrected), rtol=1e-5)
+    assert mean_of("splc", 0) != pytest.approx(mean_of("splc", 1), rel=1e-3)
+
+
+@pytest.mark.parametrize("large", ["reject", "correct"])
+def test_the_largest_losses_are_given_up_more_with_every_epoch(large):
+    absent = -np.log(1 - P)
+    given = np.asarray(KNOWN & ~np.asarray(TARGETS))
+    costliest = absent == absent[given].max()
+    instead = 0 if large == "reject" else -np.log(P)
+    want = by_hand(-np.log(P), np.where(costliest & given, instead, absent))
+    share = 1.01 / given.sum()  # of the absent ones: one
+    got = mean_of("large_loss", 2, large=large, delta=share / 2)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_classes_weigh_as_they_are_told():
+    weights = jnp.arange(1, LOGITS.shape[1] + 1, dtype=jnp.float32)
+    costs = np.where(np.asarray(TARGETS), -np.log(P), -np.log(1 - P)) * np.asarray(weights)
+    want = costs[np.asarray(KNOWN)].mean()
+    np.testing.assert_allclose(mean_of("bce", weights=weights), want, rtol=1e-5)
+
+
+def test_both_streams_have_the_loss_that_is_asked_for():
+    of_labels = mean_loss(loss_options(name="asl"), jnp.int32(0))
+    outputs = {"global_logits": LOGITS, "local_logits": 2 * LOGITS}
+    loss, parts = total_loss(outputs, TARGETS, KNOWN, of_labels)
+    np.testing.assert_allclose(parts["loss_global"], mean_of("asl"), rtol=1e-6)
+    np.testing.assert_allclose(parts["loss_local"], mean_of("asl", logits=2 * LOGITS), rtol=1e-6)
+    np.testing.assert_allclose(loss, parts["loss_global"] + parts["loss_local"], rtol=1e-6)
