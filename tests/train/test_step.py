@@ -51,8 +51,16 @@ def take_step(make_config, batch):
     """(options by name) -> (how the parameters move, the new state, metrics) of one step."""
 
     @cache
-    def take(freeze_features=False, augmented=False, first_step=0, labels=np.copy, **options):
+    def take(
+        freeze_features=False,
+        augmented=False,
+        first_step=0,
+        labels=np.copy,
+        loss="bce",
+        **options,
+    ):
         config = make_config()
+        config.loss.name = loss
         if not augmented:
             config.augment.flip, config.augment.jitter = False, 0.0
         config.model.name, config.model.pooling = "pooled", "avg"
@@ -278,3 +286,21 @@ def test_parts_must_divide_the_batch_of_each_device_and_groups_the_parts(config,
     config.model.bn_groups = 5
     with pytest.raises(UsageError, match="bn_groups is 5, which does not divide the 16 images"):
         check_batch_size(TrainOptions.of(config), mesh)
+
+
+def test_a_sum_is_the_mean_times_the_known_labels(take_step, batch):
+    _, _, mean = take_step(freeze_features=True)
+    known = np.count_nonzero((batch["labels"] != 0) & batch["mask"][:, None])
+    for parts in (1, 4):
+        _, _, total = take_step(freeze_features=True, reduction="sum", accumulation=parts)
+        for name in ("loss", "gradient_norm"):
+            np.testing.assert_allclose(total[name], known * float(mean[name]), rtol=1e-5)
+
+
+def test_costs_follow_the_epoch(take_step):
+    """With one step an epoch the second step is of epoch 1, where SPLC corrects what is likely."""
+    first, second = (
+        take_step(freeze_features=True, tau=1e-6, first_step=step, loss="splc")[2]
+        for step in (0, 1)
+    )
+    assert float(second["loss"]) != pytest.approx(float(first["loss"]), rel=0.1)
