@@ -145,13 +145,15 @@ def test_splc_corrects_from_the_second_epoch_on():
 
 @pytest.mark.parametrize("large", ["reject", "correct"])
 def test_the_largest_losses_are_given_up_more_with_every_epoch(large):
-    absent = -np.log(1 - P)
+    logits = LOGITS.at[0, 0].set(-5)  # the costliest of all is present
+    x = np.asarray(logits, np.float64)
+    present, absent = np.logaddexp(0, -x), np.logaddexp(0, x)
     given = np.asarray(KNOWN & ~np.asarray(TARGETS))
     costliest = absent == absent[given].max()
-    instead = 0 if large == "reject" else -np.log(P)
-    want = by_hand(-np.log(P), np.where(costliest & given, instead, absent))
+    instead = 0 if large == "reject" else present
+    want = by_hand(present, np.where(costliest & given, instead, absent))
     share = 1.01 / given.sum()  # of the absent ones: one
-    got = mean_of("large_loss", 2, large=large, delta=share / 2)
+    got = mean_of("large_loss", 2, logits=logits, large=large, delta=share / 2)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
