@@ -86,6 +86,9 @@ def default_config() -> ConfigDict:
     config.model.localizer = "exact"  # exact (as released) | clean (repaired)
     # Pixels of a side of a region's crop, a multiple of 32; 0: as large as the image (as released).
     config.model.local_size = 0
+    # Pixels: the edges of regions are moved outwards to multiples of them, so that more regions are
+    # met again in a store of features; 1: none is (as released).
+    config.model.region_grid = 1
     config.model.pool_ratio = 0.05  # msrn: groups of labels, as a share of the labels
     config.model.head = "dense"  # msrn: dense (as released) | per_label
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool, summarise
-from mlic_jax.models.ops.regions import class_regions, crop_and_resize
+from mlic_jax.models.ops.regions import class_regions, crop_and_resize, round_outwards
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
 # smaller parts skip more, larger ones fill the device better.
@@ -27,6 +27,8 @@ class MCAR(nn.Module):
         threshold: where a region's profiles are cut.
         localizer: `exact` (the released semantics) or `clean` (repaired).
         local_size: pixels of a side of a crop; 0: those of the image, as released.
+        region_grid: pixels, of whose multiples the edges of regions are, the next ones outwards;
+            1: any, as released.
         local_bound: outside training, regions of classes whose global probability is lower are not
             looked at; 0: all are, as released.
     """
@@ -39,6 +41,7 @@ class MCAR(nn.Module):
     localizer: str
     local_size: int = 0
     local_bound: float = 0.0
+    region_grid: int = 1
 
     def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
@@ -208,4 +211,4 @@ class MCAR(nn.Module):
         class_maps = jnp.take_along_axis(class_maps, box_classes[:, :, None, None], axis=1)
         self.sow("intermediates", "class_maps", class_maps)  # for who asks, at no cost for others
         boxes = class_regions(class_maps, image_size, self.threshold, self.localizer)
-        return boxes, box_classes
+        return round_outwards(boxes, self.region_grid), box_classes
