@@ -196,6 +196,8 @@ class Evaluator:
             batch_size=rows,
             image_size=views.host_size(self.config),
             shuffle=False,
+            cache=self.config.data.cache,
+            cache_gib=self.config.data.cache_gib,
             workers=self.config.data.workers,
             threads=self.config.data.threads,
             process_index=jax.process_index(),

@@ -208,6 +208,8 @@ def training_batches(
         first_step=first_step,
         train_crop=config.data.train_crop,
         crop_scale=tuple(config.data.crop_scale),
+        cache=config.data.cache,
+        cache_gib=config.data.cache_gib,
         workers=config.data.workers,
         threads=config.data.threads,
         process_index=jax.process_index(),

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlic_jax.config import default_config
-from mlic_jax.data import records, sources, transforms
+from mlic_jax.data import pipeline, records, sources, transforms
 from mlic_jax.data.records import changes, shards, stamps, writing
 from mlic_jax.errors import Failure, UsageError
 
@@ -88,6 +89,38 @@ def test_changed_annotations_are_prepared_again(before, after, train, data, look
     )
     assert re.search("own is prepared again: labels.csv changed\n", capsys.readouterr().out)
     assert looked_at == []  # no photo changed
+
+
+def test_pixels_that_are_kept_are_those_of_the_photos_there_now(data, jpeg):
+    """Other labels leave them there; another photo does not, nor other ways to see all."""
+
+    def kept():
+        """Of each split the name of the file, after a pass over it."""
+        splits = sources.open_splits(data)
+        for role in ("train", "val"):
+            passes = [
+                list(
+                    pipeline.batches(
+                        splits[role], batch_size=2, image_size=16, shuffle=False, cache=cache
+                    )
+                )
+                for cache in ("pixels", "none")
+            ]
+            for batch, decoded in zip(*passes, strict=True):
+                np.testing.assert_array_equal(batch["image"], decoded["image"])
+        files = sorted(file.name for file in Path(data.prepared_dir, "own", "pixels").iterdir())
+        assert [file.partition("-")[0] for file in files] == ["train", "val"]
+        return files
+
+    first = kept()
+    _edit(data, "a.jpg,cat", "a.jpg,dog")
+    assert kept() == first
+    with open(_photo(data, "a"), "wb") as photo:
+        photo.write(jpeg(9))
+    second = kept()
+    assert second[0] != first[0] and second[1] == first[1]
+    data.upright = True
+    assert not {*kept()} & {*second}
 
 
 def test_photos_that_change_splits_are_told_of(data, capsys):
