@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 from mlic_jax.data import pipeline, records, transforms
@@ -86,6 +87,17 @@ def test_splits_and_sizes_have_files_of_their_own(toy_source, tmp_path):
         assert_as_decoded(records.open_split(folder, name), image_size=size)
     names = [path.name.rpartition("-")[0] for path in files_of(folder)]
     assert names == ["train-16", "train-32", "val-16"]
+
+
+def test_another_version_of_pillow_makes_another_file_and_the_first_goes(
+    prepared, split, monkeypatch
+):
+    passes(split, cache="pixels")
+    first = files_of(prepared)
+    monkeypatch.setattr(PIL, "__version__", "99.0.0")
+    assert_as_decoded(records.open_split(prepared, "train"))
+    (second,) = files_of(prepared)
+    assert first != [second]
 
 
 # --- files that are not whole
