@@ -123,7 +123,8 @@ def open_squares(split: Split, size: int, most: float) -> Squares | None:
     try:
         path = _path(split.directory, split.split, size)
         total = (3 * size**2 + 8) * len(split)
-        _make_room(path, total, most)
+        if not path.exists():
+            _make(path, total, most)
         squares = Squares(path, len(split), size)
         kept = f"{pixels} are kept in {path}, {total / _GIB:,.2f} GiB: {squares.count():,} so far"
     except (OSError, Failure) as error:
@@ -153,39 +154,26 @@ def _path(directory: Path, split: str, size: int) -> Path:
     return directory / FOLDER / f"{split}-{size}-{key}.pixels"
 
 
-def _make_room(path: Path, total: int, most: float) -> None:
-    """Makes a file of `total` bytes, in place of one that held other pixels of the same split.
+def _make(path: Path, total: int, most: float) -> None:
+    """Makes a sparse file of `total` bytes, in place of those with other pixels of its photos.
 
     Raises:
         Failure: that would be too many.
         OSError: it cannot be written.
     """
-    is_new = not path.exists()
-    if is_new:
-        path.parent.mkdir(exist_ok=True)
-        others = [other for other in path.parent.glob("*.pixels") if other != path]
-        for other in others:  # a name ends in what decides the pixels
-            if other.name.split("-")[:2] == path.name.split("-")[:2]:
-                other.unlink(missing_ok=True)
-        there = sum(other.stat().st_size for other in others if other.exists())
-        if there + total > most * _GIB:
-            raise Failure(
-                f"they take {total / _GIB:,.2f} GiB beside the {there / _GIB:,.2f} that lie in "
-                f"{path.parent}, and data.cache_gib is {most:g}"
-            )
-    try:
-        file = path.open("ab")
-    except OSError:
-        if is_new:
-            raise
-        return  # it can be read all the same
-    with file:
-        stat, free = os.fstat(file.fileno()), shutil.disk_usage(path.parent).free
-        missing = total - 512 * stat.st_blocks
-        if missing > free:
-            raise Failure(
-                f"they take {missing / _GIB:,.2f} GiB more, and {free / _GIB:,.2f} are free on the "
-                f"disk of {path.parent}"
-            )
-        if stat.st_size < total:
-            file.truncate(total)  # whoever else is here now does the same
+    path.parent.mkdir(exist_ok=True)
+    others = [other for other in path.parent.glob("*.pixels") if other != path]
+    for other in others:  # a name ends in what decides the pixels
+        if other.name.split("-")[:2] == path.name.split("-")[:2]:
+            other.unlink(missing_ok=True)
+    there = sum(other.stat().st_size for other in others if other.exists())
+    wanted, free = f"they take {total / _GIB:,.2f} GiB", shutil.disk_usage(path.parent).free
+    if there + total > most * _GIB:
+        raise Failure(
+            f"{wanted} beside the {there / _GIB:,.2f} that lie in {path.parent}, and "
+            f"data.cache_gib is {most:g}"
+        )
+    if total > free:
+        raise Failure(f"{wanted}, and {free / _GIB:,.2f} are free on the disk of {path.parent}")
+    with path.open("ab") as file:
+        file.truncate(total)  # whoever else makes it at this moment does the same
