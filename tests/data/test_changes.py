@@ -94,33 +94,34 @@ def test_changed_annotations_are_prepared_again(before, after, train, data, look
 def test_pixels_that_are_kept_are_those_of_the_photos_there_now(data, jpeg):
     """Other labels leave them there; another photo does not, nor other ways to see all."""
 
+    def files():
+        return sorted(file.name for file in Path(data.prepared_dir, "own").glob("pixels/*"))
+
     def kept():
-        """Of each split the name of the file, after a pass over it."""
+        """The files that are there before a pass over both splits, and after it."""
         splits = sources.open_splits(data)
+        before = files()
         for role in ("train", "val"):
+            options = dict(batch_size=2, image_size=16, shuffle=False)
             passes = [
-                list(
-                    pipeline.batches(
-                        splits[role], batch_size=2, image_size=16, shuffle=False, cache=cache
-                    )
-                )
+                list(pipeline.batches(splits[role], cache=cache, **options))
                 for cache in ("pixels", "none")
             ]
             for batch, decoded in zip(*passes, strict=True):
                 np.testing.assert_array_equal(batch["image"], decoded["image"])
-        files = sorted(file.name for file in Path(data.prepared_dir, "own", "pixels").iterdir())
-        assert [file.partition("-")[0] for file in files] == ["train", "val"]
-        return files
+        return before, files()
 
-    first = kept()
+    before, first = kept()
+    assert before == [] and [file.partition("-")[0] for file in first] == ["train", "val"]
     _edit(data, "a.jpg,cat", "a.jpg,dog")
-    assert kept() == first
+    assert kept() == (first, first)
     with open(_photo(data, "a"), "wb") as photo:
         photo.write(jpeg(9))
-    second = kept()
-    assert second[0] != first[0] and second[1] == first[1]
+    before, second = kept()
+    assert before == first[1:] == second[1:] and second[0] != first[0]
     data.upright = True
-    assert not {*kept()} & {*second}
+    before, third = kept()
+    assert before == [] and not {*third} & {*second}
 
 
 def test_photos_that_change_splits_are_told_of(data, capsys):
