@@ -257,6 +257,22 @@ def test_portraits_are_resized_across_first_on_every_version_of_pillow():
     np.testing.assert_array_equal(transforms.resize(image, 4), want)
 
 
+@pytest.mark.parametrize("height, down_first", [(700, False), (701, True)])
+def test_ribbons_are_resized_down_first_as_their_rows_could_fill_memory(height, down_first):
+    image = Image.fromarray(_noise(height, 7))
+    orders = [(7, 64), (64, height)]
+    down, across = (
+        np.asarray(
+            image.resize(first, Image.Resampling.BILINEAR).resize(
+                (64, 64), Image.Resampling.BILINEAR
+            )
+        )
+        for first in orders
+    )
+    assert (down != across).any()
+    np.testing.assert_array_equal(transforms.resize(image, 64), down if down_first else across)
+
+
 def test_crop_rectangles_fit_and_have_the_asked_area_and_aspect():
     rng = np.random.default_rng(0)
     shares = []
