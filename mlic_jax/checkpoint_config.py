@@ -95,8 +95,10 @@ def set_up(
             named, or an option is unknown or one that the arrays depend on.
         Failure: its metadata are damaged.
     """
-    path = find_checkpoint(checkpoint or workdir)
-    if not (workdir or run_of(path)):
+    if not (named := checkpoint or workdir):
+        raise UsageError("neither a checkpoint nor the folder of a run is given")
+    path = find_checkpoint(Path(named))
+    if not (home := workdir or run_of(path)):
         raise UsageError(f"--workdir is missing: {path} is of no run whose folder could be used")
     metadata, options = read_metadata(path), dict(options or {})
     own = own_config(metadata, path)
@@ -118,7 +120,7 @@ def set_up(
     said += f"; changed: {describe(asked)}" if asked else ""
     if recipe is not None:
         said += _not_counting(recipe, base, options)
-    workdir = Path(workdir or run_of(path))
+    workdir = Path(home)
     return Setup(path, config, workdir / _aside(path, workdir, overrides), overrides, said)
 
 
@@ -257,7 +259,7 @@ def _is_of_run(path: Path, workdir: Path) -> bool:
     try:
         if find_checkpoint(workdir).resolve() != path.resolve():
             return False
-        latest = latest_checkpoint(workdir)
+        latest = latest_checkpoint(workdir) or path
         last, own = (own_config(read_metadata(one), one) for one in (latest, path))
         return not deciding(changes_between(last, own))
     except Failure:  # another one is damaged, and it cannot be told

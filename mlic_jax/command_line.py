@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -21,24 +22,38 @@ from mlic_jax.names import did_you_mean
 LONGEST_LINE = 2000  # characters of an error
 _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options without one
 
+T = TypeVar("T")
+
+
+def called_mlic() -> bool:
+    """Whether the command `mlic` was called, which sets `sys.argv`, and not a module of its own."""
+    return sys.argv[0].startswith("mlic ")
+
+
+def mode_command(mode: str, *words: object) -> str:
+    """The command of a mode of `main`, for a shell, by `mlic` where that is what was called."""
+    module = ["python", "-m", "mlic_jax.main", *(() if mode == "train" else ("--mode", mode))]
+    return shlex.join([*(["mlic", mode] if called_mlic() else module), *map(str, words)])
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("allow_abbrev", False)  # nor does absl take a part of a name
         super().__init__(*args, **kwargs)
-        if sys.argv[0].startswith("mlic ") and "prog" in kwargs:  # how it was called
+        if called_mlic() and "prog" in kwargs:
             self.prog = sys.argv[0]
 
     def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """Also of `parse_args`; raises UsageError."""
-        args = sys.argv[1:] if args is None else args
+        args = sys.argv[1:] if args is None else list(args)
         refuse_addresses(args)
         return super().parse_known_args(args, namespace)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raises UsageError, which names what is nearest to a wrong option or choice."""
         near = ""
         if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
@@ -115,7 +130,8 @@ def hush_strays() -> None:
         logging.getLogger(__name__).debug("in a thread or callback", exc_info=error)
 
     sys.excepthook = lambda _, error, __: log(error)
-    sys.unraisablehook = threading.excepthook = lambda stray: log(stray.exc_value)
+    sys.unraisablehook = lambda stray: log(stray.exc_value)
+    threading.excepthook = lambda stray: log(stray.exc_value)
 
 
 def show_log() -> None:
@@ -129,7 +145,7 @@ def show_log() -> None:
 def parse_flags(
     argv: list[str],
     values: flags.FlagValues = flags.FLAGS,
-    config: flags.FlagHolder | None = None,
+    config: flags.FlagHolder[ConfigDict | None] | None = None,
 ) -> list[str]:
     """absl's parser, with whatever a wrong option or recipe makes it raise as one line.
 
@@ -183,7 +199,7 @@ def _has_options_alone(argv: Sequence[str], name: str) -> bool:
 
 
 def asked_of_config(
-    config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
+    config: flags.FlagHolder[ConfigDict | None], values: flags.FlagValues = flags.FLAGS
 ) -> tuple[ConfigDict | None, dict[str, Any]]:
     """The recipe as its file has it, None where none is given; and the options set beside it."""
     if config.value is None:
@@ -195,9 +211,8 @@ def asked_of_config(
     return flag.parser.parse(config_flags.get_config_filename(flag)), options
 
 
-def required(*wanted: flags.FlagHolder) -> list:
-    """The values of flags; raises UsageError for the first that is not given, or empty."""
-    for flag in wanted:
-        if not flag.present or flag.value == "":
-            raise UsageError(f"--{flag.name} is missing; see --help")
-    return [flag.value for flag in wanted]
+def required(flag: flags.FlagHolder[T | None]) -> T:
+    """The value of a flag; raises UsageError where it is not given, or empty."""
+    if not flag.present or flag.value is None or flag.value == "":
+        raise UsageError(f"--{flag.name} is missing; see --help")
+    return flag.value

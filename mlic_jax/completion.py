@@ -69,10 +69,10 @@ def fish(commands: Commands) -> str:
     return "\n".join(lines)
 
 
-def _choices() -> dict[str, Iterable[str]]:
+def _choices() -> Mapping[str, Iterable[str]]:
     """The flags whose values are known: recipes, and options that are one of a few names."""
     names = {f"--config.{name}": [n for n in known if n] for name, known in CHOICES.items()}
-    return {"--config": recipes.known(), "completion": SCRIPTS} | names
+    return {"--config": recipes.known(), "completion": SCRIPTS, **names}
 
 
 SCRIPTS: dict[str, Callable[[Commands], str]] = {"bash": bash, "zsh": zsh, "fish": fish}

@@ -23,7 +23,7 @@ def beside(recipe: str, path: str) -> str:
     return _joined(os.path.dirname(os.path.abspath(recipe)), path)
 
 
-def seen_from(folder: str | os.PathLike, path: str | os.PathLike) -> str:
+def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
     """A path relative to a folder; absolute where only the root of the file system holds both.
 
     What shares no folder, as a mounted disk and a home, does not move together either.

@@ -19,6 +19,7 @@ from mlic_jax import recipes
 from mlic_jax.command_line import (
     NearEnumParser,
     asked_of_config,
+    called_mlic,
     exit_code,
     hush_strays,
     parse_flags,
@@ -27,6 +28,7 @@ from mlic_jax.command_line import (
 )
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
+from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes
 
 MODES = {
@@ -86,11 +88,6 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; {hint}")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    for modes, known in FLAGS_OF_MODES.items():
-        for flag in known:
-            given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
-            if given and MODE.value not in modes:
-                raise UsageError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
@@ -102,19 +99,23 @@ def main(argv: list[str]) -> None:
 
 def look_at_photos() -> None:
     """The modes that need a checkpoint alone."""
-    check_exists(*required(CHECKPOINT))
+    checkpoint = required(CHECKPOINT)
+    check_exists(checkpoint)
     if MODE.value == "predict":
-        required(IMAGES, OUT)
+        check_is_there(required(IMAGES))
+        required(OUT)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
     compilation.keep_programs()
     if MODE.value == "serve":
-        serve.serve(*required(CHECKPOINT), HOST.value, PORT.value)
+        serve.serve(checkpoint, HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
     files.predict_files(
-        *required(CHECKPOINT, IMAGES, OUT),
+        checkpoint,
+        required(IMAGES),
+        required(OUT),
         resume=RESUME.value,
         flip=FLIP.value,
         scales=scales,
@@ -146,15 +147,16 @@ def look_at_a_split() -> None:
 
 def work_on_a_set() -> None:
     """The modes that need a recipe."""
-    (config,) = required(CONFIG)
+    config = required(CONFIG)
     check_config(config)
     if MODE.value == "prepare":
         from mlic_jax.data import sources
+        from mlic_jax.data.options import DataOptions
 
-        for role, split in sources.open_splits(config.data).items():
+        for role, split in sources.open_splits(DataOptions.of(config.data)).items():
             print(f"{role}: {split.name} {split.split}, {len(split)} images in {split.directory}")
         return
-    workdir = Path(*required(WORKDIR))
+    workdir = Path(required(WORKDIR))
     check_workdir(workdir)
     if config.init_from:
         check_exists(config.init_from)
@@ -173,9 +175,9 @@ def check_workdir(workdir: Path) -> None:
 
 def run_or_checkpoint() -> str:
     """What --checkpoint or --workdir names; raises UsageError where both are missing."""
-    if not (CHECKPOINT.value or WORKDIR.value):
-        raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
-    return CHECKPOINT.value or WORKDIR.value
+    if named := CHECKPOINT.value or WORKDIR.value:
+        return named
+    raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
 
 
 def check_exists(checkpoint: str) -> None:
@@ -188,7 +190,7 @@ def help_text(argv: Sequence[str]) -> str:
     """What `--help` says: of the mode that a command line names, or of all."""
     named = re.search(rf"--?mode[= ]({'|'.join(MODES)})\b", " ".join(argv))
     modes = (named[1],) if named else tuple(MODES)
-    program = argv[0] if argv[0].startswith("mlic ") else "python -m mlic_jax.main --mode MODE"
+    program = argv[0] if called_mlic() else "python -m mlic_jax.main --mode MODE"
     lines = [f"usage: {program} --OPTION=VALUE ...", ""]
     lines += [f"  {mode:16} {MODES[mode]}" for mode in modes]
     groups = (*FLAGS_OF_MODES.items(), (("train", "evaluate"), OF_PROCESSES))
@@ -203,6 +205,15 @@ def help_text(argv: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def refuse_flags_of_other_modes() -> None:
+    """Raises UsageError for a flag that the mode does not know."""
+    for modes, known in FLAGS_OF_MODES.items():
+        for flag in known:
+            given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
+            if given and MODE.value not in modes:
+                raise UsageError(f"--{flag.name} is for {', '.join(modes)}, not for {MODE.value}")
+
+
 def read_flags(argv: list[str]) -> list[str]:
     """`parse_flags`; the modes that need no recipe take its options all the same.
 
@@ -212,6 +223,7 @@ def read_flags(argv: list[str]) -> list[str]:
         print(help_text(argv))
         raise SystemExit(0)
     rest = parse_flags(argv, config=CONFIG)
+    refuse_flags_of_other_modes()
     if DETERMINISTIC.value:
         from mlic_jax.runtime import compilation
 

@@ -76,7 +76,7 @@ def load(recipe: str) -> ConfigDict:
 def _what_is_wrong(path: Path, error: Exception) -> str:
     """Where in a recipe, and in a line what, an exception is about."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines = [frame.lineno or 0 for frame in frames if frame.filename == str(path)]
     place = f"{path}, line {lines[-1]}" if lines else str(path)
     inner = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
     text = str(inner.args[0]) if inner.args else ""
@@ -100,7 +100,10 @@ class Option(NamedTuple):
 
 def options() -> dict[str, Option]:
     """Every option by its dotted name: `config.py` says beside or above each what it means."""
-    config, result, above, below_option = default_config(), {}, [], False
+    config = default_config()
+    result: dict[str, Option] = {}
+    above: list[str] = []
+    below_option = False
     for line in inspect.getsource(default_config).splitlines():
         if comment := re.fullmatch(r" +# (.*)", line):
             above = [*([] if below_option else above), comment[1]]
@@ -125,7 +128,7 @@ def no_option(name: str) -> str:
 # --- the flag
 
 
-class _RecipeParser(flags.ArgumentParser):
+class _RecipeParser(flags.ArgumentParser[ConfigDict]):
     """Of `--config RECIPE`: also refuses options of it, in `argv`, that the recipe has not."""
 
     def __init__(self, name: str, argv: Sequence[str] | None):
@@ -153,7 +156,7 @@ def define_flag(
     help_string: str,
     values: flags.FlagValues = flags.FLAGS,
     argv: Sequence[str] | None = None,
-) -> flags.FlagHolder:
+) -> flags.FlagHolder[ConfigDict | None]:
     """The flag of a recipe, `--NAME`, and with it those of its options, `--NAME.option`."""
     holder = config_flags.DEFINE_config_file(
         name, help_string=help_string, flag_values=values, sys_argv=argv

@@ -39,13 +39,16 @@ from mlic_jax.checkpoint_config import set_up
 from mlic_jax.command_line import Parser, asked_of_config, exit_code, parse_flags
 from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.evaluate import run
+from mlic_jax.evaluate.run import MetricOptions
 from mlic_jax.files.atomic import write_text, written_whole
 from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring, views
 from mlic_jax.scores.files import Scores
+from mlic_jax.scores.options import ScoreOptions
 
 BOUNDS = (0.0, 0.01, 0.05, 0.2, 0.5)
 
@@ -139,8 +142,8 @@ def _run(options: argparse.Namespace, asked: tuple[ConfigDict | None, dict[str, 
     if config.model.name != "mcar":
         raise UsageError(f"model.name is {config.model.name!r}; only mcar looks twice")
     print(setup.said)
-    split = sources.open_splits(config.data)["test"]
-    _, variables, _ = scoring.load_model(config, setup.path, split)
+    split = sources.open_splits(DataOptions.of(config.data))["test"]
+    _, variables, _ = scoring.load_model(ScoreOptions.of(config), setup.path, split)
     plain = plain_setting(config)
     settings = grid(plain, options.bounds, options.local_sizes, options.top_n)
     points = measure(settings, config, variables, split, options.images, options.rounds)
@@ -190,13 +193,13 @@ def grid(
     return list(dict.fromkeys((plain, Setting(), *settings)))
 
 
-def configured(config: ConfigDict, setting: Setting) -> ConfigDict:
-    """The configuration with which the only evaluation code evaluates a setting."""
+def configured(config: ConfigDict, setting: Setting) -> ScoreOptions:
+    """The options with which the only evaluation code evaluates a setting."""
     config = config.copy_and_resolve_references()
     if not setting.top_n:
         config.model.name = "pooled"  # the same weights make the same global scores
     config.eval.update(dataclasses.asdict(setting))
-    return config
+    return ScoreOptions.of(config)
 
 
 # --- measurement
@@ -237,7 +240,7 @@ def measure(
     return [
         Point(
             setting=setting,
-            mean_ap=run.compute_metrics(of_setting, config)["mAP"],
+            mean_ap=run.compute_metrics(of_setting, MetricOptions.of(config.eval))["mAP"],
             regions=setting.top_n
             if of_setting.looked_at is None
             else float(of_setting.looked_at.sum(axis=1).mean()),
@@ -252,13 +255,14 @@ def device_batches(
     split: Split, config: ConfigDict, images: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     """The first images in whole batches, on the devices."""
-    rows = scoring.batch_rows(config, mesh)
+    options = ScoreOptions.of(config)
+    rows = scoring.batch_rows(options, mesh)
     batches = pipeline.batches(
         split,
         batch_size=rows,
-        image_size=views.host_size(config),
+        image_size=views.host_size(options),
         shuffle=False,
-        threads=config.data.threads,
+        threads=options.data.threads,
     )
     for batch in itertools.islice(batches, -(-images // rows)):
         batch["index"][batch["index"] >= images] = -1

@@ -39,6 +39,7 @@ from mlic_jax.files.atomic import write_text
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.train import start, step
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
@@ -123,9 +124,10 @@ def model_of(config: ConfigDict) -> Any:
 def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
     """The train step of a recipe and the shapes of its arguments, as `train/loop.py` has them."""
     model, size = model_of(config), config.data.image_size
-    variables = jax.eval_shape(lambda: start.initial_variables(model, config))
-    schedule = create_schedule(config.optim, 1000, config.epochs)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    options = TrainOptions.of(config)
+    variables = jax.eval_shape(lambda: start.initial_variables(model, options))
+    schedule = create_schedule(options.optim, 1000, options.epochs)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     shape = jax.ShapeDtypeStruct
     state = step.TrainState(step=shape((), jnp.int32), opt_state=opt_state, **variables)
@@ -137,7 +139,7 @@ def train_step_of(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
         "mask": shape((batch,), bool),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.make_train_step(model, optimizer, schedule, config), (state, images, key)
+    return step.make_train_step(model, optimizer, schedule, options), (state, images, key)
 
 
 @functools.cache
@@ -152,7 +154,8 @@ def step_cost(name: str, backbone: str, dtype: str = "float32", remat: str = "no
 def variables_of(name: str, backbone: str) -> dict[str, Any]:
     """The shapes of the variables of a recipe's model."""
     config = recipe(name, backbone, "64")
-    return jax.eval_shape(lambda: start.initial_variables(model_of(config), config))
+    model, options = model_of(config), TrainOptions.of(config)
+    return jax.eval_shape(lambda: start.initial_variables(model, options))
 
 
 def parameters(name: str, backbone: str) -> dict[str, int]:

@@ -17,11 +17,29 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
+# Before any of these is imported: from here on they check what they are given and give back, an
+# int for a float as type checkers do.
+jaxtyping.install_import_hook(
+    ("mlic_jax.models", "mlic_jax.scores", "mlic_jax.train.losses"),
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+from mlic_jax.data.options import DataOptions
+from mlic_jax.train.options import TrainOptions
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files with tests of a minute come first: what is short fills the time of the workers to the end.
+LONGEST = ("test_campaign.py", "test_processes.py", "test_main.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +48,14 @@ def shared() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder of photographs ../shared, which is not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without_jax(tmp_path_factory) -> Path:
+    """A folder for `PYTHONPATH` with which a process that imports JAX ends in an error of ours."""
+    folder = tmp_path_factory.mktemp("without_jax")
+    (folder / "jax.py").write_text("raise AssertionError('this needs no JAX, which takes seconds')")
     return folder
 
 
@@ -95,9 +121,9 @@ def fresh_run() -> Callable:
     from mlic_jax.train.start import initial_variables
 
     def make(config, workdir=Path()):
-        split = sources.open_splits(config.data)["train"]
+        split = sources.open_splits(DataOptions.of(config.data))["train"]
         model = create_model(config.model, len(split.class_names))
-        return jax.device_get(initial_variables(model, config)), run_metadata(
+        return jax.device_get(initial_variables(model, TrainOptions.of(config))), run_metadata(
             config, split, workdir
         )
 

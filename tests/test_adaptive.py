@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import sources, transforms
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
 from mlic_jax.evaluate.run import evaluate_run
@@ -15,6 +16,7 @@ from mlic_jax.predict.predictor import Predictor
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.scores import global_pass, scoring
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.train.loop import train
 
 
@@ -50,9 +52,10 @@ def stored(make_config, checkpoint, tmp_path_factory):
 
 
 def score(config, checkpoint):
-    split = sources.open_splits(config.data)["test"]
-    model, variables, _ = scoring.load_model(config, checkpoint, split)
-    return scoring.score_model(model, variables, split, config)
+    options = ScoreOptions.of(config)
+    split = sources.open_splits(options.data)["test"]
+    model, variables, _ = scoring.load_model(options, checkpoint, split)
+    return scoring.score_model(model, variables, split, options)
 
 
 def box_probabilities(scores, top_n):
@@ -154,9 +157,9 @@ def test_the_global_stream_is_not_run_again(stored, config, checkpoint, bound, t
 @pytest.fixture
 def kept(config, tmp_path):
     """A small split, the origin of its scores, and a function that writes these, changed."""
-    split = sources.open_splits(config.data)["test"]
+    split = sources.open_splits(DataOptions.of(config.data))["test"]
     variables = {"params": {"w": np.arange(6.0).reshape(2, 3)}, "batch_stats": {}}
-    origin = global_pass.origin_of(variables, config)
+    origin = global_pass.origin_of(variables, ScoreOptions.of(config))
     images, classes = len(split), len(split.class_names)
 
     def write(**changes):
@@ -184,7 +187,7 @@ def kept(config, tmp_path):
 def test_the_first_regions_of_a_file_serve(kept, config):
     split, _, origin, write = kept
     scores = write()
-    got = global_pass.read(config, split, origin, top_n=1)
+    got = global_pass.read(ScoreOptions.of(config), split, origin, top_n=1)
     assert set(got) == set(GLOBAL_OUTPUTS)
     np.testing.assert_array_equal(got["global_logits"], scores.global_logits)
     np.testing.assert_array_equal(got["boxes"], scores.boxes[:, :1])
@@ -209,7 +212,13 @@ def test_a_global_pass_with_other_options(kept, config, option, value, message):
     part, name = option.split(".")
     config[part][name] = value
     with pytest.raises(UsageError) as error:
-        global_pass.read(config, split, global_pass.origin_of(variables, config), top_n=2)
+        options = ScoreOptions.of(config)
+        global_pass.read(
+            options,
+            split,
+            global_pass.origin_of(variables, options),
+            top_n=2,
+        )
     assert message in str(error.value) and "scores.npz" in str(error.value)
 
 
@@ -219,12 +228,14 @@ def test_a_global_pass_of_something_else(kept, config):
     def told(top_n=2, now=origin, **changes):
         write(**changes)
         with pytest.raises(UsageError) as error:
-            global_pass.read(config, split, now, top_n)
+            global_pass.read(ScoreOptions.of(config), split, now, top_n)
         return str(error.value)
 
     other = copy.deepcopy(variables)
     other["params"]["w"][1, 2] += 1e-6
-    assert "it has other weights:" in told(now=global_pass.origin_of(other, config))
+    assert "it has other weights:" in told(
+        now=global_pass.origin_of(other, ScoreOptions.of(config))
+    )
     assert "it has split 'val', not 'test':" in told(split="val")
     assert "it has set 'toy', not 'tiny_scenes':" in told(set_name="toy")
     assert "it has 2 regions of an image, not 3:" in told(top_n=3)
@@ -236,7 +247,7 @@ def test_a_global_pass_of_something_else(kept, config):
         assert "lacks the regions of a global pass" in told(**{name: None})
     config.eval.global_scores = "nowhere.npz"
     with pytest.raises(UsageError, match="no score file at"):
-        global_pass.read(config, split, origin, 2)
+        global_pass.read(ScoreOptions.of(config), split, origin, 2)
 
 
 def test_training_has_no_global_pass_to_read(config, tmp_path):
@@ -250,7 +261,7 @@ def test_training_has_no_global_pass_to_read(config, tmp_path):
 def test_bounds_are_probabilities(config, bound):
     config.eval.local_bound = bound
     with pytest.raises(UsageError, match=r"eval\.local_bound is .* at least 0 and below 1"):
-        scoring.create_eval_model(config, 12, {})
+        scoring.create_eval_model(ScoreOptions.of(config), 12, {})
 
 
 def test_a_checkpoint_from_before_an_option(config, tmp_path):

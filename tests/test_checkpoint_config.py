@@ -127,6 +127,8 @@ def test_a_recipe_of_another_set_says_which_data(run, make_config):
 def test_a_converted_model_takes_data_and_protocol_of_the_recipe(converted, tmp_path, make_config):
     with pytest.raises(UsageError, match=r"names no data, .* give --config FILE"):
         set_up(converted, tmp_path / "released")
+    with pytest.raises(UsageError, match="neither a checkpoint nor the folder of a run is given"):
+        set_up(None, None)
     recipe = make_config()
     recipe.eval.protocol = "msrn"
     recipe.calibration.rule = "per_class"

@@ -14,10 +14,11 @@ import pytest
 
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate.run import compute_metrics
+from mlic_jax.evaluate.run import MetricOptions, compute_metrics
 from mlic_jax.models import create_model
 from mlic_jax.scores.files import Scores
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables
 from mlic_jax.train.step import TrainState, make_train_step
 
@@ -140,9 +141,10 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
     labels = rng.choice(np.int8([-1, 1]), (8, 4))
     labels[:, 0], labels[2:6, 1] = 0, 0
     model = create_model(config.model, 4)
-    variables = initial_variables(model, config)
-    schedule = create_schedule(config.optim, 3, 2)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    options = TrainOptions.of(config)
+    variables = initial_variables(model, options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     before = jax.device_get(variables["params"]["convclass"])
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     batch = {
@@ -151,7 +153,7 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
         "index": np.arange(8, dtype=np.int32),
         "mask": np.ones(8, bool),
     }
-    step = make_train_step(model, optimizer, schedule, config)
+    step = make_train_step(model, optimizer, schedule, options)
     state, _ = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
     after = jax.device_get(state.params["convclass"])
     moved = [np.any(after["bias"][c] != before["bias"][c]) for c in range(4)]
@@ -168,7 +170,7 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
             split="val",
             image_size=64,
         )
-        return compute_metrics(scores, config)
+        return compute_metrics(scores, MetricOptions.of(config.eval))
 
     logits = rng.normal(size=(8, 4)).astype(np.float32)
     wild = np.where(labels == 0, np.float32(9), logits)

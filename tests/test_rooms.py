@@ -22,7 +22,7 @@ STOREYS = (
     ("data", "runtime"),
     ("models",),
     ("files", "command_line"),
-    ("names",),
+    ("names", "options"),
     ("errors",),
 )
 STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
@@ -33,6 +33,17 @@ ONLY_IN = {
     "weight_conversion": (),
     "orbax": ("runtime",),
     "jax": ("models", "train", "scores", "evaluate", "predict", "runtime"),
+}
+
+# Where a configuration is known: what makes one, asks for one or keeps one, and the doors, which
+# make typed options of it. Whoever is behind them takes those.
+OF_CONFIGURATIONS = {
+    *("config.py", "recipes.py", "command_line.py", "checkpoint_config.py", "options.py"),
+    *("prepare/settings.py", "train/resume.py"),
+}
+DOORS = {
+    *("models/__init__.py", "train/loop.py", "evaluate/run.py", "evaluate/calibrate.py"),
+    "predict/predictor.py",
 }
 
 
@@ -63,6 +74,15 @@ def test_no_arrow_leads_up(room, path):
             assert top != library or room in rooms, f"{path} imports {name}"
         if top == "mlic_jax" and rest != ["__version__"] and rest[0] != room:
             assert STOREY_OF[rest[0]] > STOREY_OF[room], f"{path} imports {name}"
+
+
+def test_a_configuration_goes_no_further_than_the_doors():
+    knowing = {
+        path.relative_to(ROOT / "mlic_jax").as_posix()
+        for _, path in modules()
+        if any(name.startswith("ml_collections") for name in imports(path))
+    }
+    assert knowing == OF_CONFIGURATIONS | DOORS
 
 
 def test_every_room_says_what_it_is_for():

@@ -5,7 +5,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
@@ -22,11 +21,13 @@ from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.mcar import MCAR
+from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
@@ -49,7 +50,7 @@ class Checkpoint:
     name: str
     variables: dict[str, Any]  # {"params", "batch_stats"}
     label_inputs: dict[str, Any]  # of MSRN, word_vectors [C, 300] and attention_mask [C, C]
-    model: ConfigDict  # name (trunk | mcar | msrn), backbone, width; the options of that model
+    model: ModelOptions  # with the name trunk of a backbone alone
     class_names: tuple[str, ...]  # "0", "1", ... where nobody says; none for a trunk
     image_size: int
     mean: tuple[float, ...]
@@ -59,7 +60,7 @@ class Checkpoint:
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] to what both models take, float32."""
-        return np.asarray(normalise(images, ConfigDict({"mean": self.mean, "std": self.std})))
+        return np.asarray(normalise(images, InputOptions(self.mean, self.std)))
 
 
 def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
@@ -74,7 +75,7 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
     size = image_size or preprocessing.get("image_size", TRUNK_IMAGE_SIZE)
     if size < 32 or size % 32:
         raise UsageError(f"the image size is {size}; it must be a positive multiple of 32")
-    model = _model_config(variables, info)
+    model = _model_options(info)
     names: Sequence[str] = ()
     if model.name != "trunk":
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]
@@ -93,12 +94,12 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
     )
 
 
-def _model_config(variables: Mapping, info: Mapping) -> ConfigDict:
+def _model_options(info: Mapping) -> ModelOptions:
     if "config" in info:
-        model = ConfigDict(info["config"]["model"])
-        model.localizer = "exact"  # the released one, which the reference has, whatever was chosen
-        return model
-    return ConfigDict({"name": "trunk", "backbone": info["arch"], "width": 1.0})
+        model = ModelOptions.of({**UNSAID, **info["config"]["model"]})
+        # The released one, which the reference has, whatever was chosen.
+        return replace(model, localizer="exact")
+    return ModelOptions.of({**UNSAID, "name": "trunk", "backbone": info["arch"]})
 
 
 def _label_inputs(variables: Mapping, path: Path) -> Arrays:
@@ -107,19 +108,19 @@ def _label_inputs(variables: Mapping, path: Path) -> Arrays:
     return label_inputs.arguments_of(variables)
 
 
-def training_config(checkpoint: Checkpoint) -> ConfigDict:
+def training_options(checkpoint: Checkpoint) -> TrainOptions:
     """The released recipe without augmentation, so that both sides see the same pixels.
 
     And with all products in full, whatever it is trained with: the reference runs on a CPU.
     """
     config = default_config().unlock()
-    config.model = ConfigDict({**checkpoint.model, "precision": "highest"})
+    config.model.update(asdict(checkpoint.model), precision="highest")
     slow, fast = config.optim.multipliers.features, config.optim.multipliers.rest
     config.optim.multipliers = {
         name: slow if name in TRUNK_MODULES else fast for name in checkpoint.variables["params"]
     }
     config.augment.update(flip=False, jitter=0.0, mean=checkpoint.mean, std=checkpoint.std)
-    return config
+    return TrainOptions.of(config)
 
 
 class Trunk(nn.Module):
@@ -145,7 +146,7 @@ class JaxSide:
             self._model = create_model(checkpoint.model, len(checkpoint.class_names), **inputs)
 
         def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-            with in_precision(checkpoint.model, training=False):  # as `evaluate` has it
+            with in_precision(checkpoint.model.precision, training=False):  # as `evaluate` has it
                 outputs, state = self._model.apply(
                     variables,
                     images,
@@ -161,14 +162,14 @@ class JaxSide:
         """Normalised images [B, S, S, 3] -> the stages "stage1", ... and the model's outputs."""
         return jax.device_get(self.apply(self._checkpoint.variables, images))
 
-    def train(self, batches: Sequence[Batch], config: ConfigDict) -> "Trained":
+    def train(self, batches: Sequence[Batch], options: TrainOptions) -> "Trained":
         """Takes a step a batch, with the training step that `mlic_jax.main` runs."""
         variables = jax.tree.map(jnp.array, self._checkpoint.variables)  # a step reuses its memory
         params = variables["params"]
-        schedule = create_schedule(config.optim, len(batches), config.epochs)
-        optimizer = create_optimizer(config.optim, params, schedule)
+        schedule = create_schedule(options.optim, len(batches), options.epochs)
+        optimizer = create_optimizer(options.optim, params, schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(params))
-        train_step = make_train_step(self._model, optimizer, schedule, config)
+        train_step = make_train_step(self._model, optimizer, schedule, options)
         losses, regions = [], []
 
         def note_regions(method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -226,7 +227,7 @@ class TorchSide:
                 return [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
 
     def train(
-        self, batches: Sequence[Batch], config: ConfigDict, regions: Sequence[Arrays]
+        self, batches: Sequence[Batch], options: TrainOptions, regions: Sequence[Arrays]
     ) -> "Trained":
         """As `JaxSide.train`, but looks again at the `regions` of each step, not at its own.
 
@@ -235,7 +236,7 @@ class TorchSide:
         import torch
 
         module, own = self._module.train(), []
-        rate, optim = config.optim.learning_rate, config.optim
+        rate, optim = options.optim.learning_rate, options.optim
         prefix = TRUNK_PREFIXES[self._checkpoint.model.name]
         named = list(module.named_parameters())
         trunk = [parameter for name, parameter in named if name.startswith(prefix)]
@@ -250,7 +251,7 @@ class TorchSide:
         for step, (images, labels) in enumerate(tqdm(batches, "train, torch", unit="step")):
             if regions:
                 own.append(_impose(module, regions[step]))
-            targets = resolve_unknown(labels, config.loss.label_policy) > 0
+            targets = resolve_unknown(labels, options.loss.label_policy) > 0
             outputs = module(_nchw(self._checkpoint.normalise(images)))
             loss = _torch_loss(outputs, torch.from_numpy(targets.astype(np.float32)))
             sgd.zero_grad()
@@ -292,7 +293,7 @@ def _impose(module: Any, regions: Arrays) -> Arrays:
     return own
 
 
-def torch_state(variables: Mapping, model: ConfigDict) -> Arrays:
+def torch_state(variables: Mapping, model: ModelOptions) -> Arrays:
     """Our variables as the state_dict of the reference module, under its names."""
     if model.name == "msrn":
         state = to_torch(variables, model.backbone, "msrn")
@@ -318,15 +319,21 @@ def _torch_module(checkpoint: Checkpoint) -> Any:
     if model.name == "trunk":
         return backbones.create_backbone(model.backbone, model.width)
     if model.name == "mcar":
-        options = {name: model[name] for name in ("pooling", "top_n", "threshold", "width")}
-        return mcar.MCAR(model.backbone, len(checkpoint.class_names), **options)
+        return mcar.MCAR(
+            model.backbone,
+            len(checkpoint.class_names),
+            pooling=model.pooling,
+            top_n=model.top_n,
+            threshold=model.threshold,
+            width=model.width,
+        )
     # What the layers read of the graph is the sign alone.
     inputs = checkpoint.label_inputs.values()
     vectors, graph = (torch.tensor(array, dtype=torch.float32) for array in inputs)
     return msrn.MSRN(model.backbone, vectors, graph, model.pool_ratio)
 
 
-def _check_reference(model: ConfigDict, resnets: Collection[str]) -> None:
+def _check_reference(model: ModelOptions, resnets: Collection[str]) -> None:
     known = {"trunk": (*resnets, "mobilenet_v2"), "mcar": (*resnets, "mobilenet_v2")}
     known["msrn"] = tuple(resnets)
     per_label = model.name == "msrn" and model.head != "dense"

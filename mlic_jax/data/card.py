@@ -47,7 +47,9 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
             like and is not the same bytes as.
     """
     first = next(iter(splits.values()))
-    sizes, formats, turned = Counter(), Counter(), 0
+    sizes: Counter[tuple[int, int]] = Counter()
+    formats: Counter[str | None] = Counter()
+    turned = 0
     shown, signatures = [], []
     same_bytes: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
     for split in splits.values():
@@ -229,14 +231,14 @@ def _scarce_negatives(split: str, part: Mapping[str, Any], class_names: Sequence
     if everywhere.any():
         names = [
             f"{class_names[c]} ({100 * positives[c] / (positives[c] + negatives[c]):.1f}%)"
-            for c in np.flatnonzero(everywhere)
+            for c in np.flatnonzero(everywhere).tolist()
         ]
         said.append(
             f"{split}: nearly every image shows {_some(names)}: always to say so is as good, and "
             "AP is near 100 whatever is learned. Add images without, or leave it out"
         )
     if few.any():
-        names = [f"{class_names[c]} ({negatives[c]})" for c in np.flatnonzero(few)]
+        names = [f"{class_names[c]} ({negatives[c]})" for c in np.flatnonzero(few).tolist()]
         said.append(
             f"{split}: fewer than {FEW_NEGATIVES} images are without {_some(names)}: what a figure "
             "says of it hangs on these"

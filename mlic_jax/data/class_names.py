@@ -55,7 +55,7 @@ CLASS_LISTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def read_class_names(where: str | os.PathLike) -> tuple[str, ...]:
+def read_class_names(where: str | os.PathLike[str]) -> tuple[str, ...]:
     """The classes that a person names, in their order.
 
     Args:
@@ -66,7 +66,7 @@ def read_class_names(where: str | os.PathLike) -> tuple[str, ...]:
         UsageError: it is none of these.
         Failure: it cannot be read, has no names, or a name twice.
     """
-    if where in CLASS_LISTS:
+    if isinstance(where, str) and where in CLASS_LISTS:
         return CLASS_LISTS[where]
     path = Path(where)
     try:

@@ -40,7 +40,7 @@ class CoOccurrence:
     split: str  # "" where it is not known, as is the policy
     difficult_policy: str
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one `.npz`; `path` appears only when it is complete.
 
         Raises:
@@ -86,7 +86,7 @@ def from_split(split: Split, policy: LabelPolicy) -> CoOccurrence:
     return CoOccurrence(counts, class_counts, split.class_names, split.name, split.split, policy)
 
 
-def load(path: str | os.PathLike) -> CoOccurrence:
+def load(path: str | os.PathLike[str]) -> CoOccurrence:
     """Reads what `save` wrote, or a published pickle `{"adj": counts, "nums": class counts}`.
 
     A pickle's values are taken as they are: see `lint`.
@@ -227,11 +227,11 @@ def _lint_counts(graph: CoOccurrence, names: Sequence[str]) -> list[str]:
         )
 
     empty, listed = ~counts.any(axis=1), counts.any(axis=0)
-    if (empty & listed).any():
-        which = _listing(names, empty & listed)
+    if len(of_some := np.flatnonzero(empty & listed)):
+        which = _listing(names, of_some)
         findings.append(f"rows without edges: {which}, although other classes occur with them")
-    if (empty & ~listed).any():
-        which = _listing(names, empty & ~listed)
+    if len(of_none := np.flatnonzero(empty & ~listed)):
+        which = _listing(names, of_none)
         findings.append(f"{NOTE}rows without edges: {which} never occur with another class")
     return findings
 
@@ -278,6 +278,6 @@ def _is_count(values: np.ndarray) -> np.ndarray:
 
 
 def _listing(names: Sequence[str], which: np.ndarray) -> str:
-    chosen = [names[i] for i in np.flatnonzero(which)]
+    chosen = [names[i] for i in which.tolist()]
     rest = f" and {len(chosen) - _NAMES_SHOWN} more" if len(chosen) > _NAMES_SHOWN else ""
     return ", ".join(chosen[:_NAMES_SHOWN]) + rest

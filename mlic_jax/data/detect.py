@@ -167,8 +167,8 @@ def roles_of(splits: Sequence[str], divided: Collection[str] = ()) -> dict[str, 
             f"the splits of the set are {', '.join(splits)}; there must be one whose name begins "
             "with train, and one with val or test. A set that names no splits is divided"
         )
-    val, test = roles.get("val"), roles.get("test")
-    return {"train": roles["train"], "val": val or test, "test": test or val}
+    val, test = roles.get("val") or roles["test"], roles.get("test") or roles["val"]
+    return {"train": roles["train"], "val": val, "test": test}
 
 
 def own_roles(splits: Sequence[str]) -> dict[str, str]:

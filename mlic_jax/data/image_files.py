@@ -29,6 +29,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
 }
 
 
@@ -85,7 +86,7 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_junk(path))
 
 
-def printable(name: str | bytes | os.PathLike) -> str:
+def printable(name: str | bytes | os.PathLike[str]) -> str:
     r"""A file's name as one line of text that UTF-8 can hold; no two names have the same.
 
     Control characters and bytes that are not UTF-8 become `\xe9`, byte for byte, and a backslash
@@ -104,11 +105,11 @@ def _escaped(found: re.Match[str]) -> str:
         return rf"\u{ord(character):04x}"
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file. What is none, and might never end, is not waited for.
 
     Raises:
-        Failure: a pipe, a socket or a device, or a link to nothing.
+        Failure: a folder, a pipe, a socket or a device, or a link to nothing.
         OSError: it cannot be read.
     """
     path = Path(path)

@@ -56,7 +56,7 @@ def is_npz(path: Path) -> bool:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def write_npz(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
+def write_npz(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     """Writes one `.npz`, leaving out what is None; `path` appears only when it is complete.
 
     Raises:

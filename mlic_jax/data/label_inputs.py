@@ -6,7 +6,7 @@ A checkpoint holds them as the collection `label_inputs` of its variables: float
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from mlic_jax.data.co_occurrence import CoOccurrence
 from mlic_jax.data.label_files import order_of
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import UsageError
+
+OfLabels = TypeVar("OfLabels", CoOccurrence, WordVectors)
 
 
 def read(
@@ -32,7 +34,7 @@ def read(
         Failure: one is damaged or unsafe.
     """
 
-    def in_order(loaded: CoOccurrence | WordVectors, count: int, path: str | Path):
+    def in_order(loaded: OfLabels, count: int, path: object) -> OfLabels:
         if count != len(class_names):
             raise UsageError(f"{path}: has {count} classes, and {len(class_names)} are wanted")
         return loaded.permute(order_of(loaded.class_names or class_names, class_names, str(path)))

@@ -1,13 +1,13 @@
 """What an unknown or difficult label (0) counts as, in losses and in metrics alike."""
 
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from mlic_jax.names import require_one_of
 
 LabelPolicy = Literal["as_positive", "as_negative", "ignore"]
 POLICIES = get_args(LabelPolicy)
 
-Array = TypeVar("Array")  # NumPy's or JAX's
+Array = TypeVar("Array", bound=Any)  # NumPy's or JAX's
 
 
 def resolve_unknown(labels: Array, policy: LabelPolicy) -> Array:

@@ -44,15 +44,15 @@ def pairs_across(signatures: Sequence[bytes | None], splits: Sequence[int]) -> d
         Image -> the one of an earlier split that differs in the fewest bits, at most `FEW`.
     """
     found: dict[int, tuple[int, int]] = {}
-    splits = np.asarray(splits)
+    split_of = np.asarray(splits)
     for band in _BANDS:  # in one of them two of at most FEW different bits are the same
         members = defaultdict(list)
         for i, bits in enumerate(signatures):
             if bits is not None:
                 members[bits[band]].append(i)
         for group in members.values():
-            if len(set(splits[group])) > 1:
-                _compare(np.array(group), signatures, splits, found)
+            if len(set(split_of[group])) > 1:
+                _compare(np.array(group), signatures, split_of, found)
     return {image: other for image, (_, other) in sorted(found.items())}
 
 

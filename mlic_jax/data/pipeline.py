@@ -6,7 +6,7 @@ before it, and neither threads, worker processes nor the number of hosts change 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -52,7 +52,7 @@ def batches(
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """This process's part of every batch of a run, from step `first_step` on.
 
     Every epoch holds every image once, in an order of its own if `shuffle`. Its last batch is
@@ -197,7 +197,7 @@ def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(examples)
 
 
-def _iterate(source: _Batches, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
+def _iterate(source: _Batches, workers: int, threads: int) -> Generator[dict[str, np.ndarray]]:
     import grain
     from absl import flags
 

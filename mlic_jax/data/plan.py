@@ -32,14 +32,14 @@ def decisions(layout: Layout, source: Source, said: bool) -> list[str]:
         f"format {layout.format}, {'as said' if said else 'told'} from {layout.seen}",
         *(f"{what}: {os.path.join(root, path)}" for what, path in places.items()),
         *layout.notes,
-        *getattr(source, "notes", ()),
+        *source.notes,
     ]
     return [text.encode("utf-8", "backslashreplace").decode() for text in sentences]
 
 
 def unused(source: Source, roles: Mapping[str, str]) -> list[str]:
     """The splits that the set itself has, and that no role is for: a sentence if there are any."""
-    others = [split for split in getattr(source, "own_splits", ()) if split not in roles.values()]
+    others = [split for split in source.own_splits if split not in roles.values()]
     return [f"splits that are not used: {', '.join(others)}"] if others else []
 
 
@@ -53,7 +53,9 @@ def preview(layout: Layout, source: Source, roles: Mapping[str, str], origin: st
     """
     names = source.class_names
     lines = [f"splits: {origin}"]
-    labels, first, missing = {}, [], []
+    labels: dict[str, np.ndarray] = {}
+    first: list[str] = []
+    missing: list[str] = []
     for split in dict.fromkeys(roles.values()):
         examples = source.examples(split)
         used_for = ", ".join(role for role in roles if roles[role] == split)
@@ -87,7 +89,7 @@ def _counts(names: Sequence[str], labels: Mapping[str, np.ndarray]) -> list[str]
     if len(names) > _CLASSES:
         lines.append(f"  and {len(names) - _CLASSES} more")
     for split, of_split in labels.items():
-        never = [names[c] for c in np.flatnonzero(~(of_split > 0).any(axis=0))]
+        never = [names[c] for c in np.flatnonzero(~(of_split > 0).any(axis=0)).tolist()]
         if never:
             lines.append(f"{split} shows no photo of {listing(never)}")
     return lines

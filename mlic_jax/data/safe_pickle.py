@@ -19,7 +19,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,11 +67,11 @@ class Unbuilt:
 class _Name:
     """What a pickle imports: a constructor, or None for what is only handed to one."""
 
-    def __init__(self, construct: Callable | None):
+    def __init__(self, construct: Callable[..., Any] | None):
         self.construct = construct
 
 
-Find = Callable[[str, str], Callable | None]
+Find = Callable[[str, str], Callable[..., Any] | None]
 
 
 def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None) -> Any:
@@ -93,7 +93,8 @@ def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd text
-            for step, (opcode, argument, position) in enumerate(pickletools.genops(file)):
+            for step, (opcode, argument, at) in enumerate(pickletools.genops(file)):
+                position = at or 0  # None is of files that cannot tell
                 if step == _MOST_STEPS:
                     raise ValueError(f"more than {_MOST_STEPS:,} instructions")
                 if opcode.name == "STOP":
@@ -172,7 +173,8 @@ class _Machine:
             case "STACK_GLOBAL":
                 push(_Name(self._find(*self.take(2))))
             case "REDUCE":
-                push(self._construct(*self.take(2), most=2 * read))
+                function, arguments = self.take(2)
+                push(self._construct(function, arguments, most=2 * read))
             case "BUILD":
                 unbuilt, state = self.take(2)
                 unbuilt.built = unbuilt.build(state)
@@ -197,14 +199,14 @@ class _Machine:
         container = self._stack[-1]
         if not isinstance(container, kind):
             raise ValueError(f"{type(container).__name__} in the place of {kind.__name__}")
-        if kind is list:
+        if isinstance(container, list):
             container.extend(values)
-        elif kind is dict:
+        elif isinstance(container, dict):
             container.update(_as_dict(values))
-        else:
+        elif isinstance(container, set):
             container.update(_as_keys(values))
 
-    def _construct(self, function: Any, arguments: tuple, most: int) -> Any:
+    def _construct(self, function: Any, arguments: tuple[Any, ...], most: int) -> Any:
         if not (isinstance(function, _Name) and function.construct):
             raise ValueError("a call of what is no constructor")
         self._handed += sum(len(a) for a in arguments if isinstance(a, _COPIED))
@@ -268,7 +270,7 @@ class _Dtype(Unbuilt):
             raise ValueError(f"an array of {code!r}, not of numbers")
         self.dtype = np.dtype(code)
 
-    def build(self, state: tuple) -> "_Dtype":
+    def build(self, state: tuple[Any, ...]) -> "_Dtype":
         _version, byte_order, *structure = state
         if structure[:3] != [None, None, None]:
             raise ValueError("an array of records, not of numbers")
@@ -282,7 +284,7 @@ class _Array(Unbuilt):
     def __init__(self, *_unused: Any):
         pass
 
-    def build(self, state: tuple) -> np.ndarray:
+    def build(self, state: tuple[Any, ...]) -> np.ndarray:
         _version, shape, dtype, is_fortran, data = state
         if isinstance(data, str):  # as Python 2 wrote it
             data = data.encode("latin1")
@@ -290,7 +292,7 @@ class _Array(Unbuilt):
 
 
 def _from_buffer(
-    data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str
+    data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]
 ) -> np.ndarray:
     """An array that is a view of the data, which it fills."""
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
@@ -318,7 +320,7 @@ def _frozenset(values: list[Any]) -> frozenset[Any]:
     return frozenset(_as_keys(values))
 
 
-_ARRAYS: dict[tuple[str, str], Callable | None] = {
+_ARRAYS: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy", "ndarray"): None,  # an argument, and called by no file that NumPy wrote
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
@@ -333,14 +335,14 @@ for _module in ("builtins", "__builtin__"):  # by their names only in protocols 
     _ARRAYS[_module, "bytearray"] = _bytearray
 
 
-def find_array(module: str, name: str) -> Callable | None:
+def find_array(module: str, name: str) -> Callable[..., Any] | None:
     """Stands for what arrays of numbers and plain containers are made by; see `interpret`."""
     if (module, name) not in _ARRAYS:
         raise Refused(f"{module}.{name}")
     return _ARRAYS[module, name]
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike[str]) -> Any:
     """What a pickle holds: containers, text, bytes, numbers, and NumPy arrays of numbers.
 
     Arrays are views of what was read, which cannot be written to.

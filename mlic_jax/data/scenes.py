@@ -7,13 +7,15 @@ many-coloured clutter belongs to no class. Every image is a pure function of (se
 
 import dataclasses
 import io
-from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mlic_jax.data.records import Example
+from mlic_jax.data.options import DataOptions
+from mlic_jax.data.records import Example, RandomAccess
 from mlic_jax.errors import UsageError
 
 COLOURS = {
@@ -49,7 +51,9 @@ class Scenes:
     """The source of generated scenes, of the same form as every other set."""
 
     class_names = CLASS_NAMES
-    annotation_files = ()
+    annotation_files: tuple[Path, ...] = ()
+    own_splits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str = "scenes", seed: int = 0, sizes: dict[str, int] | None = None):
         """Describes the set; images are rendered one by one when they are asked for.
@@ -63,15 +67,15 @@ class Scenes:
         self.seed = seed
         self.sizes = dict(SPLIT_SIZES if sizes is None else sizes)
         self.splits = tuple(self.sizes)
-        self.description = {"kind": "scenes", "seed": seed, "sizes": self.sizes}
+        self.description: dict[str, Any] = {"kind": "scenes", "seed": seed, "sizes": self.sizes}
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The scenes of a split, rendered on access."""
         return SceneSequence(self.seed, split, self.sizes[split])
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneSequence(Sequence):
+class SceneSequence(RandomAccess[Example]):
     """The scenes of one split."""
 
     seed: int
@@ -81,25 +85,25 @@ class SceneSequence(Sequence):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int, /) -> Example:
         if not 0 <= index < self.length:
             raise IndexError(index)
         return render(self.seed, self.split, index)
 
 
-def create(config) -> Scenes:
-    """The source that `config.data` describes.
+def create(data: DataOptions) -> Scenes:
+    """The source that the options describe.
 
     Raises:
         UsageError: `scenes_sizes` are not three positive numbers.
     """
-    if len(config.scenes_sizes) != len(SPLIT_SIZES) or min(config.scenes_sizes) < 1:
+    if len(data.scenes_sizes) != len(SPLIT_SIZES) or min(data.scenes_sizes) < 1:
         raise UsageError(
-            f"data.scenes_sizes is {tuple(config.scenes_sizes)}; it must be the numbers of images "
+            f"data.scenes_sizes is {tuple(data.scenes_sizes)}; it must be the numbers of images "
             f"of {', '.join(SPLIT_SIZES)}, given once"
         )
-    sizes = dict(zip(SPLIT_SIZES, config.scenes_sizes, strict=True))
-    return Scenes(name=config.name, seed=config.scenes_seed, sizes=sizes)
+    sizes = dict(zip(SPLIT_SIZES, data.scenes_sizes, strict=True))
+    return Scenes(name=data.name, seed=data.scenes_seed, sizes=sizes)
 
 
 @lru_cache(maxsize=8192)  # preparing a set asks for every image twice
@@ -178,7 +182,9 @@ def _texture(
     return row.resize(size, Image.Resampling.NEAREST)
 
 
-def _place(rng: np.random.Generator, canvas_size: tuple[int, int], shape: str):
+def _place(
+    rng: np.random.Generator, canvas_size: tuple[int, int], shape: str
+) -> tuple[Image.Image, tuple[int, int]]:
     """A shape's mask, at a random size and angle, and the corner where it lies fully inside."""
     shorter = min(canvas_size)
     low, high = np.log(OBJECT_SIDES)
@@ -186,8 +192,8 @@ def _place(rng: np.random.Generator, canvas_size: tuple[int, int], shape: str):
     mask = _shape_mask(shape, side)
     if shape == "star":
         mask = mask.rotate(float(rng.uniform(-25, 25)), Image.Resampling.BILINEAR)
-    corner = tuple(int(rng.integers(0, full - side + 1)) for full in canvas_size)
-    return mask, corner
+    x, y = (int(rng.integers(0, full - side + 1)) for full in canvas_size)
+    return mask, (x, y)
 
 
 def _shape_mask(shape: str, side: int) -> Image.Image:
@@ -207,7 +213,7 @@ def _shape_mask(shape: str, side: int) -> Image.Image:
 
 def _bounding_box(mask: Image.Image, corner: tuple[int, int]) -> tuple[int, int, int, int]:
     """(y1, x1, y2, x2) in image pixels, upper bounds exclusive, of a mask placed on the canvas."""
-    x1, y1, x2, y2 = mask.point(_IS_INSIDE).getbbox()
+    x1, y1, x2, y2 = mask.point(_IS_INSIDE).getbbox() or (0, 0, 0, 0)
     return (
         (corner[1] + y1) // SUPERSAMPLING,
         (corner[0] + x1) // SUPERSAMPLING,

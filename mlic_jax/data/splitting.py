@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.sparse
 
-from mlic_jax.data.records import Example, Source
+from mlic_jax.data.records import Example, RandomAccess, Source
 from mlic_jax.errors import UsageError
 
 _HELD_OUT = ("val", "test")
@@ -48,7 +48,7 @@ def divide(
     return {split: train == (split == "train") for split in splits}
 
 
-def divide_examples(source: Source, examples: Sequence[Example]) -> dict[str, list[Example]]:
+def divide_examples(source: Source, examples: RandomAccess[Example]) -> dict[str, list[Example]]:
     """As `divide`, of a source whose description has `train_share` and `split_seed`."""
     if not examples:
         return {split: [] for split in source.splits}
@@ -60,7 +60,9 @@ def divide_examples(source: Source, examples: Sequence[Example]) -> dict[str, li
         source.description["train_share"],
         source.description["split_seed"],
     )
-    return {split: [examples[i] for i in np.flatnonzero(of)] for split, of in division.items()}
+    return {
+        split: [examples[i] for i in np.flatnonzero(of).tolist()] for split, of in division.items()
+    }
 
 
 def stratified_parts(
@@ -83,7 +85,9 @@ def stratified_parts(
     parts, left, share_left = {}, np.arange(len(image_ids)), 1.0
     for part in sorted(shares):
         kept_share = 1 - shares[part] / share_left
-        kept = stratified_split([image_ids[i] for i in left], labels[left], kept_share, seed)
+        kept = stratified_split(
+            [image_ids[i] for i in left.tolist()], labels[left], kept_share, seed
+        )
         parts[part], left = left[~kept], left[kept]
         share_left -= shares[part]
     return {**parts, rest: left}
@@ -157,12 +161,12 @@ def _improve(train: np.ndarray, positive: np.ndarray, share: float) -> None:
     images it is the one that does the shares of its classes most good.
     """
     counts = positive.sum(axis=0)
-    wanted, wanted_total = _wanted(counts, share), _wanted(len(train), share)
+    wanted, wanted_total = _wanted(counts, share), int(_wanted(len(train), share))
     # Few labels of an image are present. The sums of these integers are exact.
     indicators = scipy.sparse.csr_array(positive, dtype=np.float32)
     while len(train):
         have = (train.astype(np.float32) @ indicators).astype(int)
-        total = np.count_nonzero(train)
+        total = int(np.count_nonzero(train))
         cost = np.where(
             train,
             _cost_of_leaving(indicators, have, counts - have, have - wanted, total - wanted_total),

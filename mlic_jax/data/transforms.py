@@ -124,7 +124,8 @@ def opened(encoded: bytes, use: Callable[[Image.Image], Result]) -> Result:
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            most = Image.MAX_IMAGE_PIXELS  # which a program may set to None
+            if most is not None and image.width * image.height > most:
                 raise _too_large(f"{image.width}x{image.height} pixels")
             return use(image)
     except Failure:
@@ -147,12 +148,12 @@ def common_range(looks: Iterable[Look]) -> Range | None:
     usual depth (8, 10, 12, 14 or 16 bits) has, 1 of floats that do not exceed it, and else the
     greatest value that there is.
     """
-    deep = [look for look in looks if look.extent is not None]
+    deep = [(*look.extent, look.whole) for look in looks if look.extent is not None]
     if not deep:
         return None
-    least = min(look.extent[0] for look in deep)
-    greatest = max(look.extent[1] for look in deep)
-    usual = [2.0**bits - 1 for bits in _DEPTHS] if all(look.whole for look in deep) else [1.0]
+    least = min(low for low, _, _ in deep)
+    greatest = max(high for _, high, _ in deep)
+    usual = [2.0**bits - 1 for bits in _DEPTHS] if all(whole for _, _, whole in deep) else [1.0]
     return min(least, 0.0), next((white for white in usual if greatest <= white), greatest)
 
 

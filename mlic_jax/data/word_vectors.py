@@ -50,7 +50,13 @@ class WordVectors:
     source: str  # the file or package they were looked up in
     words: tuple[str, ...] | None = None  # [C]: the words that each is the mean of; "" for none
 
-    def save(self, path: str | os.PathLike) -> None:
+    @property
+    def unknown(self) -> list[str]:
+        """The classes of which no word is known; none where the words themselves are not."""
+        known = zip(self.class_names or (), self.words or (), strict=False)
+        return [name for name, words in known if not words]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one `.npz`; `path` appears only when it is complete.
 
         Raises:
@@ -73,7 +79,7 @@ class WordVectors:
         )
 
 
-def load(path: str | os.PathLike) -> WordVectors:
+def load(path: str | os.PathLike[str]) -> WordVectors:
     """Reads what `save` wrote, or a published pickle: a [C, D] array or a list of lists.
 
     Raises:
@@ -105,7 +111,7 @@ def one_hot(class_names: Sequence[str]) -> WordVectors:
 
 
 def from_glove(
-    path_or_lines: str | os.PathLike | Iterable[str],
+    path_or_lines: str | os.PathLike[str] | Iterable[str],
     class_names: Sequence[str],
     aliases: Mapping[str, str] = ALIASES,
     allow_missing: bool = False,

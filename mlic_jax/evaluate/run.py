@@ -1,12 +1,10 @@
-"""What a model's scores of a split are worth, of a checkpoint: figures, and the report of them.
-
-`python -m mlic_jax.evaluate scores_test.npz` evaluates a score file again, without the model.
-"""
+"""What a model's scores of a split are worth, of a checkpoint: figures, and the report of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,37 +12,46 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlic_jax.command_line import Parser, exit_code
+from mlic_jax.config import check_config
 from mlic_jax.data import sources, transforms
-from mlic_jax.data.label_policy import POLICIES, resolve_unknown
+from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Record, Split
-from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
-from mlic_jax.metrics import significance
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
 from mlic_jax.metrics.classification import evaluate_scores
-from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.metrics.ties import TIES
+from mlic_jax.metrics.ties import Ties
+from mlic_jax.options import Options
 from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
-from mlic_jax.reports.text import class_table, summary
+from mlic_jax.reports.text import summary
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint import find_checkpoint, run_of
 from mlic_jax.scores.files import Scores
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import load_model, score_model
 
 
+@dataclass(frozen=True)
+class MetricOptions(Options):
+    """Of `config.eval`, how scores are measured."""
+
+    protocol: str
+    label_policy: Literal[LabelPolicy, ""]
+    ties: Literal[Ties, ""]
+    min_positives: int
+
+
 def compute_metrics(
-    scores: Scores, config: ConfigDict, frequent: np.ndarray | None = None
+    scores: Scores, options: MetricOptions, frequent: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The metrics of the configured protocol, and the mAP of the global stream if there is one."""
     values = evaluate_scores(
         scores.logits,
         scores.labels,
-        config.eval.protocol,
+        options.protocol,
         class_names=list(scores.class_names),
-        label_policy=config.eval.label_policy or None,
-        ties=config.eval.ties or None,
+        label_policy=options.label_policy or None,
+        ties=options.ties or None,
         frequent=frequent,
     )
     if scores.global_logits is not None:
@@ -58,8 +65,8 @@ def compute_metrics(
 
 def evaluate_run(
     config: ConfigDict,
-    workdir: Path,
-    checkpoint: Path | None = None,
+    workdir: Path | str,
+    checkpoint: Path | str | None = None,
     profile: bool = False,
     overrides: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -75,14 +82,17 @@ def evaluate_run(
         overrides: the options of `config` that are not the checkpoint's: {name: (old, new)}.
 
     Raises:
-        UsageError: there is no checkpoint, or it is of another model or other classes.
+        UsageError: the configuration is not sound, there is no checkpoint, or it is of another
+            model or other classes.
     """
+    check_config(config)
+    options, measured = ScoreOptions.of(config), MetricOptions.of(config.eval)
     path, workdir = find_checkpoint(checkpoint or workdir), Path(workdir)
-    splits = processes.first_alone(lambda: sources.open_splits(config.data))
+    splits = processes.first_alone(lambda: sources.open_splits(options.data))
     split = splits["test"]
-    eval_model, variables, metadata = load_model(config, path, split)
+    eval_model, variables, metadata = load_model(options, path, split)
     folder = workdir / "profile" if profile else None
-    scores = score_model(eval_model, variables, split, config, folder)
+    scores = score_model(eval_model, variables, split, options, folder)
     is_first = processes.is_first()
     if not scores.labels.any():
         if is_first:
@@ -91,9 +101,9 @@ def evaluate_run(
             print(f"no label of {split.name} {split.split} is known: wrote {written} alone")
         return {}
 
-    least = config.eval.min_positives
+    least = measured.min_positives
     frequent = frequent_classes(splits["train"], split, least) if least else None
-    values = compute_metrics(scores, config, frequent)
+    values = compute_metrics(scores, measured, frequent)
     step = metadata.get("step", "unknown")  # to earlier versions
     values["checkpoint"] = metadata.get("source") or f"step {step}"
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
@@ -102,7 +112,7 @@ def evaluate_run(
         values["groups"] = [[split.class_names[c] for c in g] for g in label_graph.groups()]
     if is_first:
         log = (run_of(path) or workdir) / "metrics.jsonl"
-        write_results(scores, values, split, config, metadata, workdir, log, label_graph)
+        write_results(scores, values, split, options, metadata, workdir, log, label_graph)
     return values
 
 
@@ -117,9 +127,11 @@ def read_label_graph(model: nn.Module, variables: Mapping[str, Any]) -> LabelGra
     if "label_inputs" not in variables:
         return None
 
-    def assign(weights: dict) -> jax.Array:
+    run: Callable[..., Any] = model.apply
+
+    def assign(weights: dict[str, Any]) -> jax.Array:
         image = jnp.zeros((1, 64, 64, 3))  # no part of the result: compiled away, backbone and all
-        return model.apply(weights, image)["group_assignment"]
+        return run(weights, image)["group_assignment"]
 
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     known = variables["label_inputs"]
@@ -134,7 +146,7 @@ def write_results(
     scores: Scores,
     values: dict[str, Any],
     split: Split,
-    config: ConfigDict,
+    options: ScoreOptions,
     metadata: dict[str, Any],
     workdir: Path,
     train_log: Path,
@@ -151,24 +163,26 @@ def write_results(
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
         return objects_of_square(split[i], scores.image_size)
 
-    about = {"backbone": config.model.backbone, "image size": f"{scores.image_size} px"}
+    about = {"backbone": options.model.backbone, "image size": f"{scores.image_size} px"}
     if scores.boxes is not None:
-        about |= {"pooling": config.model.pooling, "regions": scores.boxes.shape[1]}
+        about |= {"pooling": options.model.pooling, "regions": scores.boxes.shape[1]}
     if scores.looked_at is not None:
         mean = scores.looked_at.sum(axis=1).mean()
-        about["regions looked at"] = f"{mean:.1f}, those of probability {config.eval.local_bound:g}"
+        about["regions looked at"] = (
+            f"{mean:.1f}, those of probability {options.eval.local_bound:g}"
+        )
     about["checkpoint"] = values["checkpoint"]
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
     if values["overrides"]:
-        options = values["overrides"].items()
-        about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in options)
+        others = values["overrides"].items()
+        about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in others)
     page = evaluation_page.write_report(
         workdir,
         scores,
         values,
         image_at,
-        title=f"{config.model.name} on {split.name} {split.split}",
+        title=f"{options.model.name} on {split.name} {split.split}",
         summary=about,
         train_log=train_log,
         objects_at=objects_at,
@@ -182,85 +196,3 @@ def objects_of_square(record: Record, size: int) -> tuple[np.ndarray, np.ndarray
     """Boxes int32 `[K, 4]` and classes `[K]` of an image that was squashed to `size` pixels."""
     scale = size / np.array([record.height, record.width] * 2)
     return np.round(record.boxes * scale).astype(np.int32), record.box_classes
-
-
-def check_same_images(scores: Scores, other: Scores) -> None:
-    """Raises UsageError unless two score files are of the same images, labels and classes."""
-    for name in ("class_names", "image_ids", "labels"):
-        if not np.array_equal(getattr(scores, name), getattr(other, name)):
-            raise UsageError(
-                f"the two score files differ in their {name.replace('_', ' ')} "
-                f"({scores.set_name} {scores.split}: {len(scores.logits)} images, "
-                f"{other.set_name} {other.split}: {len(other.logits)}): "
-                "a paired test needs the same split, evaluated with the same classes"
-            )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    parser = Parser(prog="python -m mlic_jax.evaluate", description=__doc__)
-    parser.add_argument("scores", type=Path, help="a score file, scores_<split>.npz")
-    parser.add_argument("--protocol", default="mcar", choices=sorted(PROTOCOLS))
-    parser.add_argument(
-        "--label-policy", choices=POLICIES, help="of unknown labels; default: the protocol's"
-    )
-    parser.add_argument(
-        "--ties", choices=TIES, help="how equal scores rank; default: the protocol's"
-    )
-    parser.add_argument("--per-class", action="store_true", help="also print a line for each class")
-    parser.add_argument(
-        "--bootstrap", type=int, metavar="N", help="intervals from N resamples, such as 1000"
-    )
-    parser.add_argument(
-        "--against",
-        type=Path,
-        metavar="FILE",
-        help="the score file of another model on the same images: test the difference in mAP",
-    )
-    parser.add_argument("--json", type=Path, help="also write every metric to this file")
-
-    def run() -> None:
-        options = parser.parse_args(arguments)
-        scores = Scores.load(options.scores)
-        other = Scores.load(options.against) if options.against else None
-        if other is not None:
-            check_same_images(scores, other)
-        values = evaluate_scores(
-            scores.logits,
-            scores.labels,
-            options.protocol,
-            class_names=list(scores.class_names),
-            label_policy=options.label_policy,
-            ties=options.ties,
-        )
-        labels = resolve_unknown(scores.labels, values["unknown_in_ap"])
-        print(summary(values, f"{scores.set_name} {scores.split}"))
-        if options.bootstrap is not None:
-            values["bootstrap"] = intervals = significance.bootstrap_intervals(
-                scores.logits, labels, values["ap_kind"], resamples=options.bootstrap
-            )
-            low, high = intervals["mAP"]
-            print(
-                f"  mAP {values['mAP']:.1f}, {intervals['level']}% interval {low:.1f} to {high:.1f}"
-                f" (bootstrap of the images, {intervals['resamples']:,} resamples)"
-            )
-        if other is not None:
-            values["against"] = test = significance.compare(
-                scores.logits,
-                other.logits,
-                labels,
-                values["ap_kind"],
-                resamples=options.bootstrap or significance.RESAMPLES,
-            )
-            low, high = test["interval"]
-            print(
-                f"  against {options.against}: mAP {test['mAP']:.1f} - {test['mAP_of_other']:.1f} ="
-                f" {test['difference']:+.2f}, {test['level']}% interval {low:+.2f} to {high:+.2f}, "
-                f"p = {test['p_value']:.2g} ({test['test']}, {test['resamples']:,} resamples)"
-            )
-        if options.per_class:
-            print(class_table(values))
-        if options.json:
-            write_text(options.json, json.dumps(values, indent=1))
-
-    return exit_code(run)

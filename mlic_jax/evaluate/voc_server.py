@@ -197,7 +197,8 @@ def _unpack(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
 
 def _columns(names: Collection[str]) -> list[list[str]]:
     """The years, competitions and classes in the names of files."""
-    return [[_MEMBER.fullmatch(name)[group] for name in names] for group in (1, 2, 3)]
+    matches = [match for name in names if (match := _MEMBER.fullmatch(name))]
+    return [[match[group] for match in matches] for group in (1, 2, 3)]
 
 
 def _read_scores(content: bytes) -> tuple[list[str], list[str]]:
@@ -208,7 +209,7 @@ def _read_scores(content: bytes) -> tuple[list[str], list[str]]:
         line = line.rstrip("\n")
         match = re.fullmatch(r"(\S+)[ \t]+(\S+)[ \t]*", line)
         score = _number(match[2]) if match else None
-        if score is None:
+        if match is None or score is None:
             malformed.append(f"line {number} {line[:60]!r}")
             continue
         if not math.isfinite(score):

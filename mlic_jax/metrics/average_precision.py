@@ -146,11 +146,11 @@ def mean_average_precision(
 
     None where there is none.
     """
-    ap = np.asarray(ap, np.float64)
+    values = np.asarray(ap, np.float64)
     if selected is not None:
-        ap = ap[checked_mask(selected, len(ap))]
-    ap = ap[~np.isnan(ap)]
-    return float(ap.mean()) if len(ap) else None
+        values = values[checked_mask(selected, len(values))]
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
 
 
 def expected_average_precision(positives: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -37,11 +37,25 @@ BINS = 15
 class LabelledScores(Protocol):
     """What is needed of the scores of a split: `mlic_jax.scores.files.Scores` has it."""
 
-    logits: np.ndarray  # float32 [N, C]
-    labels: np.ndarray  # int8 [N, C] in {+1, 0, -1}
-    class_names: np.ndarray  # str [C]
-    set_name: str
-    split: str
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [N, C]."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int8 [N, C] in {+1, 0, -1}."""
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """str [C]."""
+
+    @property
+    def set_name(self) -> str:
+        """Of the prepared set."""
+
+    @property
+    def split(self) -> str:
+        """Of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +323,7 @@ def measure(scores: LabelledScores, point: OperatingPoint) -> dict[str, Any]:
         whether that is a fallback, positives, and precision, recall and F1 there (None without
         positives).
     """
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, probabilities, thresholds in (
         ("at_half", sigmoid(scores.logits), 0.5),
         ("at_operating_point", point.probabilities(scores.logits), np.array(point.thresholds)),

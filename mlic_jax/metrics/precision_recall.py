@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -64,8 +65,8 @@ def precision_recall_f1(counts: Counts) -> dict[str, float]:
     and CR are means, CF1 = 2 CP CR / (CP + CR), and CF1_macro is the mean of the classes' F1.
     """
     overall = _precision_recall_f1(Counts(*(np.sum(per_class) for per_class in counts)))
-    by_class = [values[counts.positives > 0] for values in class_precision_recall_f1(counts)]
-    precision, recall, macro = (values.mean() if len(values) else 0.0 for values in by_class)
+    of_classes = [values[counts.positives > 0] for values in class_precision_recall_f1(counts)]
+    precision, recall, macro = (values.mean() if len(values) else 0.0 for values in of_classes)
     by_class = precision, recall, _ratio(2 * precision * recall, precision + recall), macro
     names = ("OP", "OR", "OF1", "CP", "CR", "CF1", "CF1_macro")
     return {
@@ -76,7 +77,10 @@ def precision_recall_f1(counts: Counts) -> dict[str, float]:
 def class_precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision, recall and F1 of each class, as fractions [C]; NaN where it has no positives."""
     none = counts.positives == 0
-    return tuple(np.where(none, np.nan, values) for values in _precision_recall_f1(counts))
+    precision, recall, f1 = (
+        np.where(none, np.nan, values) for values in _precision_recall_f1(counts)
+    )
+    return precision, recall, f1
 
 
 def sweep_thresholds(
@@ -118,7 +122,7 @@ def _precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.nda
     return precision, recall, _ratio(2 * precision * recall, precision + recall)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     """numerator / denominator, and 0 where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

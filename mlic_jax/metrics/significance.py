@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.average_precision import (
     average_precision,
     mean_average_precision,
@@ -86,6 +86,9 @@ def compare(
     Returns:
         `mAP` and `mAP_of_other`, `difference` (first minus second), its `interval` [low, high], in
         percent; `p_value`, a fraction; `level`, `resamples`, `seed` and the name of the `test`.
+
+    Raises:
+        UsageError, Failure: as of `bootstrap_intervals`; or no class has a positive label.
     """
     ap, other_ap = resampled_average_precision([scores, others], labels, kind, resamples, seed)
     differences = _means(ap) - _means(other_ap)
@@ -94,6 +97,8 @@ def compare(
     whole, whole_of_other = (
         mean_average_precision(average_precision(each, labels, kind)) for each in (scores, others)
     )
+    if whole is None or whole_of_other is None:
+        raise Failure("no class has a positive label: average precision is undefined")
     return {
         "test": "paired bootstrap",
         "level": LEVEL,

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
@@ -14,6 +15,7 @@ from mlic_jax.models.heads.pooled import POOLINGS, Pooled
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.msrn import MSRN
+from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.names import (
     BACKBONES,
     DTYPES,
@@ -58,15 +60,15 @@ def create_backbone(
 
 
 def create_model(
-    config: ConfigDict,
+    config: ModelOptions | ConfigDict,
     num_classes: int,
-    word_vectors: np.ndarray | None = None,
-    attention_mask: np.ndarray | None = None,
+    word_vectors: Shaped[np.ndarray, "..."] | None = None,
+    attention_mask: Shaped[np.ndarray, "..."] | None = None,
 ) -> nn.Module:
     """The model that `config.model` describes, for `num_classes` labels.
 
     Args:
-        config: `config.model`.
+        config: `config.model`, or such a section of an earlier version, see `UNSAID`.
         num_classes: C.
         word_vectors: float `[C, V]`, what MSRN knows of its labels; no other model reads it.
         attention_mask: bool `[C, C]`, the graph of MSRN's labels: True where label i (row) attends
@@ -76,17 +78,18 @@ def create_model(
         UsageError: an option is unknown or does not fit the number of classes, or the label inputs
             of MSRN are missing or do not fit it.
     """
-    require_one_of("model.name", config.name, MODELS)
-    require_one_of("model.precision", config.get("precision", "auto"), PRECISIONS)
-    # Checkpoints hold the options of their time.
-    options = ("width", "dtype", "bn_groups", "remat")
-    features = create_backbone(config.backbone, **{o: config[o] for o in options if o in config})
-    if config.name == "msrn":
-        return _create_msrn(config, features, num_classes, word_vectors, attention_mask)
-    require_one_of("model.pooling", config.pooling, POOLINGS)
-    if config.name == "pooled":
-        return Pooled(features, num_classes, config.pooling)
-    return _create_mcar(config, features, num_classes)
+    options = config if isinstance(config, ModelOptions) else ModelOptions.of({**UNSAID, **config})
+    require_one_of("model.name", options.name, MODELS)
+    require_one_of("model.precision", options.precision, PRECISIONS)
+    features = create_backbone(
+        options.backbone, options.width, options.dtype, options.bn_groups, options.remat
+    )
+    if options.name == "msrn":
+        return _create_msrn(options, features, num_classes, word_vectors, attention_mask)
+    require_one_of("model.pooling", options.pooling, POOLINGS)
+    if options.name == "pooled":
+        return Pooled(features, num_classes, options.pooling)
+    return _create_mcar(options, features, num_classes)
 
 
 def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
@@ -101,47 +104,42 @@ def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
     return model.clone(fc1_axis=axis) if shard_fc1 else model
 
 
-def _create_mcar(config: ConfigDict, features: nn.Module, num_classes: int) -> MCAR:
-    require_one_of("model.localizer", config.localizer, LOCALIZERS)
-    if not 1 <= config.top_n <= num_classes:
+def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
+    require_one_of("model.localizer", options.localizer, LOCALIZERS)
+    if not 1 <= options.top_n <= num_classes:
         raise UsageError(
-            f"model.top_n is {config.top_n}; it must be 1 to {num_classes}, the number of classes"
+            f"model.top_n is {options.top_n}; it must be 1 to {num_classes}, the number of classes"
         )
-    if not 0 < config.threshold < 1:
-        raise UsageError(f"model.threshold is {config.threshold}; it must lie between 0 and 1")
-    # Not in every configuration, for neither was released.
-    local_size, local_bound = config.get("local_size", 0), config.get("local_bound", 0.0)
-    if local_size < 0 or local_size % 32:
+    if not 0 < options.threshold < 1:
+        raise UsageError(f"model.threshold is {options.threshold}; it must lie between 0 and 1")
+    if options.local_size < 0 or options.local_size % 32:
         raise UsageError(
-            f"model.local_size is {local_size}; it must be a multiple of 32, or 0 for crops as "
-            "large as the image"
+            f"model.local_size is {options.local_size}; it must be a multiple of 32, or 0 for "
+            "crops as large as the image"
         )
-    if not 0 <= local_bound < 1:
-        raise UsageError(f"eval.local_bound is {local_bound}; it must be at least 0 and below 1")
     return MCAR(
         features=features,
         num_classes=num_classes,
-        pooling=config.pooling,
-        top_n=config.top_n,
-        threshold=config.threshold,
-        localizer=config.localizer,
-        local_size=local_size,
-        local_bound=local_bound,
+        pooling=options.pooling,
+        top_n=options.top_n,
+        threshold=options.threshold,
+        localizer=options.localizer,
+        local_size=options.local_size,
     )
 
 
 def _create_msrn(
-    config: ConfigDict,
+    options: ModelOptions,
     features: nn.Module,
     num_classes: int,
     word_vectors: np.ndarray | None,
     attention_mask: np.ndarray | None,
 ) -> MSRN:
-    require_one_of("model.head", config.head, HEADS)
-    num_groups = int(config.pool_ratio * num_classes)
+    require_one_of("model.head", options.head, HEADS)
+    num_groups = int(options.pool_ratio * num_classes)
     if not 1 <= num_groups <= num_classes:
         raise UsageError(
-            f"model.pool_ratio is {config.pool_ratio}, which makes {num_groups} groups of "
+            f"model.pool_ratio is {options.pool_ratio}, which makes {num_groups} groups of "
             f"{num_classes} labels; it must be at least 1/{num_classes} and at most 1"
         )
     if word_vectors is None or attention_mask is None:
@@ -166,5 +164,5 @@ def _create_msrn(
         word_vectors=word_vectors,
         attention_mask=attention_mask,
         num_groups=num_groups,
-        head=config.head,
+        head=options.head,
     )

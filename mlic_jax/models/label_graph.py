@@ -5,9 +5,11 @@ Graph attention after Velickovic et al. (ICLR 2018), groups after DiffPool (Ying
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool
+
+from mlic_jax.models.arrays import Float32Or64
 
 GROUP_LOSS_WEIGHT = 1e-4
 HIGHEST = lax.Precision.HIGHEST
@@ -16,17 +18,18 @@ xavier_initializer = nn.initializers.variance_scaling(1.414**2, "fan_avg", "unif
 
 
 class GraphAttention(nn.Module):
-    """Every node adds to itself a weighted mean of its neighbours, in G new features."""
+    """Every node adds to itself a weighted mean of its neighbours, in new features."""
 
     features: int
 
     @nn.compact
-    def __call__(self, nodes: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps `[N, F]` to `[N, G]`, G = `features`.
+    def __call__(
+        self, nodes: Float32Or64[Array, "C F"], mask: Bool[Array, "C C"]
+    ) -> Float32Or64[Array, "C {self.features}"]:
+        """Maps the features of every node to new ones.
 
         Args:
-            nodes: float32 `[N, F]`.
-            mask: bool `[N, N]`; i attends to j where [i, j] is True, and every row has a True.
+            mask: i attends to j where [i, j] is True, and every row has a True.
         """
         kernel = self.param("kernel", xavier_initializer, (nodes.shape[-1], self.features))
         attention = self.param("attention", xavier_initializer, (2 * self.features, 1))
@@ -38,30 +41,35 @@ class GraphAttention(nn.Module):
         return nn.elu(jnp.dot(nn.softmax(scores), h, precision=HIGHEST) + h)
 
 
-def pool_into_groups(nodes: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pool_into_groups(
+    nodes: Float32Or64[Array, "C F"], logits: Float32Or64[Array, "C K"]
+) -> tuple[Float32Or64[Array, "K F"], Float32Or64[Array, "C K"]]:
     """Soft assignment of every node to groups, and the sums of the nodes under it.
 
     Args:
-        nodes: `[N, F]`.
-        logits: `[N, K]`, of the assignment.
+        logits: of the assignment.
 
     Returns:
-        The groups `[K, F]` and the assignment `[N, K]`, whose rows sum to 1.
+        The groups and the assignment, whose rows sum to 1.
     """
     assignment = nn.softmax(logits)
     return jnp.dot(assignment.T, nodes, precision=HIGHEST), assignment
 
 
-def group_loss(labels: jax.Array, groups: jax.Array, assignment: jax.Array) -> jax.Array:
+def group_loss(
+    labels: Float32Or64[Array, "C F"],
+    groups: Float32Or64[Array, "K F"],
+    assignment: Float32Or64[Array, "C K"],
+) -> Float32Or64[Array, ""]:
     """1e-4 times the sum of the labels' distances from the groups that they most belong to.
 
     Args:
-        labels: embeddings, float32 `[C, F]`.
-        groups: embeddings, float32 `[K, F]`.
-        assignment: `[C, K]`; no gradient flows through the choice of the largest.
+        labels: embeddings.
+        groups: embeddings.
+        assignment: no gradient flows through the choice of the largest.
 
     Returns:
-        float32 scalar; a label that coincides with its group adds neither loss nor gradient.
+        A label that coincides with its group adds neither loss nor gradient.
     """
     squared = jnp.sum(jnp.square(labels - groups[jnp.argmax(assignment, axis=-1)]), axis=-1)
     apart = squared > 0

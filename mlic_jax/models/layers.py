@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
+from mlic_jax.models.arrays import Float32Or64, RowMask
 from mlic_jax.models.ops.convolution import convolve
 from mlic_jax.models.precision import at_least_float32
 
@@ -42,21 +43,21 @@ class ConvBatchNorm(nn.Module):
     size: int = 1
     stride: int = 1
     depthwise: bool = False
-    activation: Callable[[jax.Array], jax.Array] | None = None
-    scale_initializer: Callable = nn.initializers.ones
+    activation: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
+    scale_initializer: Callable[..., Array] = nn.initializers.ones
     dtype: Any = jnp.float32
     bn_groups: int = 1
     axis: str | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Maps `[B, H, W, F]` to `[B, H', W', features]` of `dtype`.
+        self, x: Float[Array, "B H W F"], train: bool = False, mask: RowMask | None = None
+    ) -> Float[Array, "B -(-H//{self.stride}) -(-W//{self.stride}) {self.features}"]:
+        """Maps x to new features of `dtype`, at every `stride`-th position.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no statistics; None: all are real. Or
-                what `deal_rows` made of it, which it must be where the batch is spread.
+            mask: padding moves no statistics; None: all rows are real. Where the batch is spread,
+                it must be what `deal_rows` made.
         """
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param(
@@ -83,26 +84,28 @@ class ConvBatchNorm(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
-def deal_rows(mask: jax.Array, groups: int) -> jax.Array:
+def deal_rows(mask: Bool[Array, " B"], groups: int) -> Int32[Array, " B"]:
     """The group of every row of a batch, as PyTorch deals them out to its replicas.
 
-    All groups have ceil(N / G) of the N real rows, in their order, but the last ones, which have
+    All groups have ceil(R / K) of the R real rows, in their order, but the last ones, which have
     what is left: perhaps nothing.
 
     Args:
-        mask: bool `[B]`, False for padding.
-        groups: G.
+        mask: False for padding.
+        groups: how many there are, K.
 
     Returns:
-        int32 `[B]`, -1 for padding.
+        -1 for padding.
     """
     place = jnp.cumsum(mask, dtype=jnp.int32) - 1
     share = jnp.maximum(-(-jnp.sum(mask, dtype=jnp.int32) // groups), 1)
     return jnp.where(mask, place // share, -1)
 
 
-def members_of_groups(mask: jax.Array | None, rows: int, groups: int) -> jax.Array:
-    """Bool `[G, B]`, which rows every group has; `mask` as `ConvBatchNorm` takes it."""
+def members_of_groups(
+    mask: RowMask | None, rows: int, groups: int
+) -> Bool[Array, "{groups} {rows}"]:
+    """Which rows every group has; `mask` as `ConvBatchNorm` takes it."""
     if mask is None:
         mask = jnp.ones(rows, bool)
     if mask.dtype == bool:
@@ -111,13 +114,13 @@ def members_of_groups(mask: jax.Array | None, rows: int, groups: int) -> jax.Arr
 
 
 def batch_statistics(
-    x: jax.Array,
-    members: jax.Array,
-    running_mean: jax.Array,
-    running_var: jax.Array,
+    x: Float[Array, "B H W F"],
+    members: Bool[Array, "K B"],
+    running_mean: Float32Or64[Array, " F"],
+    running_var: Float32Or64[Array, " F"],
     axis: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance of the rows `[B, H, W, F]` of every group.
+) -> tuple[Float32Or64[Array, "K F"], Float32Or64[Array, "K F"], Float32Or64[Array, " K"]]:
+    """Mean and biased variance of the rows of every group.
 
     In one pass, in float32 at least: sums and sums of squares about the running mean, for one array
     is then all that devices exchange. Their difference loses the digits of the square of how far
@@ -125,14 +128,12 @@ def batch_statistics(
 
     Args:
         x: the rows that are here.
-        members: bool `[G, B]`, which of them every group has.
-        running_mean: `[F]`.
-        running_var: `[F]`.
+        members: which of them every group has.
         axis: of the devices that have the other rows, if any.
 
     Returns:
-        Mean and variance `[G, F]`, of a group without rows the running ones; and the number of
-        values `[G]` that each is of.
+        Mean and variance, of a group without rows the running ones; and the number of values that
+        each is of.
     """
     x = at_least_float32(x) - running_mean[None, None, None]
     places = jnp.full((len(x), 1), x.shape[1] * x.shape[2], x.dtype)
@@ -149,14 +150,17 @@ def batch_statistics(
 
 
 def scale_and_shift(
-    x: jax.Array, gain: jax.Array, shift: jax.Array, members: jax.Array | None
-) -> jax.Array:
-    """Scales and shifts `[B, H, W, F]`, every row by those of its group, of `[G, F]`.
+    x: Float[Array, "B H W F"],
+    gain: Float32Or64[Array, "K F"],
+    shift: Float32Or64[Array, "K F"],
+    members: Bool[Array, "K B"] | None,
+) -> Float32Or64[Array, "B H W F"]:
+    """Scales and shifts every row by those of its group.
 
     Args:
-        members: bool `[G, B]`; of one group alone they do not matter.
+        members: which rows every group has; of one group alone they do not matter.
     """
-    if len(gain) > 1:
+    if len(gain) > 1 and members is not None:
         of_group = (jnp.where(members[..., None], y[:, None], 0) for y in (gain, shift))
         gain, shift = (jnp.sum(y, axis=0) for y in of_group)
     return at_least_float32(x) * gain[:, None, None] + shift[:, None, None]
@@ -166,24 +170,28 @@ def run_in_order(
     backbone: nn.Module,
     blocks: Sequence[Callable[..., nn.Module]],
     remat: str,
-    x: jax.Array,
+    x: Float[Array, "B H W F"],
     train: bool,
-    mask: jax.Array | None,
-) -> jax.Array:
+    mask: RowMask | None,
+) -> Float[Array, "B h w G"]:
     """Runs the blocks of one stage, and recomputes inside it what `remat`, of `names.REMATS`, says.
 
     Args:
         backbone: whose submodules the blocks are.
         blocks: functions that make them, with their names.
-        x: `[B, H, W, F]`.
     """
 
-    def run(backbone: nn.Module, x: jax.Array, blocks: Sequence[Callable]) -> jax.Array:
+    def run(backbone: nn.Module, x: Array, blocks: Sequence[Callable[..., nn.Module]]) -> Array:
         for block in blocks:
             x = block(parent=backbone)(x, train, mask)
         return x
 
-    parts = {"none": [], "stage": [blocks], "block": [[block] for block in blocks]}[remat]
+    in_parts: dict[str, list[Sequence[Callable[..., nn.Module]]]] = {
+        "none": [],
+        "stage": [blocks],
+        "block": [[block] for block in blocks],
+    }
+    parts = in_parts[remat]
     for part in parts:
         x = nn.remat(partial(run, blocks=part))(backbone, x)
     return x if parts else run(backbone, x, blocks)

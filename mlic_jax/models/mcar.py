@@ -1,10 +1,11 @@
 """MCAR: a global stream proposes attentional regions, a local stream looks at each (TIP 2021)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
+from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool
 from mlic_jax.models.ops.regions import class_regions, crop_and_resize
 
@@ -39,22 +40,22 @@ class MCAR(nn.Module):
     local_size: int = 0
     local_bound: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
 
     def __call__(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """Scores images globally, then by their regions.
 
         In training the backbone runs twice, so its running statistics move twice, first with the
         images and then with the crops. No gradient flows through the choice of the regions.
 
         Args:
-            images: float32 `[B, S, S, 3]`, normalised.
+            images: normalised.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding; or the groups of the rows, see `ConvBatchNorm`:
-                a crop is in the group of its image.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`; a crop is in the group
+                of its image.
 
         Returns:
             `global_logits`, `local_logits` and `logits`, the maximum of the two, float32 `[B, C]`;
@@ -67,21 +68,23 @@ class MCAR(nn.Module):
         return self.look_locally(images, seen, train, mask)
 
     def look_globally(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
         maps = self.features(images, train, mask)[-1]
         global_logits = self.convclass(global_pool(maps, self.pooling))
-        boxes, box_classes = lax.stop_gradient(self.attend(maps, global_logits, images.shape[1:3]))
+        _, height, width, _ = images.shape
+        found = self.attend(maps, global_logits, (height, width))
+        boxes, box_classes = lax.stop_gradient(found)
         return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
 
     def look_locally(
         self,
-        images: jax.Array,
-        seen: dict[str, jax.Array],
+        images: Float[Array, "B H W 3"],
+        seen: Outputs,
         train: bool = False,
-        mask: jax.Array | None = None,
-    ) -> dict[str, jax.Array]:
+        mask: RowMask | None = None,
+    ) -> Outputs:
         """The second look, at the regions that `look_globally` found; returns what `__call__` does.
 
         What was `seen` may come from an earlier evaluation: nothing of it is computed again.
@@ -96,9 +99,13 @@ class MCAR(nn.Module):
         return outputs
 
     def score_regions(
-        self, images: jax.Array, boxes: jax.Array, train: bool, mask: jax.Array | None
-    ) -> jax.Array:
-        """The highest logits of all regions `[B, N, 4]` of each image, float32 `[B, C]`."""
+        self,
+        images: Float[Array, "B H W 3"],
+        boxes: Int32[Array, "B N 4"],
+        train: bool,
+        mask: RowMask | None,
+    ) -> Float32Or64[Array, "B {self.num_classes}"]:
+        """The highest logits of all regions of each image."""
         batch, regions = boxes.shape[:2]
         crops = lax.stop_gradient(crop_and_resize(images, boxes, self.local_size))
         crops = crops.reshape(batch * regions, *crops.shape[2:])
@@ -107,13 +114,15 @@ class MCAR(nn.Module):
         crop_logits = self.convclass(global_pool(crop_maps, self.pooling))
         return jnp.max(crop_logits.reshape(batch, regions, -1), axis=1)
 
-    def is_likely(self, seen: dict[str, jax.Array]) -> jax.Array:
+    def is_likely(self, seen: Outputs) -> Bool[Array, "B N"]:
         """Of each region whether its class has a global probability of `local_bound` or more."""
         logits = jnp.take_along_axis(seen["global_logits"], seen["box_classes"], axis=1)
         return nn.sigmoid(logits) >= self.local_bound
 
-    def score_likely(self, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
-        """The highest logits of the likely regions of each image, float32 `[B, C]`.
+    def score_likely(
+        self, images: Float[Array, "B H W 3"], seen: Outputs
+    ) -> Float32Or64[Array, "B {self.num_classes}"]:
+        """The highest logits of the likely regions of each image.
 
         The likely regions of all images are lined up, and looked at in a loop of parts of one size
         until none is left. The loop takes only rows that are on one device where it runs inside
@@ -127,10 +136,10 @@ class MCAR(nn.Module):
         order = jnp.pad(order, (0, -len(order) % part))
         boxes = seen["boxes"].reshape(batch * regions, 1, 4)
 
-        def is_left(_: MCAR, carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def is_left(_: MCAR, carry: tuple[Array, Array]) -> Array:
             return carry[0] < count
 
-        def look(model: MCAR, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def look(model: MCAR, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             done, highest = carry
             chosen = lax.dynamic_slice_in_dim(order, done, part)
             rows = chosen // regions
@@ -141,12 +150,20 @@ class MCAR(nn.Module):
             return done + part, highest.at[rows].max(logits)
 
         nothing = jnp.full_like(seen["global_logits"], -jnp.inf)
-        _, highest = nn.while_loop(is_left, look, self, (jnp.int32(0), nothing))
+        _, highest = nn.while_loop(
+            is_left,  # type: ignore[arg-type] # Flax says bool, and it is traced
+            look,
+            self,
+            (jnp.int32(0), nothing),
+        )
         return jnp.where(jnp.any(likely, axis=1)[:, None], highest, seen["global_logits"])
 
     def attend(
-        self, maps: jax.Array, global_logits: jax.Array, image_size: tuple[int, int]
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        maps: Float[Array, "B h w F"],
+        global_logits: Float32Or64[Array, "B {self.num_classes}"],
+        image_size: tuple[int, int],
+    ) -> tuple[Int32[Array, "B {self.top_n} 4"], Int32[Array, "B {self.top_n}"]]:
         """The regions of the `top_n` classes with the highest global scores.
 
         `apply(..., mutable=["intermediates"])` also gives their class activation scores, float32

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask, StageMaps
 from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_groups
 from mlic_jax.models.ops.convolution import convolve
 from mlic_jax.models.ops.spatial_attention import spatial_attention
@@ -23,9 +25,9 @@ class MSRN(nn.Module):
 
     Attributes:
         features: the backbone; its last three maps are attended to.
-        word_vectors: float32 `[C, V]`, a vector for every label.
-        attention_mask: bool `[C, C]`; True where label i (row) attends to label j (column) in the
-            graph, itself included.
+        word_vectors: a vector for every label.
+        attention_mask: True where label i (row) attends to label j (column) in the graph, itself
+            included.
         num_groups: K, of the groups that the labels pool into.
         head: `dense` (as released: two layers over everything) or `per_label` (a label's score
             from what it and the one group that it most belongs to see, with weights of its own).
@@ -33,23 +35,22 @@ class MSRN(nn.Module):
     """
 
     features: nn.Module
-    word_vectors: np.ndarray
-    attention_mask: np.ndarray
+    word_vectors: Float[np.ndarray, "C V"]
+    attention_mask: Bool[np.ndarray, "C C"]
     num_groups: int
     head: str
     fc1_axis: str | None = None
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B S S 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """Scores images.
 
         Args:
-            images: float32 `[B, S, S, 3]`, normalised; S >= 64.
+            images: normalised; S >= 64.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
-                of the rows, see `ConvBatchNorm`.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`.
 
         Returns:
             Float32: `logits` `[B, C]`; `group_loss` `[]`, to be added to that of the logits; and
@@ -72,8 +73,14 @@ class MSRN(nn.Module):
             "group_assignment": assignment,
         }
 
-    def embed_labels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Embeddings of the labels `[C, 512]` and groups `[K, 512]`, the assignment `[C, K]`."""
+    def embed_labels(
+        self,
+    ) -> tuple[
+        Float32Or64[Array, "C 512"],
+        Float32Or64[Array, "{self.num_groups} 512"],
+        Float32Or64[Array, "C {self.num_groups}"],
+    ]:
+        """Embeddings of the labels and of the groups, and the assignment of those to these."""
         neighbours = jnp.asarray(self.attention_mask)
         labels = Linear(256, name="label_linear")(jnp.asarray(self.word_vectors, jnp.float32))
         labels = GraphAttention(300, name="label_attention0")(labels, neighbours)
@@ -83,8 +90,10 @@ class MSRN(nn.Module):
         logits = GraphAttention(self.num_groups, name="group_assignment")(nodes, neighbours)
         return labels, *pool_into_groups(members, logits)
 
-    def attend(self, maps: tuple[jax.Array, ...], embeddings: jax.Array) -> jax.Array:
-        """What every embedding sees of every map, in (-1, 1): `[B, C + K, 3 * 512]`."""
+    def attend(
+        self, maps: StageMaps, embeddings: Float32Or64[Array, "nodes 512"]
+    ) -> Float32Or64[Array, "B nodes 3*512"]:
+        """What every embedding sees of every map, in (-1, 1)."""
         seen = []
         for stage, x in zip((2, 3, 4), maps, strict=True):
             if stage != 4:
@@ -93,8 +102,10 @@ class MSRN(nn.Module):
             seen.append(spatial_attention(x.reshape(len(x), -1, CHANNELS), embeddings))
         return jnp.tanh(jnp.concatenate(seen, axis=-1))
 
-    def classify(self, seen: jax.Array, assignment: jax.Array) -> jax.Array:
-        """Logits `[B, C]` from what labels and groups see, `[B, C + K, F]`."""
+    def classify(
+        self, seen: Float32Or64[Array, "B nodes F"], assignment: Float32Or64[Array, "C K"]
+    ) -> Float32Or64[Array, "B C"]:
+        """Logits from what labels and groups see."""
         num_classes = len(assignment)
         if self.head == "dense":
             fc1 = Linear(HIDDEN, self.fc1_axis, name="fc1")
@@ -117,8 +128,9 @@ class Linear(nn.Module):
     axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, F]` or `[N, F]` to as many G = `features`."""
+    def __call__(
+        self, x: Float[Array, "B H W F"] | Float[Array, "B F"]
+    ) -> Float[Array, "B H W {self.features}"] | Float[Array, "B {self.features}"]:
         if self.axis is not None:  # all rows, of the slice of the inputs that is here
             x = lax.all_to_all(x, self.axis, split_axis=1, concat_axis=0, tiled=True)
         start = uniform(x.shape[-1])
@@ -137,8 +149,7 @@ class PerLabel(nn.Module):
     """One linear score for every label, of weights and features of its own."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, C, F]` to `[B, C]`."""
+    def __call__(self, x: Float32Or64[Array, "B C F"]) -> Float32Or64[Array, "B C"]:
         start = uniform(x.shape[-1])
         kernel = self.param("kernel", start, x.shape[1:])
         bias = self.param("bias", start, x.shape[1:2])
@@ -151,8 +162,8 @@ def uniform(inputs: int) -> nn.initializers.Initializer:
     return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def halve(x: jax.Array) -> jax.Array:
-    """Maximum over 2x2 windows at stride 2, `[B, H // 2, W // 2, F]`; an odd last line is dropped.
+def halve(x: Float[Array, "B H W F"]) -> Float[Array, "B H//2 W//2 F"]:
+    """Maximum over 2x2 windows at stride 2; an odd last line is dropped.
 
     As maxima of pairs: the gradient of a window reduction is several times slower on a CPU. A tie
     shares its gradient, where PyTorch would send it to the first.

@@ -7,28 +7,30 @@ it; for all else `in_precision` does.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float
+
+from mlic_jax.models.arrays import Float32Or64
 
 
-def in_precision(config: ConfigDict, training: bool) -> AbstractContextManager:
-    """Inside, what is traced has the precision of `config.precision`, of `names.PRECISIONS`.
+def in_precision(precision: str, training: bool) -> AbstractContextManager[Any]:
+    """Inside, what is traced has a precision of `names.PRECISIONS`.
 
     To be taken inside the function that is traced, around the model's application, and where there
     is one around `jax.grad`: the gradients are traced after what they are of.
 
     Args:
-        config: `config.model`; of a checkpoint made before there was this option, it is "auto".
+        precision: `config.model.precision`.
         training: for a step of training, and not for a result.
     """
-    precision = config.get("precision", "auto")
     if precision == "auto":
         precision = "default" if training else "highest"
     return jax.default_matmul_precision(precision)
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: Float[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
     """`x` in float32, or as it is where it is float64."""
     return x.astype(np.promote_types(x.dtype, np.float32))

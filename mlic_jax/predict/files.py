@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.data.image_files import printable
@@ -53,6 +52,7 @@ from mlic_jax.reports.predictions import (
     summary,
 )
 from mlic_jax.runtime.checkpoint import digest_of_arrays
+from mlic_jax.scores.options import EvalOptions
 from mlic_jax.scores.predictions import Prediction
 from mlic_jax.scores.views import view_sizes
 
@@ -94,7 +94,7 @@ def predict_files(
         _check_output(out)
         root, files = find_images(images, out)
         config, variables, metadata = load_model(checkpoint, **look)
-        run = describe_run(config, variables, metadata)
+        run = describe_run(EvalOptions.of(config.eval), variables, metadata)
         if resume:
             _check_same_run(out, run)
         limit = config.eval.batch_size * jax.local_device_count()
@@ -133,17 +133,17 @@ def _check_output(out: Path) -> None:
 
 
 def describe_run(
-    config: ConfigDict, variables: dict[str, Any], metadata: dict[str, Any]
+    look: EvalOptions, variables: dict[str, Any], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same for a run to go on: the checkpoint and the options."""
     said = json.dumps(metadata, sort_keys=True).encode()
     return {
         "weights": digest_of_arrays(variables),
         "metadata": hashlib.blake2b(said, digest_size=16).hexdigest(),
-        "flip": config.eval.flip,
-        "scales": list(config.eval.scales),
-        "local_size": config.eval.local_size,
-        "local_bound": config.eval.local_bound,
+        "flip": look.flip,
+        "scales": list(look.scales),
+        "local_size": look.local_size,
+        "local_bound": look.local_bound,
     }
 
 
@@ -196,8 +196,8 @@ def write_predictions(
 
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
     """What the page says of the model and of how it looked, a line each."""
-    model, views = predictor.config.model, predictor.config.eval
-    sizes = view_sizes(predictor.config)
+    model, views = predictor.options.model, predictor.options.eval
+    sizes = view_sizes(predictor.options)
     about = {
         "checkpoint": checkpoint,
         "model": f"{model.name} on {model.backbone}",

@@ -14,9 +14,9 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -29,11 +29,12 @@ from mlic_jax.data import transforms
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.names import did_you_mean
+from mlic_jax.names import did_you_mean, require_one_of
 from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.checkpoint import load_weights
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.predictions import Box, Prediction, Region
 from mlic_jax.scores.scoring import create_eval_model, make_eval_step
 from mlic_jax.scores.views import host_size, view_sizes
@@ -42,6 +43,9 @@ THREADS = 4  # that decode
 NAMED = 5  # labels in the name of a predictor
 
 Thresholds = float | Mapping[str, float]  # of all labels, or of those that are named
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LookOptions(TypedDict, total=False):
@@ -64,6 +68,7 @@ class Predictor:
 
     Attributes:
         config: of the checkpoint, with what was changed of `config.eval`.
+        options: what scoring takes of it.
         class_names: of the C labels.
         thresholds: float64 `[C]`, probabilities.
         temperature: see above.
@@ -85,18 +90,21 @@ class Predictor:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be positive")
         check_scales(config.eval.scales)
-        self.config, self.batch_size = config, batch_size
+        self.config, self.options = config, ScoreOptions.of(config)
+        self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])
         value_range = metadata.get("preprocessing", {}).get("range")
         self.value_range = tuple(value_range) if value_range else None
         self._ranges_told: set[transforms.Range] = set()
-        self.temperature, self.thresholds, self.rule = operating_point(config, metadata)
-        model = create_eval_model(config, len(self.class_names), variables)
+        self.temperature, self.thresholds, self.rule = operating_point(
+            config.eval.protocol, metadata
+        )
+        model = create_eval_model(self.options, len(self.class_names), variables)
         used, self._rows = spread(batch_size, jax.local_device_count())
         self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:used]), ("data",))
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, devices.replicated(self._mesh))
-        self._step = make_eval_step(model, config, self._mesh, class_maps=True)
+        self._step = make_eval_step(model, self.options, self._mesh, class_maps=True)
 
     @classmethod
     def from_checkpoint(
@@ -123,8 +131,8 @@ class Predictor:
         return cls(*load_model(path, **look), batch_size)
 
     def __repr__(self) -> str:
-        model, names = self.config.model, ", ".join(self.class_names[:NAMED])
-        sizes = ", ".join(str(size) for size in view_sizes(self.config))
+        model, names = self.options.model, ", ".join(self.class_names[:NAMED])
+        sizes = ", ".join(str(size) for size in view_sizes(self.options))
         more = ", ..." if len(self.class_names) > NAMED else ""
         return (
             f"Predictor({model.name} on {model.backbone}, {sizes} px; {len(self.class_names)} "
@@ -202,11 +210,13 @@ class Predictor:
             Failure, OSError, others: it cannot be read, see `photos.read_photo`.
         """
         image = self.read(source)  # which is upright, whatever its tag still says
-        return annotate_prediction(image, prediction or self(np.asarray(image)))
+        if prediction is None:
+            (prediction,) = self.stream([np.asarray(image)])
+        return annotate_prediction(image, prediction)
 
     def _to_rgb(self, image: Image.Image, name: str) -> Image.Image:
         value_range = self.value_range or transforms.range_of(image)
-        if value_range not in (None, self.value_range, *self._ranges_told):
+        if value_range is not None and value_range not in (self.value_range, *self._ranges_told):
             self._ranges_told.add(value_range)
             black, white = value_range
             print(
@@ -220,7 +230,7 @@ class Predictor:
         file = name_of(source)
         try:
             image = self.read(source)
-            pixels = transforms.resize(image, host_size(self.config))
+            pixels = transforms.resize(image, host_size(self.options))
         except UsageError:
             raise
         except Exception as error:  # Pillow raises nearly anything, which concerns this image alone
@@ -233,7 +243,7 @@ class Predictor:
         """Each photo of a batch with what the model says of it, nothing where it was not read."""
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
-            size = host_size(self.config)
+            size = host_size(self.options)
             images = np.zeros((self._rows, size, size, 3), np.uint8)
             images[: len(readable)] = readable
             on_devices = devices.to_devices({"image": images}, self._mesh)
@@ -267,11 +277,13 @@ class Predictor:
         )
 
     def _regions(self, known: Prediction, outputs: dict[str, np.ndarray]) -> Iterator[Region]:
-        streams = [
+        if known.height is None or known.width is None:  # it was not read
+            return
+        of_photo, of_regions = (
             calibrated(outputs[name], self.temperature)
             for name in ("global_logits", "local_logits")
-        ]
-        size = self.config.data.image_size
+        )
+        size = self.options.data.image_size
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
         for k, c in enumerate(classes):
@@ -280,7 +292,8 @@ class Predictor:
             yield Region(
                 self.class_names[c],
                 box_in_photo(outputs["boxes"][k], size, known.height, known.width),
-                *(float(stream[c]) for stream in streams),
+                float(of_photo[c]),
+                float(of_regions[c]),
                 outputs["class_maps"][k],
             )
 
@@ -301,18 +314,19 @@ def load_model(
             "--vectors"
         )
     for name, value in look.items():
+        require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
-            config.eval[name] = tuple(value) if name == "scales" else value
+            config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
 
 
-def operating_point(config: ConfigDict, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:
+def operating_point(protocol: str, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:
     """The temperature, the thresholds `[C]` (probabilities) and, in words, what they are."""
     if stored := metadata.get("operating_point"):
         point = OperatingPoint.from_dict(stored)
         return point.temperature, np.array(point.thresholds), point.rule
-    threshold = PROTOCOLS[config.eval.protocol].threshold
-    rule = f"the threshold of the protocol {config.eval.protocol}, {threshold:g}"
+    threshold = PROTOCOLS[protocol].threshold
+    rule = f"the threshold of the protocol {protocol}, {threshold:g}"
     return 1.0, np.full(len(metadata["class_names"]), threshold), rule
 
 
@@ -320,14 +334,14 @@ def changed_thresholds(
     class_names: Sequence[str], thresholds: np.ndarray, threshold: Thresholds
 ) -> np.ndarray:
     """The thresholds `[C]` with those that are asked for; see `Predictor.__call__`."""
-    if not isinstance(threshold, Mapping):
-        threshold = dict.fromkeys(class_names, threshold)
+    asked: Mapping[str, Any]  # from people, so it may be anything
+    asked = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
     changed = np.array(thresholds, np.float64)
-    for name, value in threshold.items():
+    for name, value in asked.items():
         if name not in class_names:
             raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
-        if not 0 <= value <= 1:
-            raise UsageError(f"a threshold is {value}; it must be a probability, 0 to 1")
+        if not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):
+            raise UsageError(f"a threshold is {value!r}; it must be a probability, 0 to 1")
         changed[class_names.index(name)] = value
     return changed
 
@@ -363,10 +377,10 @@ def common_batch_size(images: int, limit: int) -> int:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int
-) -> Iterator[Any]:
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
     """`function` of every item, in order; threads are up to `ahead` items in advance."""
-    under_way: collections.deque = collections.deque()
+    under_way: collections.deque[Future[Result]] = collections.deque()
     for item in items:
         under_way.append(pool.submit(function, item))
         if len(under_way) > ahead:

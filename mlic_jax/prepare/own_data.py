@@ -30,6 +30,7 @@ from mlic_jax.config_paths import seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -147,7 +148,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         settings = data_settings(options, layout) | start_settings(options)
         check_config(configured(settings))
-        source = sources.create(configured(settings).data)
+        source = sources.create(DataOptions.of(configured(settings).data))
         if not source.class_names:
             raise Failure("no photo has a label")
         for split in source.splits:
@@ -191,7 +192,7 @@ def _run(options: argparse.Namespace) -> None:
         write_text(recipe, text)
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
-    print_summary(described, roles, output, commands, settings)
+    print_summary(described, roles, recipe, commands, settings)
 
 
 # --- checks and looks at the data
@@ -216,8 +217,8 @@ def find_word_vectors(option: str | None, class_names: Sequence[str]) -> WordVec
             raise
         print(f"word vectors: none, so one_hot for MSRN ({error})")
         return None
-    unknown = [name for name, words in zip(class_names, vectors.words, strict=True) if not words]
-    told = f"; 0 for {', '.join(unknown)}, of which no word is known" if unknown else ""
+    unknown = ", ".join(vectors.unknown)
+    told = f"; 0 for {unknown}, of which no word is known" if unknown else ""
     print(f"word vectors: of {vectors.source}{told}")
     return vectors
 
@@ -253,7 +254,7 @@ def count_unlisted(source: Source, settings: Mapping[str, Any]) -> int:
 def print_summary(
     described: Mapping[str, Any],
     roles: Mapping[str, str],
-    output: Path,
+    recipe: Path,
     commands: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
@@ -273,6 +274,6 @@ def print_summary(
             "note: without --init-from a small network starts from nothing; a few hundred photos "
             "ask for pretrained weights, see the README"
         )
-    print(f"\ndata card: {output / 'data_card.html'}; recipe: {output / described['name']}.py\n")
+    print(f"\ndata card: {recipe.parent / 'data_card.html'}; recipe: {recipe}\n")
     for what, command in commands.items():
         print(f"# {what}\n{command}")

@@ -11,11 +11,14 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import sources
-from mlic_jax.data.detect import Layout, own_roles, roles_of
+from mlic_jax.data.detect import own_roles, roles_of
+from mlic_jax.data.label_policy import LabelPolicy
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
+from mlic_jax.data.sources.layout import Layout
 from mlic_jax.errors import UsageError
 
-LABEL_POLICY = "ignore"  # what is unknown of own data is neither learned nor measured
+LABEL_POLICY: LabelPolicy = "ignore"  # what is unknown of own data is neither learned nor measured
 VAL_SHARE = 0.15  # of the images to train on, for a set with a test and nothing to choose on
 FINE_TUNED_FROM = 2000  # images to train on; with fewer a pretrained backbone stays as it is
 
@@ -51,7 +54,7 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         settings["data.keep_unlabelled"] = True
     if options.merge_classes:
         settings["data.merge_classes"] = True
-    source = sources.create(configured(settings | {"data.splits": {}}).data)
+    source = sources.create(DataOptions.of(configured(settings | {"data.splits": {}}).data))
     return settings | division_settings(options, source.own_splits)
 
 

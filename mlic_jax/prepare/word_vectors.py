@@ -69,7 +69,7 @@ def _describe(vectors: WordVectors) -> None:
     """Prints what was looked up, and which classes not under their own name or not at all."""
     classes, size = vectors.vectors.shape
     print(f"{classes} classes, {size} numbers each, from {vectors.source}")
-    if vectors.words is None:
+    if vectors.words is None or vectors.class_names is None:
         return
     for name, words in zip(vectors.class_names, vectors.words, strict=True):
         if not words:

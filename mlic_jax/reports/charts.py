@@ -8,7 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -19,7 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from mlic_jax.metrics.average_precision import (
     precision_recall_curve,
 )
+from mlic_jax.reports.page import text_width
 from mlic_jax.scores.files import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 CHART_COLUMNS = 4  # of the chart of every class, on a wide screen
 
@@ -42,7 +46,7 @@ _VARIABLES = {
 }
 
 
-_STYLE = {
+_STYLE: "dict[RcKeyType, Any]" = {
     "axes.axisbelow": True,
     "axes.edgecolor": _LINE,
     "axes.facecolor": "none",
@@ -83,16 +87,16 @@ def draw_average_precision(
         classes = ranked[start : start + rows]
         height = 0.21 * rows + 0.3  # of a full chart, so that the bars of all are equally thick
         figure = Figure(figsize=(3.4, height))
-        axes = figure.add_axes((0.4, 0.25 / height, 0.45, 1 - 0.3 / height))
+        axes = figure.add_axes((0.44, 0.25 / height, 0.42, 1 - 0.3 / height))
         y = np.arange(len(classes))
         axes.barh(y, final[classes], height=0.62, color=_FINAL)
         if global_stream is not None:
-            rings = {"ms": 5, "mew": 1.8, "mfc": _CARD, "mec": _GLOBAL, "clip_on": False}
-            axes.plot(global_stream[classes], y, "o", **rings)
+            rings = axes.plot(global_stream[classes], y, "o", ms=5, mew=1.8, clip_on=False)
+            rings[0].set(mfc=_CARD, mec=_GLOBAL)
         for row, c in enumerate(classes):
             axes.text(131, row, f"{final[c]:.1f}", ha="right", va="center")
         axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xticks=(0, 50, 100))
-        axes.set_yticks(y, [_shortened(names[c], 18) for c in classes], color=_INK)
+        axes.set_yticks(y, [_shortened(names[c], 10.9) for c in classes], color=_INK)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         last = start + len(classes)
@@ -116,7 +120,7 @@ def draw_precision_recall(
     }
     for c, word in reversed(chosen.items()):
         colour, dashes = styles[word]
-        label = f"{word}: {_shortened(scores.class_names[c], 20)}, AP {ap[c]:.1f}"
+        label = f"{word}: {_shortened(scores.class_names[c], 14)}, AP {ap[c]:.1f}"
         recall, precision = _curve(scores.logits[:, c], labels[:, c])
         axes.plot(recall, precision, color=colour, ls=dashes, lw=1.5, label=label)
     recall, precision = _curve(scores.logits, labels)
@@ -124,7 +128,7 @@ def draw_precision_recall(
     label = f"at the threshold {metrics['threshold']:g}"
     axes.plot(metrics["OR"] / 100, metrics["OP"] / 100, "D", ms=7, color=_INK, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    _legend_below(axes)
+    _legend_below(figure, axes)
     return _svg(figure, "pr", "Precision-recall curves of all labels and of three classes.")
 
 
@@ -139,7 +143,7 @@ def draw_loss(steps: np.ndarray, loss: np.ndarray) -> Markup:
         axes.plot(middle, smooth, color=_FINAL, lw=2, label=f"running mean of {width}")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend_below(axes)
+    _legend_below(figure, axes)
     return _svg(
         figure, "loss", f"Training loss, {loss[0]:.3f} at first and {loss[-1]:.3f} at last."
     )
@@ -155,7 +159,7 @@ def draw_validation(log: Mapping[str, tuple[np.ndarray, np.ndarray]], chance: fl
     axes.axhline(chance, color=_MUTED, lw=1, ls=":", label="chance")
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend_below(axes)
+    _legend_below(figure, axes)
     return _svg(
         figure, "val", f"Validation mAP: highest {values.max():.1f}, last {values[-1]:.1f}."
     )
@@ -171,8 +175,7 @@ def _curve_axes(title: str, xlabel: str, ylabel: str, legend_rows: int) -> tuple
     return figure, axes
 
 
-def _legend_below(axes: Axes) -> None:
-    figure = axes.get_figure()
+def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.1, 0.0))
 
 
@@ -205,5 +208,10 @@ def _own_tag(tag: str, prefix: str) -> str:
     return tag
 
 
-def _shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _shortened(name: str, width: float) -> str:
+    """A name, its end cut off where it could be wider than so many sizes of the font."""
+    if text_width(name) <= width:
+        return name
+    while name and text_width(name + "…") > width:
+        name = name[:-1]
+    return name + "…"

@@ -42,7 +42,10 @@ def annotate(
     scale = min(max(1.0, LEAST_SIDE / max(image.size)), MOST_SIDE / max(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     canvas = image.resize((width, height)) if scale != 1 else image.copy()
-    boxes = [tuple(round(edge * scale) for edge in box) for box in boxes]
+    boxes = [
+        (round(y1 * scale), round(x1 * scale), round(y2 * scale), round(x2 * scale))
+        for y1, x1, y2, x2 in boxes
+    ]
     draw = ImageDraw.Draw(canvas)
     size = max(6, min(round(0.03 * max(width, height)), height // 2))
     font, padding = _font(size), size // 4

@@ -84,10 +84,11 @@ def write_report(
         name: average_precision(logits, ap_labels, metrics["ap_kind"], metrics["ties"])
         for name, logits in scores.streams.items()
     }
+    names = scores.class_names.tolist()
     log = read_train_log(train_log)
     predicted = predicted_labels(scores.logits, metrics["threshold"])
     with matplotlib.rc_context(_STYLE):
-        class_charts = draw_average_precision(scores.class_names, ap["final"], ap.get("global"))
+        class_charts = draw_average_precision(names, ap["final"], ap.get("global"))
         curves = [draw_precision_recall(scores, ap_labels, ap["final"], metrics)]
         if "loss" in log:
             curves.append(draw_loss(*log["loss"]))
@@ -100,9 +101,9 @@ def write_report(
         metrics=metrics,
         tied=said_of_ties(metrics),
         stream_map={stream: mean_average_precision(values) for stream, values in ap.items()},
-        class_rows=_class_rows(scores.class_names, ap, metrics["positives"]),
+        class_rows=_class_rows(names, ap, metrics["positives"]),
         class_charts=class_charts,
-        label_graph=label_graph and describe(label_graph, scores.class_names),
+        label_graph=label_graph and describe(label_graph, names),
         group_colours=REGION_COLOURS,
         f1_columns=("CP", "CR", "CF1", "CF1_macro", "OP", "OR", "OF1"),
         curves=curves,
@@ -139,7 +140,8 @@ def read_train_log(path: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]
         for name, value in entry.items():
             if _is_number(value):
                 curves.setdefault(name, []).append((entry["step"], value))
-    return {name: tuple(np.array(points, np.float64).T) for name, points in curves.items()}
+    arrays = {name: np.array(points, np.float64) for name, points in curves.items()}
+    return {name: (points[:, 0], points[:, 1]) for name, points in arrays.items()}
 
 
 def choose_images(scores: Scores) -> list[tuple[str, np.ndarray]]:
@@ -185,22 +187,16 @@ def _picture(
     names = scores.class_names
     final = sigmoid(scores.logits[i])
     ranked = np.argsort(-final, kind="stable")
-    boxes, classes = ((), ()) if objects_at is None else objects_at(i)
+    objects = [] if objects_at is None else list(zip(*objects_at(i), strict=True))
     # A true box has the colour of the region of its class, where there is one.
-    seen = () if scores.boxes is None else scores.box_classes[i].tolist()
-    colours = class_colours([*seen, *map(int, classes)])
+    seen = [] if scores.box_classes is None else scores.box_classes[i].tolist()
+    colours = class_colours([*seen, *(int(c) for _, c in objects)])
     return {
         "id": scores.image_ids[i],
         "src": data_uri(Image.fromarray(image_at(i))),
-        "regions": [
-            _region(scores, i, k)
-            for k in range(_count_regions(scores))
-            if (scores.looked_at is None or scores.looked_at[i, k])
-            and is_drawn(sigmoid(scores.global_logits[i, scores.box_classes[i, k]]))
-        ],
+        "regions": _regions(scores, i),
         "objects": [
-            {"name": names[c], "colour": colours[int(c)], **_rectangle(box)}
-            for box, c in zip(boxes, classes, strict=True)
+            {"name": names[c], "colour": colours[int(c)], **_rectangle(box)} for box, c in objects
         ],
         "verdicts": [
             (verdict, [(names[c], final[c]) for c in ranked[where[ranked]]])
@@ -218,16 +214,25 @@ def _count_regions(scores: Scores) -> int:
     return 0 if scores.boxes is None else scores.boxes.shape[1]
 
 
-def _region(scores: Scores, i: int, k: int) -> dict[str, Any]:
-    c = scores.box_classes[i, k]
-    return {
-        "number": k + 1,
-        "colour": _region_colour(k),
-        "name": scores.class_names[c],
-        "global": sigmoid(scores.global_logits[i, c]),
-        "final": sigmoid(scores.logits[i, c]),
-        **_rectangle(scores.boxes[i, k]),
-    }
+def _regions(scores: Scores, i: int) -> list[dict[str, Any]]:
+    """Those of image i that are drawn; none of a model that looks once."""
+    boxes, classes, global_logits = scores.boxes, scores.box_classes, scores.global_logits
+    if boxes is None or classes is None or global_logits is None:
+        return []
+    of_classes = sigmoid(global_logits[i])
+    final = sigmoid(scores.logits[i])
+    return [
+        {
+            "number": k + 1,
+            "colour": _region_colour(k),
+            "name": scores.class_names[c],
+            "global": of_classes[c],
+            "final": final[c],
+            **_rectangle(box),
+        }
+        for k, (box, c) in enumerate(zip(boxes[i], classes[i], strict=True))
+        if (scores.looked_at is None or scores.looked_at[i, k]) and is_drawn(of_classes[c])
+    ]
 
 
 def _rectangle(box: np.ndarray) -> dict[str, int]:
@@ -240,4 +245,7 @@ def _region_colour(k: int) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    """Of JSON, where True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max

@@ -6,13 +6,13 @@ another.
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mlic_jax.data.co_occurrence import EDGE_PROBABILITY, attention_mask
+from mlic_jax.reports.page import text_width
 
 EDGES_LISTED = 12
 NAME_LENGTH = 24  # of a name in the picture; the whole one is told when it is pointed at
@@ -107,7 +107,8 @@ def draw(graph: LabelGraph, names: Sequence[str]) -> dict[str, Any]:
     columns = _columns(graph)
     height = max(ROW_HEIGHT * max(map(len, columns)), _LEAST_HEIGHT)
     radius = _radii(graph.class_counts)
-    headings, nodes = [], {}
+    headings: list[dict[str, Any]] = []
+    placed: dict[int, dict[str, Any]] = {}
     for side, column in zip((-1, 1), columns, strict=True):
         for row, (kind, k) in enumerate(column):
             y = ((row + 0.5) / len(column) - 0.5) * height
@@ -119,11 +120,13 @@ def draw(graph: LabelGraph, names: Sequence[str]) -> dict[str, Any]:
             if kind == "group":
                 headings.append(text | {"y": y, "group": k, "text": f"Group {k + 1}"})
                 continue
-            nodes[k] = text | {"x": x, "y": y, "radius": radius[k], "name": names[k]}
-            nodes[k] |= {"text": _shortened(names[k]), "images": int(graph.class_counts[k])}
+            placed[k] = text | {"x": x, "y": y, "radius": radius[k], "name": names[k]}
+            placed[k] |= {"text": _shortened(names[k]), "images": int(graph.class_counts[k])}
     likeliest = graph.group_assignment.argmax(axis=1)
-    nodes = [nodes[c] | {"group": int(likeliest[c])} for c in range(len(names))]
-    reach = max(abs(node["text_x"]) + _text_width(node["text"]) for node in nodes + headings)
+    nodes = [placed[c] | {"group": int(likeliest[c])} for c in range(len(names))]
+    reach = max(
+        abs(node["text_x"]) + FONT_SIZE * text_width(node["text"]) for node in nodes + headings
+    )
     probability = graph.probability()
     weight = np.clip((probability - EDGE_PROBABILITY) / (1 - EDGE_PROBABILITY), 0, 1)
     return {
@@ -183,7 +186,7 @@ def _arrow(source: dict[str, Any], target: dict[str, Any]) -> dict[str, str]:
     # Towards the middle, the more the farther; and to the left as seen from the source, so that of
     # two labels that lead to one another each has its own arrow.
     control = (p + q) / 2
-    control[0] *= 1 - min(0.25 + np.linalg.norm(q - p) / 400, 1.4)
+    control[0] *= 1 - min(0.25 + float(np.linalg.norm(q - p)) / 400, 1.4)
     control += 7 * np.array([across[1], -across[0]])
     leaving, arriving = control - p, q - control
     leaving, arriving = leaving / np.linalg.norm(leaving), arriving / np.linalg.norm(arriving)
@@ -207,10 +210,3 @@ def _shortened(name: str) -> str:
         return name
     tail = (NAME_LENGTH - 1) // 2
     return name[: NAME_LENGTH - 1 - tail] + "…" + name[-tail:]
-
-
-def _text_width(text: str) -> float:
-    """At least the width of a text in the fonts of the page."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    capital = sum(letter.isupper() for letter in text)
-    return FONT_SIZE * (0.7 * len(text) + 0.2 * capital + 0.5 * wide)

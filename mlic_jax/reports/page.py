@@ -2,6 +2,7 @@
 
 import base64
 import io
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def class_colours(classes: Iterable[int]) -> dict[int, str]:
     return {c: REGION_COLOURS[k % len(REGION_COLOURS)] for k, c in enumerate(distinct)}
 
 
+def text_width(text: str) -> float:
+    """At least the width of a text in the fonts of the pages, in sizes of the font."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    capital = sum(letter.isupper() for letter in text)
+    return 0.7 * len(text) + 0.2 * capital + 0.5 * wide
+
+
 def data_uri(image: Image.Image) -> str:
     """An RGB image as a JPEG for `<img src>`."""
     buffer = io.BytesIO()
@@ -38,7 +46,7 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def page_template(path: Path, filters: Mapping[str, Callable]) -> jinja2.Template:
+def page_template(path: Path, filters: Mapping[str, Callable[..., str]]) -> jinja2.Template:
     """The template of a page, with filters of its own; a name that it lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),

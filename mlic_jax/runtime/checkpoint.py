@@ -19,20 +19,21 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from mlic_jax.command_line import mode_command
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
 
 Tree = dict[str, Any]
+T = TypeVar("T")
 
-RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
 
 
@@ -65,7 +66,11 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
 
 def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
-    return max(run_checkpoints(workdir), key=lambda path: int(path.name), default=None)
+    return max(run_checkpoints(workdir), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name)
 
 
 def run_checkpoints(workdir: Path) -> list[Path]:
@@ -74,7 +79,7 @@ def run_checkpoints(workdir: Path) -> list[Path]:
     return [*steps_in(folder), *steps_in(folder / "latest"), *steps_in(folder / "best")]
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path | str) -> Path:
     """The folder of the checkpoint that `path` means; see `load_weights`.
 
     Raises:
@@ -82,6 +87,11 @@ def find_checkpoint(path: Path) -> Path:
         Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
     """
     path = Path(os.path.realpath(path))  # whose names say what run it is of
+    if path.is_file():
+        convert = "a checkpoint of PyTorch becomes one by `mlic convert`"
+        raise UsageError(
+            f"no checkpoint at {path}: it is a file, and a checkpoint a folder; {convert}"
+        )
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
     if path.name == "checkpoints" and steps_in(path):
@@ -92,7 +102,7 @@ def find_checkpoint(path: Path) -> Path:
         return steps[-1]
     if not (checkpoints := run_checkpoints(path)):
         raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
-    return best_of({p: _validation(p) for p in checkpoints}) or latest_checkpoint(path)
+    return best_of({p: _validation(p) for p in checkpoints}) or max(checkpoints, key=_step)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -103,7 +113,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def steps_in(folder: Path) -> list[Path]:
     steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
-    return sorted(steps, key=lambda entry: int(entry.name))
+    return sorted(steps, key=_step)
 
 
 def _validation(checkpoint: Path) -> float | None:
@@ -119,10 +129,10 @@ def lacks_validation(checkpoint: Path) -> bool:
     return checkpoint.parent.name == "checkpoints" and _validation(checkpoint) is None
 
 
-def best_of(validations: dict[Any, float | None]) -> Any:
+def best_of(validations: Mapping[T, float | None]) -> T | None:
     """The first of the highest; None where nothing was validated."""
     known = {key: value for key, value in validations.items() if value is not None}
-    return max(known, key=known.get, default=None)
+    return max(known, key=known.__getitem__, default=None)
 
 
 # --- reading
@@ -172,7 +182,8 @@ def check_digests(checkpoint: Path, items: Collection[str] = ("variables", "trai
 
 def _advice(checkpoint: Path) -> str:
     if checkpoint.name.isdigit():
-        return f"Of a run, {RECOVER}"
+        go_on = mode_command("train", "--recover", "...")
+        return f"Of a run, `{go_on}` sets it aside and goes on from the last good one"
     return "Delete it, and convert it again"
 
 

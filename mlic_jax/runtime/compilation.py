@@ -37,7 +37,7 @@ def keep_programs() -> None:
     ):
         if option.upper() not in os.environ:
             jax.config.update(option, value)
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path is to be ignored, says the XDG specification.
@@ -88,7 +88,7 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def compile_ahead(name: str, function: Callable, *arguments: Any) -> Callable:
+def compile_ahead(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
     """Compiles a jitted function, and says on the log how long it took.
 
     Args:

@@ -24,7 +24,9 @@ def create_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (ROWS,), axis_types=(AxisType.Auto,))
 
 
-def on_own_rows(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def on_own_rows(
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
     """`function`, as every device runs it on what it has of the arguments: `jax.shard_map`.
 
     Unchecked, for the custom gradients and loops of `models/` know nothing of axes; the function
@@ -48,7 +50,11 @@ def sum_over_devices(gradient: Any, specs: Any) -> Any:
 
 def specs_of(tree: Any) -> Any:
     """How the leaves lie, of arrays on a mesh or of shardings."""
-    return jax.tree.map(lambda leaf: getattr(leaf, "sharding", leaf).spec, tree)
+
+    def of(leaf: Any) -> PartitionSpec:
+        return getattr(leaf, "sharding", leaf).spec
+
+    return jax.tree.map(of, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -73,7 +79,7 @@ def lying(tree: Any, mesh: Mesh, shard_fc1: bool = False) -> Any:
         UsageError: these rows do not divide among the devices.
     """
 
-    def of(path: tuple, leaf: Any) -> NamedSharding:
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not (shard_fc1 and name.endswith("fc1/kernel")):
             return replicated(mesh)
@@ -112,7 +118,7 @@ def on_devices(
 
     `BATCHES_AHEAD` more are on their way there: what a step needs has arrived when it begins.
     """
-    ahead: collections.deque = collections.deque()
+    ahead: collections.deque[tuple[np.ndarray, dict[str, jax.Array]]] = collections.deque()
     for batch in batches:
         ahead.append((batch["index"], to_devices(batch, mesh)))
         if len(ahead) > BATCHES_AHEAD:

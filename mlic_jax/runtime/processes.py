@@ -11,12 +11,11 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -60,12 +59,14 @@ ABORTED = (
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 
 _uses = itertools.count()  # a barrier's name may be used once, and so a key's
+_at_abort: Any = None  # a handler of C's, which must live as long as the process
+_STDERR = 2  # the file, whatever Python has for it
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
+def joined(mode: flags.FlagHolder[str], modes: Collection[str]) -> Iterator[None]:
     """Inside, with `--distributed`, this process is one of the run's; without, nothing changes.
 
     Only process 0 prints and logs; errors are said by all. No process ends well before all do.
@@ -86,7 +87,7 @@ def joined(mode: flags.FlagHolder, modes: Collection[str]) -> Iterator[None]:
         yield
         return
     if mode.value not in modes:
-        raise UsageError(f"--mode={mode.value} is for one process: leave --distributed out")
+        raise UsageError(f"{mode.value} is for one process: leave --distributed out")
     import jax
 
     initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -120,7 +121,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         raise UsageError("--coordinator, --num_processes and --process_id are given all or none")
     if coordinator and not coordinator.rpartition(":")[2].isdigit():
         raise UsageError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
-    if all(given) and process_id >= num_processes:
+    if process_id is not None and num_processes is not None and process_id >= num_processes:
         raise UsageError(f"--process_id is {process_id}; it must be below {num_processes}")
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
     # It takes SIGTERM, which is to end a process as ever where nobody looks at it: `stop_requests`.
@@ -240,7 +241,9 @@ def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
     from jax.experimental import multihost_utils
 
     stop = threading.Event()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous: dict[int, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
     def request(number: int, _: object) -> None:
         signal.signal(number, previous[number])
@@ -290,11 +293,11 @@ def _say_at_abort(reason: Callable[[], str]) -> None:
     JAX's coordination service does nothing else about a lost process, from a thread of its own
     while Python waits for the devices: a handler of Python's would not run.
     """
-    global _at_abort  # which must live as long as the process
+    global _at_abort
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(_: int) -> None:
-        os.write(sys.__stderr__.fileno(), f"error: {reason()}\n".encode())
+        os.write(_STDERR, f"error: {reason()}\n".encode())
         os._exit(1)
 
     _at_abort = end
@@ -320,7 +323,7 @@ def _reason_of_abort() -> str:
     return ABORTED if served.wait(FAILING_SECONDS) else LOST
 
 
-def _client():
+def _client() -> Any:
     """Of JAX's coordination service: its barriers, unlike those of the devices, may take hours."""
     from jax._src import distributed
 

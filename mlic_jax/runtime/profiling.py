@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -59,6 +59,8 @@ MOVE = re.compile(
 FREE = re.compile(r"parameter|constant|iota|tuple|get-tuple-element|bitcast|fusion|wrapped")
 CONTROL = re.compile(r"while|conditional|call|custom-call|sort|fft|infeed|outfeed|send.*|recv.*")
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\((.*)")
 CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
@@ -78,14 +80,14 @@ class Operation(NamedTuple):
     run: Any  # which run of the program; None where the platform does not tell
 
 
-def annotated(phase: str) -> Callable[[Callable], Callable]:
+def annotated(phase: str) -> Callable[[F], F]:
     """A decorator: a trace shows every call as `phase`, one of PHASES."""
     return functools.partial(jax.profiler.annotate_function, name=phase)
 
 
 def profiled(
-    batches: Generator[Mapping[str, np.ndarray]], total: int, loop: str, folder: Path | None
-) -> Iterator[Mapping[str, np.ndarray]]:
+    batches: Generator[dict[str, np.ndarray]], total: int, loop: str, folder: Path | None
+) -> Generator[dict[str, np.ndarray]]:
     """Yields the batches of a loop, traces the loop's body for a few of them, and closes them.
 
     After `SKIPPED_STEPS` (fewer where the loop is short) it traces `TRACED_STEPS`, writes the trace
@@ -108,8 +110,8 @@ def profiled(
 
 
 def _traced(
-    batches: Iterator[Mapping[str, np.ndarray]], steps: range, loop: str, folder: Path
-) -> Iterator[Mapping[str, np.ndarray]]:
+    batches: Iterator[dict[str, np.ndarray]], steps: range, loop: str, folder: Path
+) -> Iterator[dict[str, np.ndarray]]:
     options = jax.profiler.ProfileOptions()
     # Else the processes of one machine would write files of one name.
     options.session_id = f"process_{jax.process_index()}"
@@ -173,12 +175,12 @@ def summarize(trace: ProfileData, loop: str, images: int) -> dict[str, Any]:
         share = nanoseconds / (window[1] - window[0])
         return {"seconds": nanoseconds * 1e-9 / len(steps), "share": share}
 
-    total: collections.Counter = collections.Counter()
+    total: collections.Counter[Any] = collections.Counter()
     for times in divided:
         total.update({what: time / len(devices) for what, time in times.items()})
     device = dict.fromkeys((PRODUCTS, ELEMENTWISE, MOVES, COLLECTIVES, OTHER), 0.0)
     device |= {name: total.pop(name, 0.0) for name in (BETWEEN, WAITING)} if devices else {}
-    parts: collections.Counter = collections.Counter()
+    parts: collections.Counter[str] = collections.Counter()
     described = []
     for (program, name), time in total.most_common():
         opcodes, source = contents[program].get(name, (opcodes_of_name(name), ""))
@@ -264,7 +266,7 @@ def divide(operations: list[Operation], window: tuple[float, float]) -> dict[Any
         start, end = runs.get(run, (o.start, o.end))
         runs[run] = min(start, o.start), max(end, o.end)
     # The deepest at a time has it: nothing runs, a program does, an operation of it does.
-    spans = [(0, *window, WAITING)]
+    spans: list[tuple[int, float, float, Any]] = [(0, *window, WAITING)]
     spans += [(1, start, end, BETWEEN) for start, end in runs.values()]
     spans += [(2, o.start, o.end, (o.program, o.name)) for o in operations]
     spans = [span for span in spans if span[1] < window[1] and span[2] > window[0]]
@@ -272,7 +274,7 @@ def divide(operations: list[Operation], window: tuple[float, float]) -> dict[Any
     clipped = (min(max(time, window[0]), window[1]) for span in spans for time in span[1:3])
 
     times: dict[Any, float] = collections.defaultdict(float)
-    running: list[tuple] = []  # a heap, of which the first has the time
+    running: list[tuple[int, float, float, Any]] = []  # a heap, of which the first has the time
     for now, then in itertools.pairwise(sorted(set(clipped))):
         while to_start and to_start[0][1] <= now:
             depth, start, end, what = to_start.popleft()
@@ -285,7 +287,7 @@ def divide(operations: list[Operation], window: tuple[float, float]) -> dict[Any
 
 def read_program(name: str) -> dict[str, tuple[frozenset[str], str]]:
     """`parse_program` of the living programs of a name."""
-    found = {}
+    found: dict[str, tuple[frozenset[str], str]] = {}
     for executable in jax.local_devices()[0].client.live_executables():
         for module in executable.hlo_modules():
             if module.name == name:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Integer, Shaped
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text, npz
@@ -39,27 +40,28 @@ class Scores:
     Enough to compute every metric and to draw every region again without the model.
     """
 
-    logits: np.ndarray  # float32 [N, C], what metrics rank
-    labels: np.ndarray  # int8 [N, C] in {+1, 0, -1}
-    image_ids: np.ndarray  # str [N]
-    class_names: np.ndarray  # str [C]
+    logits: Float32[np.ndarray, "N C"]  # what metrics rank
+    labels: Integer[np.ndarray, "N C"]  # in {+1, 0, -1}
+    image_ids: Shaped[np.ndarray, " N"]  # str
+    class_names: Shaped[np.ndarray, " C"]  # str
     set_name: str
     split: str
     image_size: int
     # Of a model that looks twice:
-    global_logits: np.ndarray | None = None  # float32 [N, C]
-    local_logits: np.ndarray | None = None  # float32 [N, C]
-    boxes: np.ndarray | None = None  # int32 [N, T, 4] (y1, x1, y2, x2), exclusive, in input pixels
-    box_classes: np.ndarray | None = None  # int32 [N, T]
-    # bool [N, T], the regions that were looked at; None: all. An image without any has its global
-    # logits for local ones: the second look changed nothing.
-    looked_at: np.ndarray | None = None
+    global_logits: Float32[np.ndarray, "N C"] | None = None
+    local_logits: Float32[np.ndarray, "N C"] | None = None
+    # (y1, x1, y2, x2), exclusive, in input pixels, of T regions an image.
+    boxes: Integer[np.ndarray, "N T 4"] | None = None
+    box_classes: Integer[np.ndarray, "N T"] | None = None
+    # The regions that were looked at; None: all. An image without any has its global logits for
+    # local ones: the second look changed nothing.
+    looked_at: Bool[np.ndarray, "N T"] | None = None
     # What decides the global outputs, to tell whether they can serve again; see global_pass.py.
     origin: dict[str, Any] | None = None
 
     @property
-    def streams(self) -> dict[str, np.ndarray]:
-        """The logits [N, C] of every stream there is: `final`, and `global` and `local`."""
+    def streams(self) -> dict[str, Float32[np.ndarray, "N C"]]:
+        """The logits of every stream there is: `final`, and `global` and `local`."""
         streams = {"global": self.global_logits, "local": self.local_logits, "final": self.logits}
         return {name: logits for name, logits in streams.items() if logits is not None}
 
@@ -80,7 +82,8 @@ class Scores:
         """
         path, what = Path(path), "a score file of mlic_jax"
         if not path.is_file():
-            raise UsageError(f"no score file at {path}")
+            run = ": a folder; of a run's it is --workdir" if path.is_dir() else ""
+            raise UsageError(f"no score file at {path}{run}")
         arrays = npz.read(path, what)
         fields: dict[str, Any] = {
             field.name: arrays[field.name]

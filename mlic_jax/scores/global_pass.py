@@ -5,19 +5,20 @@ the local stream's: with `config.eval.global_scores` only the second look is com
 file says what it was made with, and one that was made with anything else is refused.
 """
 
-import functools
 import json
 import operator
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from jaxtyping import Shaped
 
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, Scores
+from mlic_jax.scores.options import ScoreOptions
 
 # The options that decide the global outputs, beside the weights and the images.
 OPTIONS = (
@@ -34,29 +35,29 @@ OPTIONS = (
 )
 
 
-def origin_of(variables: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+def origin_of(variables: Mapping[str, Any], options: ScoreOptions) -> dict[str, Any]:
     """What decides the global outputs of an image: a digest of the weights, and the `OPTIONS`.
 
     Args:
         variables: of the model, of which `params` and `batch_stats` count.
-        config: of the evaluation.
+        options: of the evaluation.
 
     Returns:
         What JSON can hold, and gives back the same.
     """
     weights = {name: variables[name] for name in ("params", "batch_stats")}
-    origin = {"weights": digest_of_arrays(weights)}
-    origin |= {o: functools.reduce(operator.getitem, o.split("."), config) for o in OPTIONS}
+    origin = {option: operator.attrgetter(option)(options) for option in OPTIONS}
+    origin["weights"] = digest_of_arrays(weights)
     return json.loads(json.dumps(origin))
 
 
 def read(
-    config: ConfigDict, split: Split, origin: Mapping[str, Any], top_n: int
-) -> dict[str, np.ndarray]:
+    options: ScoreOptions, split: Split, origin: Mapping[str, Any], top_n: int
+) -> dict[str, Shaped[np.ndarray, "N ..."]]:
     """The global outputs of every image of a split, from the file `config.eval.global_scores`.
 
     Args:
-        config: of the evaluation.
+        options: of the evaluation.
         split: of N images.
         origin: what `origin_of` says now.
         top_n: the regions wanted of an image, T.
@@ -68,29 +69,30 @@ def read(
         UsageError: there is no such file, or it is of something else, which is named.
         Failure: it is not a score file.
     """
-    path = config.eval.global_scores
-    if config.model.name != "mcar":
+    path = options.eval.global_scores
+    if options.model.name != "mcar":
         raise UsageError(
-            f"eval.global_scores is {path}, but a {config.model.name} model looks only once: leave "
-            "it empty"
+            f"eval.global_scores is {path}, but a {options.model.name} model looks only once: "
+            "leave it empty"
         )
-    if config.eval.flip or config.eval.scales:
+    if options.eval.flip or options.eval.scales:
         raise UsageError(
             f"eval.global_scores is {path}, but with eval.flip or eval.scales an image has several "
             "views, and a score file has only their mean: leave it empty"
         )
-    scores = Scores.load(path)
+    scores = Scores.load(Path(path))
     if scores.origin is None:
         raise UsageError(
             f"{path} does not say what weights made it (it is of an earlier version, or not of "
             "MCAR): evaluate again with eval.global_scores empty"
         )
-    if any(getattr(scores, name) is None for name in GLOBAL_OUTPUTS):
+    seen = {name: getattr(scores, name) for name in GLOBAL_OUTPUTS}
+    if any(value is None for value in seen.values()):
         raise UsageError(
             f"{path} lacks the regions of a global pass: leave eval.global_scores empty"
         )
-    there = {"set": scores.set_name, "split": scores.split} | scores.origin
-    wanted = {"set": split.name, "split": split.split} | origin
+    there = {"set": scores.set_name, "split": scores.split, **scores.origin}
+    wanted = {"set": split.name, "split": split.split, **origin}
     wrong = [
         f"other {name}"
         if name == "weights"
@@ -102,12 +104,11 @@ def read(
         wrong.append("other classes")
     if list(scores.image_ids) != [split.image_id(i) for i in range(len(split))]:
         wrong.append("other images")
-    if scores.boxes.shape[1] < top_n:
-        wrong.append(f"{scores.boxes.shape[1]} regions of an image, not {top_n}")
+    if seen["boxes"].shape[1] < top_n:
+        wrong.append(f"{seen['boxes'].shape[1]} regions of an image, not {top_n}")
     if wrong:
         raise UsageError(
             f"the global pass in {path} does not fit, it has {'; '.join(wrong)}: evaluate again "
             "with eval.global_scores empty"
         )
-    seen = {name: getattr(scores, name) for name in GLOBAL_OUTPUTS}
     return seen | {name: seen[name][:, :top_n] for name in ("boxes", "box_classes")}

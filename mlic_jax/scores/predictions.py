@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float32
 
 SHOWN = 8  # labels of a photo in a line
 
@@ -17,8 +18,8 @@ class Region:
     box: Box  # (y1, x1, y2, x2) in pixels of the upright photo, upper bounds exclusive
     global_probability: float  # of the class, from the whole photo
     local_probability: float  # of the class, the highest of all regions
-    # Class activation scores over the whole photo, float32 [h, w] in [0, 1].
-    class_map: np.ndarray = dataclasses.field(repr=False, compare=False)
+    # Class activation scores over the whole photo, in [0, 1].
+    class_map: Float32[np.ndarray, "h w"] = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,7 +46,7 @@ class Prediction:
         if self.error is not None:
             return self.error
         if not self.labels:
-            likeliest = sorted(self.scores, key=self.scores.get)[-1:]
+            likeliest = sorted(self.scores, key=self.scores.__getitem__)[-1:]
             return "no label" + "".join(
                 f"; the likeliest is {name} {self.scores[name]:.2f}" for name in likeliest
             )

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jaxtyping import Shaped
 from tqdm import tqdm
 
 from mlic_jax.data import label_inputs, pipeline
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices, processes, profiling
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores import global_pass, views
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, OUTPUTS, Scores
+from mlic_jax.scores.options import ScoreOptions
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
@@ -32,28 +33,36 @@ ARRAY_OPTIONS = {"name": "", "backbone": "", "width": 1.0, "pool_ratio": 0.05, "
 
 
 def create_eval_model(
-    config: ConfigDict, num_classes: int, constants: Mapping[str, Any]
+    options: ScoreOptions, num_classes: int, constants: Mapping[str, Any]
 ) -> nn.Module:
     """The configured model, looking at as many regions as evaluation is to, and as it is to.
 
     Args:
         constants: variables of which the collection `label_inputs` is used, if it is there.
     """
-    options = config.model.copy_and_resolve_references()
-    options.top_n = config.eval.top_n or options.top_n
-    options.local_size = config.eval.local_size or options.local_size
-    with options.unlocked():
-        options.local_bound = config.eval.local_bound  # no option of training
-    return create_model(options, num_classes, **label_inputs.arguments_of(constants))
+    look = options.eval
+    as_seen = dataclasses.replace(
+        options.model,
+        top_n=look.top_n or options.model.top_n,
+        local_size=look.local_size or options.model.local_size,
+    )
+    model = create_model(as_seen, num_classes, **label_inputs.arguments_of(constants))
+    if not isinstance(model, MCAR):
+        return model
+    if not 0 <= look.local_bound < 1:
+        raise UsageError(
+            f"eval.local_bound is {look.local_bound}; it must be at least 0 and below 1"
+        )
+    return model.clone(local_bound=look.local_bound)
 
 
 def make_eval_step(
     model: nn.Module,
-    config: ConfigDict,
+    options: ScoreOptions,
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
     class_maps: bool = False,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
@@ -65,37 +74,38 @@ def make_eval_step(
         class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
     """
 
-    def eval_step(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         seen = {name: batch[name] for name in GLOBAL_OUTPUTS if name in batch}
         second_look = {"seen": seen, "method": "look_locally"} if seen else {}
+        run: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
 
         def apply(view: jax.Array) -> dict[str, jax.Array]:
             if not class_maps:
-                return model.apply(variables, view, **second_look)
-            outputs, beside = model.apply(variables, view, mutable=["intermediates"])
+                return run(variables, view, **second_look)
+            outputs, beside = run(variables, view, mutable=["intermediates"])
             maps = beside.get("intermediates", {}).get("class_maps", ())
             return outputs | dict(zip(("class_maps",), maps, strict=False))
 
-        with in_precision(config.model, training=False):
-            outputs = views.score_views(apply, batch["image"], config)
+        with in_precision(options.model.precision, training=False):
+            outputs = views.score_views(apply, batch["image"], options)
         outputs = {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
         return outputs | {name: batch[name] for name in ("labels", "index") if name in batch}
 
-    step = on_own_rows(eval_step, config, mesh, specs)
+    step = on_own_rows(eval_step, options, mesh, specs)
     return jax.jit(step, out_shardings=devices.replicated(mesh))
 
 
-def batch_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+def batch_rows(options: ScoreOptions, mesh: jax.sharding.Mesh) -> int:
     """The images of a batch of evaluation: `config.eval.batch_size` on every device."""
-    return config.eval.batch_size * mesh.size
+    return options.eval.batch_size * mesh.size
 
 
 def on_own_rows(
-    step: Callable,
-    config: ConfigDict,
+    step: Callable[..., Any],
+    options: ScoreOptions,
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
-) -> Callable:
+) -> Callable[..., Any]:
     """`step`, (variables, rows) -> rows, as every device is to run it.
 
     Where regions are skipped, on the rows that it has and without a word to the others: the loop
@@ -105,7 +115,7 @@ def on_own_rows(
     Args:
         specs: how the variables lie on the mesh.
     """
-    if config.eval.local_bound <= 0 and not config.shard_fc1:
+    if options.eval.local_bound <= 0 and not options.shard_fc1:
         return step
     rows = devices.BY_ROWS
     return devices.on_own_rows(step, mesh, in_specs=(specs, rows), out_specs=rows)
@@ -118,32 +128,35 @@ class Evaluator:
     Attributes:
         eval_step: of `make_eval_step`.
         split: of N images.
-        config: of which `eval` and `data` are used.
+        options: of which `eval` and `data` are used.
         mesh: the devices.
-        global_outputs: the `GLOBAL_OUTPUTS` `[N, ...]` of an earlier evaluation; their stream is
-            not run again.
+        global_outputs: the `GLOBAL_OUTPUTS` of an earlier evaluation; their stream is not run
+            again.
     """
 
-    eval_step: Callable
+    eval_step: Callable[..., Any]
     split: Split
-    config: ConfigDict
+    options: ScoreOptions
     mesh: jax.sharding.Mesh
-    global_outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] = dataclasses.field(
+        default_factory=dict
+    )
 
-    def compiled(self, variables: dict) -> "Evaluator":
+    def compiled(self, variables: dict[str, Any]) -> "Evaluator":
         """The same with its step compiled now, for variables as these are and lie."""
-        classes, size = len(self.split.class_names), views.host_size(self.config)
-        rows = batch_rows(self.config, self.mesh)
+        classes, size = len(self.split.class_names), views.host_size(self.options)
+        rows = batch_rows(self.options, self.mesh)
         batch = devices.abstract_batch(self.mesh, rows, size, classes)
         for name, values in self.global_outputs.items():
             batch[name] = jax.ShapeDtypeStruct(
                 (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(self.mesh)
             )
-        what = "the evaluation step"
-        step = compilation.compile_ahead(what, self.eval_step, variables, batch)
+        what, step = "the evaluation step", self.eval_step
+        assert isinstance(step, jax.stages.Wrapped), "it is compiled already"
+        step = compilation.compile_ahead(what, step, variables, batch)
         return dataclasses.replace(self, eval_step=step)
 
-    def __call__(self, variables: dict, profile: Path | None = None) -> Scores:
+    def __call__(self, variables: dict[str, Any], profile: Path | None = None) -> Scores:
         """The scores of the split.
 
         Args:
@@ -153,8 +166,8 @@ class Evaluator:
         Raises:
             Failure: an image cannot be read, or not every image got a score.
         """
-        split, in_flight = self.split, collections.deque()
-        rows: dict[str, np.ndarray] = {}
+        split, rows = self.split, dict[str, Any]()
+        in_flight = collections.deque[dict[str, jax.Array]]()
         seen = np.zeros(len(split), np.int32)
 
         def collect() -> None:
@@ -185,26 +198,26 @@ class Evaluator:
             class_names=np.array(split.class_names),
             set_name=split.name,
             split=split.split,
-            image_size=self.config.data.image_size,
+            image_size=self.options.data.image_size,
         )
 
     def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
-        rows = batch_rows(self.config, self.mesh)
+        rows = batch_rows(self.options, self.mesh)
         batches = pipeline.batches(
             self.split,
             batch_size=rows,
-            image_size=views.host_size(self.config),
+            image_size=views.host_size(self.options),
             shuffle=False,
-            cache=self.config.data.cache,
-            cache_gib=self.config.data.cache_gib,
-            workers=self.config.data.workers,
-            threads=self.config.data.threads,
+            cache=self.options.data.cache,
+            cache_gib=self.options.data.cache_gib,
+            workers=self.options.data.workers,
+            threads=self.options.data.threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         total = pipeline.steps_per_epoch(len(self.split), rows)
-        return tqdm(
+        bar = tqdm(
             profiling.profiled(batches, total, "evaluate", profile),
             f"score {self.split.split}",
             total,
@@ -212,10 +225,11 @@ class Evaluator:
             leave=False,
             disable=not processes.is_first(),
         )
+        return iter(bar)
 
 
 def load_model(
-    config: ConfigDict, path: Path, split: Split
+    options: ScoreOptions, path: Path, split: Split
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """The configured model with what is in the checkpoint folder `path`: its variables, metadata.
 
@@ -223,16 +237,19 @@ def load_model(
         UsageError: it is of another model, or of other classes than the split's.
     """
     variables, metadata = load_weights(path)
-    current = {"config": json.loads(config.to_json()), "class_names": list(split.class_names)}
+    current = {
+        "config": {"model": dataclasses.asdict(options.model)},
+        "class_names": list(split.class_names),
+    }
     check_same_model(metadata, current, path)
-    return create_eval_model(config, len(split.class_names), variables), variables, metadata
+    return create_eval_model(options, len(split.class_names), variables), variables, metadata
 
 
 def score_model(
     model: nn.Module,
     variables: Mapping[str, Any],
     split: Split,
-    config: ConfigDict,
+    options: ScoreOptions,
     profile: Path | None = None,
 ) -> Scores:
     """The scores of a split by a model that `load_model` loaded, on all devices.
@@ -243,12 +260,12 @@ def score_model(
     mesh = devices.create_mesh()
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     weights = devices.lay_out(weights, devices.replicated(mesh))
-    origin = global_pass.origin_of(variables, config) if config.model.name == "mcar" else None
+    origin = global_pass.origin_of(variables, options) if options.model.name == "mcar" else None
     earlier = {}
-    if config.eval.global_scores:
-        earlier = global_pass.read(config, split, origin or {}, getattr(model, "top_n", 0))
-    eval_step = make_eval_step(model, config, mesh, devices.specs_of(weights))
-    evaluator = Evaluator(eval_step, split, config, mesh, earlier).compiled(weights)
+    if options.eval.global_scores:
+        earlier = global_pass.read(options, split, origin or {}, getattr(model, "top_n", 0))
+    eval_step = make_eval_step(model, options, mesh, devices.specs_of(weights))
+    evaluator = Evaluator(eval_step, split, options, mesh, earlier).compiled(weights)
     processes.wait_for_all("compiled")
     return dataclasses.replace(evaluator(weights, profile), origin=origin)
 

@@ -12,44 +12,46 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float, UInt8
 
+from mlic_jax.models.arrays import Outputs
 from mlic_jax.models.inputs import normalise
+from mlic_jax.scores.options import ScoreOptions
 
-Outputs = dict[str, jax.Array]
 
-
-def view_sizes(config: ConfigDict) -> tuple[int, ...]:
+def view_sizes(options: ScoreOptions) -> tuple[int, ...]:
     """The sizes of all views in pixels, `data.image_size` first, none twice."""
-    return tuple(dict.fromkeys((config.data.image_size, *config.eval.scales)))
+    return tuple(dict.fromkeys((options.data.image_size, *options.eval.scales)))
 
 
-def host_size(config: ConfigDict) -> int:
+def host_size(options: ScoreOptions) -> int:
     """The size in pixels that images are to have when they reach the device."""
-    return max(view_sizes(config))
+    return max(view_sizes(options))
 
 
 def score_views(
-    apply: Callable[[jax.Array], Outputs], images: jax.Array, config: ConfigDict
+    apply: Callable[[Float[Array, "B S S 3"]], Outputs],
+    images: UInt8[Array, "B L L 3"],
+    options: ScoreOptions,
 ) -> Outputs:
     """What a model says of images, its logits averaged over the views of `config.eval`.
 
     Args:
-        apply: float32 images `[B, S, S, 3]`, normalised, to what the model says of them.
-        images: uint8 `[B, L, L, 3]`, L = `host_size(config)`.
-        config: of which `eval.flip`, `eval.scales`, `data.image_size` and `augment` are used.
+        apply: normalised images to what the model says of them.
+        images: L = `host_size(options)`.
+        options: of which `eval.flip`, `eval.scales`, `data.image_size` and `augment` are used.
 
     Returns:
         The outputs of the plain view; of those whose name ends in `logits`, the mean of all views.
     """
 
-    def outputs_of(view: jax.Array) -> Outputs:
-        return apply(normalise(view, config.augment))
+    def outputs_of(view: Array) -> Outputs:
+        return apply(normalise(view, options.augment))
 
     outputs = []
-    for size in view_sizes(config):
+    for size in view_sizes(options):
         view = resize(images, size)
-        if config.eval.flip:
+        if options.eval.flip:
             # As a loop on the device: the model is compiled once for the two, and as fast.
             both = lax.map(outputs_of, jnp.stack([view, view[:, :, ::-1]]))
             outputs += [{name: both[name][k] for name in both} for k in (0, 1)]
@@ -63,8 +65,8 @@ def score_views(
     return outputs[0] | means
 
 
-def resize(images: jax.Array, size: int) -> jax.Array:
-    """Resizes uint8 `[B, L, L, 3]` to `[B, size, size, 3]`: bilinear, antialiased, as Pillow does.
+def resize(images: UInt8[Array, "B L L 3"], size: int) -> UInt8[Array, "B {size} {size} 3"]:
+    """Bilinear, antialiased, as Pillow does it.
 
     Its pixels are within two grey levels of Pillow's, which rounds between rows and columns.
     """

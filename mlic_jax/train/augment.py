@@ -3,35 +3,44 @@
 In float32, or in float64 where JAX has that enabled, as a reference has.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from mlic_jax.models.inputs import _standardise
+from mlic_jax.models.inputs import InputOptions, _standardise
 
 # Luma weights of ITU-R 601, those of Pillow's conversion to grey.
 LUMA = (0.299, 0.587, 0.114)
 
 
-def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
+@dataclass(frozen=True)
+class AugmentOptions(InputOptions):
+    """`config.augment`, where every option is explained."""
+
+    flip: bool
+    jitter: float
+
+
+def augment(images: jax.Array, key: jax.Array, options: AugmentOptions) -> jax.Array:
     """Random flip and colour jitter, then normalisation.
 
     Args:
         images: uint8 `[B, H, W, 3]`.
         key: decides everything random.
-        config: `config.augment`.
+        options: what is random, and what images are normalised with.
 
     Returns:
         float32 `[B, H, W, 3]`.
     """
     flip_key, jitter_key = jax.random.split(key)
     images = jnp.asarray(images, float) / 255
-    if config.flip:
+    if options.flip:
         flipped = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
-    if config.jitter:
-        images = colour_jitter(images, jitter_key, config.jitter)
-    return _standardise(images, config)
+    if options.jitter:
+        images = colour_jitter(images, jitter_key, options.jitter)
+    return _standardise(images, options)
 
 
 def colour_jitter(images: jax.Array, key: jax.Array, strength: float) -> jax.Array:

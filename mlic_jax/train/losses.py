@@ -1,12 +1,29 @@
 """What training minimises, from logits."""
 
-import jax
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Float32
+
+from mlic_jax.data.label_policy import LabelPolicy
+from mlic_jax.models.arrays import Outputs
+from mlic_jax.options import Options
+
+# Bool, or in [0, 1].
+Targets = Bool[Array, "B C"] | Float[Array, "B C"]
 
 
-def smooth_targets(present: jax.Array, smoothing: float) -> jax.Array:
-    """Targets float32 `[...]` of bool labels: 1 - s / 2 where present, s / 2 where not.
+@dataclass(frozen=True)
+class LossOptions(Options):
+    """`config.loss`, where every option is explained."""
+
+    label_policy: LabelPolicy
+    label_smoothing: float
+
+
+def smooth_targets(present: Bool[Array, "*axes"], smoothing: float) -> Float32[Array, "*axes"]:
+    """Targets of labels: 1 - s / 2 where present, s / 2 where not.
 
     Label smoothing (Szegedy et al. 2016) of two classes, as every label is one of present or not.
 
@@ -16,16 +33,16 @@ def smooth_targets(present: jax.Array, smoothing: float) -> jax.Array:
     return jnp.where(present, jnp.float32(1 - smoothing / 2), jnp.float32(smoothing / 2))
 
 
-def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array) -> jax.Array:
+def binary_cross_entropy(
+    logits: Float[Array, "B C"], targets: Targets, known: Bool[Array, "B C"]
+) -> Float[Array, ""]:
     """Mean binary cross entropy over what is known.
 
     Args:
-        logits: float32 `[B, C]`.
-        targets: `[B, C]`, bool or in [0, 1].
-        known: bool `[B, C]`; where False (an ignored label, a padded row) the gradient is 0.
+        known: where False (an ignored label, a padded row) the gradient is 0.
 
     Returns:
-        float32 scalar; 0 where nothing is known.
+        0 where nothing is known.
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
     count = jnp.sum(known.astype(logits.dtype))
@@ -33,8 +50,8 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, known: jax.Array
 
 
 def two_stream_loss(
-    outputs: dict[str, jax.Array], targets: jax.Array, known: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    outputs: Outputs, targets: Targets, known: Bool[Array, "B C"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """MCAR's loss, the cross entropies of the global and of the local scores (TIP 2021).
 
     Returns:
@@ -48,18 +65,17 @@ def two_stream_loss(
 
 
 def total_loss(
-    outputs: dict[str, jax.Array], targets: jax.Array, known: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    outputs: Outputs, targets: Targets, known: Bool[Array, "B C"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of any model, told by what it outputs.
 
     Args:
         outputs: with `local_logits` those of MCAR; with `group_loss` those of MSRN, whose loss is
             the cross entropy of `logits` plus that; with neither, the cross entropy is all.
-        targets: `[B, C]`, bool or in [0, 1].
-        known: bool `[B, C]`, as for `binary_cross_entropy`.
+        known: as for `binary_cross_entropy`.
 
     Returns:
-        float32 scalar, and its parts by name for the log (none where it has only one).
+        The loss, and its parts by name for the log (none where it has only one).
     """
     if "local_logits" in outputs:
         return two_stream_loss(outputs, targets, known)

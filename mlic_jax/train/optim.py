@@ -1,14 +1,37 @@
 """SGD as PyTorch means it (or AdamW), with named groups of parameters and rates in epochs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
+from mlic_jax.options import Options
+
+
+@dataclass(frozen=True)
+class OptimOptions(Options):
+    """`config.optim`, where every option is explained."""
+
+    name: str
+    learning_rate: float
+    scaling: str
+    reference_batch: int
+    reference_classes: int
+    multipliers: Mapping[str, float]  # of groups of parameters, by name
+    schedule: str
+    floor: float
+    milestones: tuple[float, ...]
+    warmup_epochs: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    clip_norm: float
+
 
 # How the rate follows the size of the batch, from that of `optim.reference_batch`: not, in
 # proportion (Goyal et al. 2017), or with its root (Krizhevsky 2014).
@@ -19,8 +42,8 @@ RATE_SCALINGS: dict[str, Callable[[float], float]] = {
 }
 
 
-def rate_scale(config: ConfigDict, batch_size: int, num_classes: int) -> float:
-    """What the rate of `config.optim` is multiplied with for such a batch and so many classes.
+def rate_scale(options: OptimOptions, batch_size: int, num_classes: int) -> float:
+    """What the rate is multiplied with for such a batch and so many classes.
 
     The loss is a mean over the classes, so the gradient of what belongs to one class alone goes
     with 1 / classes, and with their number the highest rate at which SGD is stable. Let x be the
@@ -45,31 +68,28 @@ def rate_scale(config: ConfigDict, batch_size: int, num_classes: int) -> float:
 
     AdamW's moves do not depend on the scale of the loss.
 
-    Args:
-        config: `config.optim`.
     """
-    scale = RATE_SCALINGS[config.scaling](batch_size / config.reference_batch)
-    if config.name == "sgd" and config.reference_classes:
-        scale *= num_classes / config.reference_classes
+    scale = RATE_SCALINGS[options.scaling](batch_size / options.reference_batch)
+    if options.name == "sgd" and options.reference_classes:
+        scale *= num_classes / options.reference_classes
     return scale
 
 
 def create_schedule(
-    config: ConfigDict, steps_per_epoch: int, epochs: int, scale: float = 1.0
+    options: OptimOptions, steps_per_epoch: int, epochs: int, scale: float = 1.0
 ) -> optax.Schedule:
     """The learning rate of a step, before any group's multiplier.
 
     Args:
-        config: `config.optim`.
         scale: of all rates, see `rate_scale`.
     """
-    rate = scale * config.learning_rate
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if config.schedule == "cosine":
+    rate = scale * options.learning_rate
+    warmup = round(options.warmup_epochs * steps_per_epoch)
+    if options.schedule == "cosine":
         steps = max(epochs * steps_per_epoch - warmup, 1)
-        main = optax.cosine_decay_schedule(rate, steps, alpha=config.floor)
+        main = optax.cosine_decay_schedule(rate, steps, alpha=options.floor)
     else:
-        drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in config.milestones}
+        drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in options.milestones}
         main = optax.piecewise_constant_schedule(rate, drops)
     if warmup:
         rise = optax.linear_schedule(rate / warmup, rate, warmup)
@@ -78,24 +98,24 @@ def create_schedule(
     return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
-def group_multipliers(config: ConfigDict, params: dict) -> dict[str, float]:
-    """The multiplier of every top-level module of `params`, from `config.optim`.
+def group_multipliers(options: OptimOptions, params: dict[str, Any]) -> dict[str, float]:
+    """The multiplier of every top-level module of `params`.
 
     Raises:
         UsageError: a group is no module, or a module is in no group.
     """
-    multipliers = dict(config.multipliers)
-    rest = multipliers.pop("rest", None)
-    if set(multipliers) - set(params) or (rest is None and set(multipliers) != set(params)):
+    multipliers = options.multipliers
+    named = set(multipliers) - {"rest"}
+    if named - set(params) or ("rest" not in multipliers and named != set(params)):
         raise UsageError(
-            f"optim.multipliers names the groups {', '.join(sorted(config.multipliers))}; the "
+            f"optim.multipliers names the groups {', '.join(sorted(multipliers))}; the "
             f"model has {', '.join(sorted(params))}, and `rest` stands for those not named"
         )
-    return {name: multipliers.get(name, rest) for name in params}
+    return {name: multipliers[name if name in named else "rest"] for name in params}
 
 
 def create_optimizer(
-    config: ConfigDict, params: dict, schedule: optax.Schedule
+    options: OptimOptions, params: dict[str, Any], schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
@@ -105,27 +125,26 @@ def create_optimizer(
     gradient of all groups together before anything else.
 
     Args:
-        config: `config.optim`.
         params: the parameter tree; a group is a top-level module of it.
         schedule: of the rate.
 
     Raises:
         UsageError: the groups do not cover the model's top-level modules exactly.
     """
-    multipliers = group_multipliers(config, params)
+    multipliers = group_multipliers(options, params)
 
     def rule(multiplier: float) -> optax.GradientTransformation:
         if not multiplier:
             return optax.set_to_zero()
-        decay = optax.add_decayed_weights(config.weight_decay)
+        decay = optax.add_decayed_weights(options.weight_decay)
         rate = optax.scale_by_learning_rate(lambda step: multiplier * schedule(step))
-        if config.name == "adamw":
+        if options.name == "adamw":
             return optax.chain(optax.scale_by_adam(), decay, rate)
-        return optax.chain(decay, optax.trace(config.momentum, config.nesterov), rate)
+        return optax.chain(decay, optax.trace(options.momentum, options.nesterov), rate)
 
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     groups = {name: rule(multiplier) for name, multiplier in multipliers.items()}
     optimizer = optax.partition(groups, labels)
-    if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if options.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)
     return optimizer

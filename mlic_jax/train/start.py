@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from mlic_jax.data import co_occurrence, label_inputs
 from mlic_jax.data.records import Split
@@ -17,6 +16,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
 from mlic_jax.train.optim import group_multipliers
+from mlic_jax.train.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 
@@ -24,69 +24,69 @@ logger = logging.getLogger(__name__)
 CLASSIFIERS = {"convclass", "fc2", "per_label"}
 
 
-def label_constants(config: ConfigDict, split: Split) -> dict[str, Any]:
+def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
     """What MSRN knows of its labels, the collection `label_inputs`; nothing of other models.
 
     Raises:
         UsageError: the word vectors are not given, or a file is missing or of other classes.
     """
-    if config.model.name != "msrn":
+    if options.model.name != "msrn":
         return {}
-    if not config.data.word_vectors:
+    if not options.data.word_vectors:
         raise UsageError(
             "data.word_vectors is empty, and MSRN needs a word vector for every label: build them "
             f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
-    graph = config.data.label_graph or co_occurrence.from_split(split, config.loss.label_policy)
-    known = label_inputs.read(graph, config.data.word_vectors, split.class_names)
+    graph = options.data.label_graph or co_occurrence.from_split(split, options.loss.label_policy)
+    known = label_inputs.read(graph, options.data.word_vectors, split.class_names)
     return {"label_inputs": known}
 
 
-def initial_variables(model: nn.Module, config: ConfigDict) -> dict[str, Any]:
-    """Variables drawn from `config.seed`."""
-    size = config.data.image_size
+def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
+    """Variables drawn from `seed`."""
+    size = options.data.image_size
     # XLA's own generator: to compile threefry for every kernel takes several times longer.
-    key = jax.random.key(config.seed, impl="rbg")
+    key = jax.random.key(options.seed, impl="rbg")
     return dict(jax.jit(model.init)(key, jnp.zeros((1, size, size, 3))))
 
 
 def start_weights(
-    variables: dict[str, Any], config: ConfigDict, class_names: list[str]
+    variables: dict[str, Any], options: TrainOptions, class_names: list[str]
 ) -> dict[str, Any]:
     """Puts into fresh variables what a new run is to start from.
 
-    From `config.init_from` it takes the whole model where that has the same classes, else the
-    backbone and what else does not depend on the classes; then `config.init_prior` decides the bias
+    From `init_from` it takes the whole model where that has the same classes, else the
+    backbone and what else does not depend on the classes; then `init_prior` decides the bias
     of a classifier that is fresh.
     """
-    modules = set()
-    if config.init_from:
-        loaded, info = load_weights(config.init_from)
+    modules: set[str] = set()
+    if options.init_from:
+        loaded, info = load_weights(Path(options.init_from))
         whole = info.get("class_names") == class_names
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
-        source = f"{config.init_from} ({info.get('arch', config.model.name)})"
+        source = f"{options.init_from} ({info.get('arch', options.model.name)})"
         variables = merge_weights(variables, loaded, modules, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
     (classifier,) = CLASSIFIERS & variables["params"].keys()
-    if config.init_prior and classifier not in modules:
+    if options.init_prior and classifier not in modules:
         layer = variables["params"][classifier]
         layer["bias"] = jnp.full_like(
-            layer["bias"], math.log(config.init_prior / (1 - config.init_prior))
+            layer["bias"], math.log(options.init_prior / (1 - options.init_prior))
         )
     return variables
 
 
-def write_overview(path: Path, params: dict, config: ConfigDict) -> None:
+def write_overview(path: Path, params: dict[str, Any], options: TrainOptions) -> None:
     """Writes every array of a model and the rate of every group; how many in all is logged."""
-    multipliers = group_multipliers(config.optim, params)
+    multipliers = group_multipliers(options.optim, params)
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
     groups = [
         f"Group {name}: {sizes[name]} parameters, rate x {multipliers[name]:g}\n"
         for name in sorted(params)
     ]
     write_text(path, f"{parameter_overview.get_parameter_overview(params)}\n{''.join(groups)}")
-    model = f"{config.model.name} on {config.model.backbone}"
+    model = f"{options.model.name} on {options.model.backbone}"
     logger.info("%s: %s parameters, see %s", model, f"{sum(sizes.values()):,}", path)
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
@@ -21,6 +20,10 @@ from mlic_jax.runtime import devices
 from mlic_jax.train.augment import augment
 from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
+from mlic_jax.train.options import TrainOptions
+
+Rows = dict[str, jax.Array]  # of a batch, or of a part of one
+Outcome = tuple[Any, tuple[Any, Any]]  # of rows: new batch_stats, (metrics, gradient)
 
 
 @flax.struct.dataclass
@@ -37,10 +40,10 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    config: ConfigDict,
+    options: TrainOptions,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
@@ -53,18 +56,18 @@ def make_train_step(
         shardings: how the state lies on the mesh, see `devices.lying`.
     """
 
-    gradient_of = make_gradient(model, config, mesh, shardings)
+    gradient_of = make_gradient(model, options, mesh, shardings)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        labels = resolve_unknown(batch["labels"], config.loss.label_policy)
+    def train_step(
+        state: TrainState, batch: Rows, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        labels = resolve_unknown(batch["labels"], options.loss.label_policy)
         known = (labels != 0) & batch["mask"][:, None]
         rows = {
-            "images": augment(batch["image"], jax.random.fold_in(key, state.step), config.augment),
-            "targets": smooth_targets(labels > 0, config.loss.label_smoothing),
+            "images": augment(batch["image"], jax.random.fold_in(key, state.step), options.augment),
+            "targets": smooth_targets(labels > 0, options.loss.label_smoothing),
             "known": known,
-            "groups": groups_in_parts(
-                batch["mask"], config.accumulation, config.model.get("bn_groups", 1)
-            ),
+            "groups": groups_in_parts(batch["mask"], options.accumulation, options.model.bn_groups),
         }
         batch_stats, (metrics, gradient) = gradient_of(
             state.params, state.batch_stats, rows, jnp.sum(known, dtype=jnp.int32)
@@ -84,26 +87,28 @@ def make_train_step(
 
 
 def make_gradient(
-    model: nn.Module, config: ConfigDict, mesh: Mesh | None, shardings: TrainState | None
-) -> Callable:
+    model: nn.Module, options: TrainOptions, mesh: Mesh | None, shardings: TrainState | None
+) -> Callable[..., Any]:
     """(params, batch_stats, rows, known) -> (new batch_stats, (metrics, gradient)) of a batch.
 
     `known` is how many labels are, of all rows. Arguments are those of `make_train_step`.
     """
 
-    def share_of_loss(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+    def share_of_loss(
+        params: Any, batch_stats: Any, rows: Rows, known: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         """What some rows add to the loss, and (what they add to metrics, new batch_stats).
 
         Every row weighs as much as it has of the labels that are known in the whole batch, so that
         the sums over its parts are of all rows together.
         """
         # So that no gradient is computed for what is frozen.
-        multipliers = group_multipliers(config.optim, params)
+        multipliers = group_multipliers(options.optim, params)
         frozen = {name: lax.stop_gradient(params[name]) for name in params if not multipliers[name]}
         outputs, updates = model.apply(
             {"params": params | frozen, "batch_stats": batch_stats},
             rows["images"],
-            train=not config.freeze_statistics,
+            train=not options.freeze_statistics,
             mask=rows["groups"],
             mutable=["batch_stats"],
         )
@@ -112,16 +117,16 @@ def make_gradient(
         metrics = jax.tree.map(lambda value: share * value, {"loss": loss, **parts})
         return metrics["loss"], (metrics, updates["batch_stats"])
 
-    def in_parts(params: Any, batch_stats: Any, rows: dict[str, jax.Array], known: jax.Array):
+    def in_parts(params: Any, batch_stats: Any, rows: Rows, known: jax.Array) -> Outcome:
         gradient_of = partial(jax.grad(share_of_loss, has_aux=True), params, known=known)
-        with in_precision(config.model, training=True):
-            return accumulate(gradient_of, config.accumulation, batch_stats, rows)
+        with in_precision(options.model.precision, training=True):
+            return accumulate(gradient_of, options.accumulation, batch_stats, rows)
 
-    if mesh is None:
+    if mesh is None or shardings is None:  # one is given with the other
         return in_parts
     params_specs = devices.specs_of(shardings.params)
 
-    def on_all_devices(*arguments: Any):
+    def on_all_devices(*arguments: Any) -> Outcome:
         batch_stats, (metrics, gradient) = in_parts(*arguments)
         # Exchanged once for all parts.
         gradient = devices.sum_over_devices(gradient, params_specs)
@@ -137,8 +142,8 @@ def make_gradient(
 
 
 def accumulate(
-    gradient_of: Callable, count: int, batch_stats: Any, rows: dict[str, jax.Array]
-) -> tuple[Any, tuple[Any, Any]]:
+    gradient_of: Callable[..., Any], count: int, batch_stats: Any, rows: Rows
+) -> Outcome:
     """Sums over parts of the rows, one after the other: less memory, more steps.
 
     Batch normalisation sees a part at a time, and its running statistics move once for each that
@@ -153,11 +158,11 @@ def accumulate(
         The last batch_stats, and the sums of (metrics, gradient).
     """
 
-    def of_part(batch_stats: Any, part: dict[str, jax.Array]):
+    def of_part(batch_stats: Any, part: Rows) -> Outcome:
         gradient, (metrics, batch_stats) = gradient_of(batch_stats, part)
         return batch_stats, (metrics, gradient)
 
-    def add(carry, part):
+    def add(carry: Outcome, part: Rows) -> tuple[Outcome, None]:
         batch_stats, terms = of_part(carry[0], part)
         return (batch_stats, jax.tree.map(jnp.add, carry[1], terms)), None
 
@@ -176,9 +181,9 @@ def groups_in_parts(mask: jax.Array, parts: int, groups: int) -> jax.Array:
     return by_part.T.reshape(-1)
 
 
-def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch_size(options: TrainOptions, mesh: Mesh) -> None:
     """Raises UsageError where a batch does not divide into parts and groups, and among devices."""
-    size, parts, groups = config.batch_size, config.accumulation, config.model.bn_groups
+    size, parts, groups = options.batch_size, options.accumulation, options.model.bn_groups
     devices.check_batch_size("batch_size", size, mesh, parts)
     if groups > 0 and size // parts % groups:
         raise UsageError(

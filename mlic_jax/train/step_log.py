@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure
 from mlic_jax.runtime import devices, processes
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.writers import MetricWriter
 
 # Steps whose metrics may still be on their way while the next ones are dispatched.
@@ -32,7 +32,7 @@ class StepLog:
         validated: bool,
         epoch_steps: int,
         split: Split,
-        config: ConfigDict,
+        options: TrainOptions,
         window: dict[str, Any] | None = None,
     ):
         """Opens the files.
@@ -45,14 +45,14 @@ class StepLog:
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
         self._split = split
-        self._every = config.log_every
-        self._epochs, self._validate_every = config.epochs, config.eval.every
-        self._batch_size = config.batch_size
+        self._every = options.log_every
+        self._epochs, self._validate_every = options.epochs, options.eval.every
+        self._batch_size = options.batch_size
         self._writer = None
         if processes.is_first():
             self._writer = MetricWriter(workdir, first_step, validated)
-        self._in_flight: collections.deque = collections.deque()
-        total = config.epochs * epoch_steps
+        self._in_flight = collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]()
+        total = options.epochs * epoch_steps
         self._bar = tqdm(
             total=total,
             initial=first_step,

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config import default_config
 from mlic_jax.models import create_model
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.train.losses import total_loss
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 
 # How the names of a reference begin that train at the rate of the backbone.
@@ -175,7 +176,7 @@ def jax_inference(
     subject: Subject, given: dict[str, Any], sizes: Sizes
 ) -> Callable[[], dict[str, Any]]:
     config = subject.recipe(sizes)
-    images = normalise(given["batch"]["images"], config.augment)
+    images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     apply = jax.jit(subject.model(given, sizes).apply)
     variables, name = given["variables"], _SCORES[config.model.name]
     # All outputs leave the compiled function, or it would not compute the local stream.
@@ -185,10 +186,11 @@ def jax_inference(
 def jax_step(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
     config = subject.recipe(sizes)
     variables = jax.tree.map(jnp.array, given.pop("variables"))  # a step reuses their memory
-    schedule = create_schedule(config.optim, 1000, config.epochs)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    options = TrainOptions.of(config)
+    schedule = create_schedule(options.optim, 1000, options.epochs)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    step = make_train_step(subject.model(given, sizes), optimizer, schedule, config)
+    step = make_train_step(subject.model(given, sizes), optimizer, schedule, options)
     batch = {"image": given["batch"]["images"], "labels": given["batch"]["labels"]}
     batch["mask"] = jnp.ones(len(batch["labels"]), bool)
     key, name = jax.random.key(0), _LOSSES[config.model.name]
@@ -207,7 +209,7 @@ def jax_forwards(
     """The forward pass of a training step, three times: what a step is thought to cost."""
     config = subject.recipe(sizes)
     model = subject.model(given, sizes)
-    images = normalise(given["batch"]["images"], config.augment)
+    images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     labels = given["batch"]["labels"]
 
     @jax.jit
@@ -222,7 +224,7 @@ def jax_kept(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[
     """The forward pass of a training step alone, with what it keeps for the backward pass."""
     config = subject.recipe(sizes)
     model = subject.model(given, sizes)
-    images = normalise(given["batch"]["images"], config.augment)
+    images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     labels = given["batch"]["labels"]
 
     @jax.jit

@@ -12,6 +12,7 @@ from PIL import Image
 from mlic_jax.config import default_config
 from mlic_jax.data import records, sources
 from mlic_jax.data.detect import detect, roles_of
+from mlic_jax.data.options import DataOptions
 
 
 def _jpeg(seed: int, width: int = 24, height: int = 18) -> bytes:
@@ -117,9 +118,9 @@ class OwnData:
         data.update({"source": self.layout.format, "name": "mine", **self.layout.options})
         with data.unlocked():
             data.splits = {}
-            self.own_splits = sources.create(data).own_splits
+            self.own_splits = sources.create(DataOptions.of(data)).own_splits
             data.splits = roles_of(self.own_splits)
-        self.source = sources.create(data)
+        self.source = sources.create(DataOptions.of(data))
         self.of = {split: dict(self._labels(split, folder)) for split in self.source.splits}
         self.labels = {file: names for part in self.of.values() for file, names in part.items()}
         self.notes = "\n".join((*self.layout.notes, *getattr(self.source, "notes", ())))

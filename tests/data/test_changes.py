@@ -12,10 +12,15 @@ from PIL import Image
 
 from mlic_jax.config import default_config
 from mlic_jax.data import pipeline, records, sources, transforms
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import changes, shards, stamps, writing
 from mlic_jax.errors import Failure, UsageError
 
 PHOTOS = ("a", "b", "c", "d")
+
+
+def open_splits(data):
+    return sources.open_splits(DataOptions.of(data))
 
 
 @pytest.fixture
@@ -58,12 +63,12 @@ def _photo(data, name):
 
 
 def test_an_unchanged_set_reads_no_photo_and_no_annotation(data, monkeypatch, capsys):
-    sources.open_splits(data)
+    open_splits(data)
     capsys.readouterr()
     for module, name in ((changes, "digest_of_file"), (stamps, "digest_of_file")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(sources.Table, "examples", None)
-    sources.open_splits(data)
+    open_splits(data)
     assert capsys.readouterr().out == ""
 
 
@@ -76,11 +81,11 @@ def test_an_unchanged_set_reads_no_photo_and_no_annotation(data, monkeypatch, ca
     ],
 )
 def test_changed_annotations_are_prepared_again(before, after, train, data, looked_at, capsys):
-    sources.open_splits(data)
+    open_splits(data)
     _edit(data, before, after)
     looked_at.clear()
     capsys.readouterr()
-    split = sources.open_splits(data)["train"]
+    split = open_splits(data)["train"]
     found = [[split.class_names[c] for c in np.flatnonzero(row == 1)] for row in split.labels()]
     assert (
         found
@@ -99,7 +104,7 @@ def test_pixels_that_are_kept_are_those_of_the_photos_there_now(data, jpeg):
 
     def kept():
         """The files that are there before a pass over both splits, and after it."""
-        splits = sources.open_splits(data)
+        splits = open_splits(data)
         before = files()
         for role in ("train", "val"):
             options = dict(batch_size=2, image_size=16, shuffle=False)
@@ -125,12 +130,12 @@ def test_pixels_that_are_kept_are_those_of_the_photos_there_now(data, jpeg):
 
 
 def test_photos_that_change_splits_are_told_of(data, capsys):
-    sources.open_splits(data)
+    open_splits(data)
     _edit(data, "b.jpg,dog,train", "b.jpg,cat,train")
-    sources.open_splits(data)
+    open_splits(data)
     assert "another split" not in capsys.readouterr().out
     _edit(data, "b.jpg,cat,train", "b.jpg,cat,val")
-    sources.open_splits(data)
+    open_splits(data)
     assert "photos in another split than before: 1 from train to val; " in capsys.readouterr().out
 
 
@@ -141,7 +146,7 @@ def test_a_label_that_moves_photos_between_divided_splits_is_told_of(data, jpeg,
         rows = ["image,labels", *(f"{i}.jpg,{of}" for i, of in enumerate(labels))]
         with open(os.path.join(data.root, "labels.csv"), "w") as table:
             table.write("\n".join(rows))
-        opened = sources.open_splits(data)
+        opened = open_splits(data)
         return {
             split.image_id(i): name for name, split in opened.items() for i in range(len(split))
         }
@@ -163,7 +168,7 @@ def test_a_label_that_moves_photos_between_divided_splits_is_told_of(data, jpeg,
 def test_a_photo_that_was_turned_in_place_is_prepared_again_and_it_alone(
     data, looked_at, monkeypatch, capsys
 ):
-    sources.open_splits(data)
+    open_splits(data)
     file = _photo(data, "c")
     time = os.stat(file).st_mtime_ns
     with Image.open(file) as image:
@@ -175,7 +180,7 @@ def test_a_photo_that_was_turned_in_place_is_prepared_again_and_it_alone(
     monkeypatch.setattr(
         writing, "_encoded", lambda *given: written.append(given[0].image_id) or encoded(*given)
     )
-    splits = sources.open_splits(data)
+    splits = open_splits(data)
     assert [split[0].width for split in (splits["train"], splits["val"])] == [24, 18]
     with open(file, "rb") as photo:
         assert splits["val"][0].image == photo.read() == looked_at[0]
@@ -183,7 +188,7 @@ def test_a_photo_that_was_turned_in_place_is_prepared_again_and_it_alone(
     printed = capsys.readouterr().out
     assert "own is prepared again: 1 photo changed: c.jpg\n" in printed
     assert "as before: train" in printed
-    sources.open_splits(data)
+    open_splits(data)
     assert capsys.readouterr().out == ""
 
 
@@ -213,7 +218,7 @@ def _in_one_split(data, jpeg, count):
 
 def test_of_a_split_those_parts_are_written_again_that_changed(data, jpeg, written, capsys):
     names = _in_one_split(data, jpeg, 7)
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
 
     def numbers_of_files():
         return [file.stat().st_ino for file in sorted(directory.glob("*array_record*"))]
@@ -224,7 +229,7 @@ def test_of_a_split_those_parts_are_written_again_that_changed(data, jpeg, writt
         with open(_photo(data, name), "wb") as file:
             file.write(jpeg(9))
     written.clear()
-    split = sources.open_splits(data)["train"]
+    split = open_splits(data)["train"]
     assert written == ["2.jpg", "3.jpg", "6.jpg"]
     assert "as before: 2 of 4 parts of train" in capsys.readouterr().out
     after = numbers_of_files()
@@ -235,50 +240,50 @@ def test_of_a_split_those_parts_are_written_again_that_changed(data, jpeg, writt
 
     _edit(data, "3.jpg,dog", "3.jpg,cat")  # a label, and then one photo less
     written.clear()
-    assert sources.open_splits(data)["train"][3].labels.tolist() == [1, -1]
+    assert open_splits(data)["train"][3].labels.tolist() == [1, -1]
     assert written == ["2.jpg", "3.jpg"]
     _edit(data, "4.jpg,cat,train\n", "")
     written.clear()
-    split = sources.open_splits(data)["train"]
+    split = open_splits(data)["train"]
     assert written == ["5.jpg", "6.jpg"]
     assert [record.image_id for record in split] == [*names[:4], *names[5:]]
 
 
 def test_no_part_is_kept_that_is_damaged_or_of_another_division(data, jpeg, written, monkeypatch):
     names = _in_one_split(data, jpeg, 5)
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     shard = directory / "own-train.array_record-00001"
     shard.write_bytes(shard.read_bytes()[:-9])
     _edit(data, "0.jpg,cat", "0.jpg,dog")
     written.clear()
-    sources.open_splits(data)
+    open_splits(data)
     assert written == names[:4]
     monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 3)
     _edit(data, "0.jpg,dog", "0.jpg,cat")
     written.clear()
-    split = sources.open_splits(data)["train"]
+    split = open_splits(data)["train"]
     assert written == names
     assert [record.image_id for record in split] == names
 
 
 def test_times_alone_are_noted_once(data, monkeypatch, capsys):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     for name in (*PHOTOS, "../own/labels"):
         os.utime(_photo(data, name) if name in PHOTOS else f"{data.root}/labels.csv", ns=(1, 1))
     capsys.readouterr()
     shards = {file: file.stat() for file in directory.glob("*array_record*")}
-    sources.open_splits(data)
+    open_splits(data)
     assert shards == {file: file.stat() for file in directory.glob("*array_record*")}
     monkeypatch.setattr(changes, "digest_of_file", None)
     monkeypatch.setattr(stamps, "digest_of_file", None)
-    sources.open_splits(data)
+    open_splits(data)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_set_survives_moving(copied, data, tmp_path, looked_at, monkeypatch, capsys):
     """Photos and prepared set move, other files take the old place, and the folder is another."""
-    sources.open_splits(data)
+    open_splits(data)
     (tmp_path / "elsewhere").mkdir()
     for name in ("own", "prepared"):
         move = shutil.copytree if copied else shutil.move
@@ -291,7 +296,7 @@ def test_a_set_survives_moving(copied, data, tmp_path, looked_at, monkeypatch, c
     capsys.readouterr()
     with data.unlocked():
         data.root, data.prepared_dir = "own", "prepared"
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
     assert (capsys.readouterr().out, looked_at) == ("", [])
     text = "".join(
         (tmp_path / "elsewhere" / "prepared" / "own" / name).read_text()
@@ -301,20 +306,20 @@ def test_a_set_survives_moving(copied, data, tmp_path, looked_at, monkeypatch, c
 
 
 def test_a_prepared_set_alone_is_taken_as_it_is_and_that_is_said(data, capsys):
-    sources.open_splits(data)
+    open_splits(data)
     shutil.rmtree(data.root)
     capsys.readouterr()
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
     printed = capsys.readouterr().out
     assert "own: the annotations that it was made from are gone; it is taken as it is" in printed
     assert "the photos that it was made from are gone" in printed
 
 
 def test_one_photo_that_is_gone_stops(data):
-    sources.open_splits(data)
+    open_splits(data)
     os.remove(_photo(data, "a"))
     with pytest.raises(Failure, match=r"own: 1 unreadable images: train: a\.jpg .*No such file"):
-        sources.open_splits(data)
+        open_splits(data)
     assert len(records.open_split(os.path.join(data.prepared_dir, "own"), "train")) == 2
 
 
@@ -323,13 +328,13 @@ def test_a_photo_that_was_left_out_is_taken_in_once_it_is_repaired(data, jpeg, c
     with open(_photo(data, "a"), "wb") as file:
         file.write(whole[:100])
     data.on_corrupt = "skip"
-    assert len(sources.open_splits(data)["train"]) == 1
+    assert len(open_splits(data)["train"]) == 1
     capsys.readouterr()
-    assert len(sources.open_splits(data)["train"]) == 1
+    assert len(open_splits(data)["train"]) == 1
     assert capsys.readouterr().out == ""
     with open(_photo(data, "a"), "wb") as file:
         file.write(whole)
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
 
 
 def test_a_new_photo_in_a_class_folder(tmp_path, jpeg, capsys):
@@ -340,42 +345,42 @@ def test_a_new_photo_in_a_class_folder(tmp_path, jpeg, capsys):
         file = tmp_path / "own" / "train" / f"{name}.jpg"
         file.parent.mkdir(parents=True)
         file.write_bytes(jpeg(i))
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
     (tmp_path / "own" / "train" / "dog" / "c.jpg").write_bytes(jpeg(3))
-    assert len(sources.open_splits(data)["train"]) == 3
+    assert len(open_splits(data)["train"]) == 3
     assert "prepared again: train/dog changed\n" in capsys.readouterr().out
     (tmp_path / "own" / "train" / "dog").rename(tmp_path / "own" / "train" / "wolf")
-    assert sources.open_splits(data)["train"].class_names == ("cat", "wolf")
+    assert open_splits(data)["train"].class_names == ("cat", "wolf")
     assert "prepared again: train/dog, train/wolf changed" in capsys.readouterr().out
 
 
 def test_a_set_of_an_earlier_version_is_prepared_again_and_that_is_said(data, capsys):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     for file in (*directory.glob("stamps_*"), directory / "prepared.json"):
         file.unlink()
     (directory / "annotations.json").unlink()
     assert len(records.open_split(directory, "train")) == 2  # where nobody knows the source
     _edit(data, "a.jpg,cat", "a.jpg,dog")
     capsys.readouterr()
-    assert (sources.open_splits(data)["train"].labels() == [[-1, 1], [-1, 1]]).all()
+    assert (open_splits(data)["train"].labels() == [[-1, 1], [-1, 1]]).all()
     assert "prepared again: an earlier version prepared it" in capsys.readouterr().out
 
 
 def test_a_set_whose_annotations_an_earlier_version_did_not_note(data, capsys):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     (directory / "annotations.json").write_text("null")
     capsys.readouterr()
-    sources.open_splits(data)
+    open_splits(data)
     printed = capsys.readouterr().out
     assert "prepared again: an earlier version prepared it" in printed
     assert "as before: train, val" in printed
-    sources.open_splits(data)
+    open_splits(data)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kind", ["csv", "voc"])
 def test_a_set_of_an_earlier_version_without_its_photos_is_taken_as_it_is(kind, data, capsys):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     for file in (*directory.glob("stamps_*"), *directory.glob("*.json")):
         if file.name not in ("dataset_info.json", "features.json", "metadata.json"):
             file.unlink()
@@ -386,12 +391,12 @@ def test_a_set_of_an_earlier_version_without_its_photos_is_taken_as_it_is(kind, 
         (directory / "metadata.json").write_text(json.dumps(metadata | {"source": description}))
         data.source = "voc"
     capsys.readouterr()
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
     assert f"there is no {data.root}, which it was made from" in capsys.readouterr().out
 
 
 def test_what_was_noted_of_a_set_and_is_damaged_is_one_line(data):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     for name, damage in (
         ("stamps_train.npz", lambda file: file.write_bytes(file.read_bytes()[:100])),
         ("annotations.json", lambda file: file.write_text('[["labels.csv"]]')),
@@ -406,12 +411,12 @@ def test_what_was_noted_of_a_set_and_is_damaged_is_one_line(data):
         whole = file.read_bytes()
         damage(file)
         with pytest.raises((Failure, UsageError)) as error:
-            sources.open_splits(data)
+            open_splits(data)
         assert re.fullmatch(
             rf"{directory} is damaged \([^\n]+\): delete it, prepare it again", str(error.value)
         )
         file.write_bytes(whole)
-    sources.open_splits(data)
+    open_splits(data)
 
 
 def test_a_photo_that_changes_between_check_and_writing_stops(data, jpeg, monkeypatch):
@@ -424,29 +429,29 @@ def test_a_photo_that_changes_between_check_and_writing_stops(data, jpeg, monkey
 
     monkeypatch.setattr("mlic_jax.data.records.preparing.write_set", late)
     with pytest.raises(Failure, match=r"own train, image b\.jpg changed meanwhile"):
-        sources.open_splits(data)
+        open_splits(data)
     assert not os.path.exists(os.path.join(data.prepared_dir, "own"))
 
 
 def test_a_set_that_is_made_again_while_it_is_read_says_so(data):
-    split = sources.open_splits(data)["train"]
+    split = open_splits(data)["train"]
     _edit(data, "a.jpg,cat,train\nb.jpg,dog,train", "b.jpg,dog,train\na.jpg,cat,train")
-    sources.open_splits(data)
+    open_splits(data)
     with pytest.raises(Failure, match=r"image a\.jpg: its record is of b\.jpg; .*start again"):
         split[0]
 
 
 def test_a_run_killed_between_the_two_renames_loses_no_set(data):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     staging = directory.with_name("own.incomplete")
     staging.mkdir()
     directory.rename(staging / "old")
-    assert len(sources.open_splits(data)["train"]) == 2
+    assert len(open_splits(data)["train"]) == 2
     assert not (staging / "old").exists()
 
 
 def test_what_the_set_says_of_itself_is_json(data):
-    directory = sources.open_splits(data)["train"].directory
+    directory = open_splits(data)["train"].directory
     said = json.loads((directory / "prepared.json").read_text())
     assert {name: said[name] for name in ("upright", "value_range", "misfits")} == {
         "upright": False,

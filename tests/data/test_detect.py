@@ -7,6 +7,7 @@ import pytest
 from mlic_jax.data import sources
 from mlic_jax.data.class_names import NUSWIDE
 from mlic_jax.data.detect import FORMATS, detect, roles_of
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
 
 XML = (
@@ -208,8 +209,8 @@ def _read(layout):
     data = default_config().data
     data.update({"source": layout.format, "name": "mine", "splits": {}, **layout.options})
     with data.unlocked():
-        data.splits = roles_of(sources.create(data).own_splits)
-    source = sources.create(data)
+        data.splits = roles_of(sources.create(DataOptions.of(data)).own_splits)
+    source = sources.create(DataOptions.of(data))
     examples = [example for split in source.splits for example in source.examples(split)]
     assert all(example.image.is_file() for example in examples)
     return {example.image_id for example in examples}

@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import co_occurrence, label_inputs, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Record
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import run
+from mlic_jax.evaluate.run import MetricOptions
+from mlic_jax.evaluate.score_file import main
 from mlic_jax.metrics import significance
 from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.metrics.classification import evaluate_scores
@@ -22,6 +25,8 @@ from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.scores import scoring
 from mlic_jax.scores.files import Scores
+from mlic_jax.scores.options import ScoreOptions
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables
 
 
@@ -33,12 +38,13 @@ def scored(make_config):
     def score(batch_size):
         config = make_config()
         config.eval.batch_size = batch_size
-        split = sources.open_splits(config.data)["test"]
+        options = TrainOptions.of(config)
+        split = sources.open_splits(options.data)["test"]
         model = create_model(config.model, len(split.class_names))
         mesh = devices.create_mesh()
-        variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
-        eval_step = scoring.make_eval_step(model, config, mesh)
-        return scoring.Evaluator(eval_step, split, config, mesh)(variables), split
+        variables = jax.device_put(initial_variables(model, options), devices.replicated(mesh))
+        eval_step = scoring.make_eval_step(model, options, mesh)
+        return scoring.Evaluator(eval_step, split, options, mesh)(variables), split
 
     return score
 
@@ -65,14 +71,14 @@ def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
         return {"logits": batch["labels"], "labels": batch["labels"], "index": batch["index"]}
 
     with pytest.raises(Failure, match="3 images of tiny_scenes test were not scored once"):
-        scoring.Evaluator(eval_step, split, config, devices.create_mesh())({})
+        scoring.Evaluator(eval_step, split, ScoreOptions.of(config), devices.create_mesh())({})
 
 
 def test_evaluation_looks_as_its_own_options_say(config):
-    as_trained = scoring.create_eval_model(config, 12, {})
+    as_trained = scoring.create_eval_model(ScoreOptions.of(config), 12, {})
     assert (as_trained.top_n, as_trained.local_size, as_trained.local_bound) == (2, 0, 0)
     config.eval.update(top_n=5, local_size=32, local_bound=0.2)
-    model = scoring.create_eval_model(config, 12, {})
+    model = scoring.create_eval_model(ScoreOptions.of(config), 12, {})
     assert (model.top_n, model.local_size, model.local_bound) == (5, 32, 0.2)
     assert (config.model.top_n, config.model.local_size) == (2, 0)
 
@@ -89,7 +95,7 @@ def test_unknown_labels_count_as_the_configuration_says(
     path = score_file("a.npz", global_logits=rng.normal(size=(80, 4)).astype(np.float32))
     scores = Scores.load(path)
     config.eval.protocol, config.eval.label_policy = protocol, policy
-    values = run.compute_metrics(scores, config)
+    values = run.compute_metrics(scores, MetricOptions.of(config.eval))
     labels = np.where(scores.labels == 0, treated, scores.labels)
     for name, logits in (("mAP", scores.logits), ("global_mAP", scores.global_logits)):
         expected = average_precision(logits, labels, values["ap_kind"])
@@ -97,7 +103,7 @@ def test_unknown_labels_count_as_the_configuration_says(
 
 
 def test_frequent_classes_are_so_in_training_and_test(config):
-    splits = sources.open_splits(config.data)
+    splits = sources.open_splits(DataOptions.of(config.data))
     train, test = ((splits[name].labels() > 0).sum(axis=0) for name in ("train", "test"))
     frequent = run.frequent_classes(splits["train"], splits["test"], 3)
     expected = [a >= 3 and b >= 3 for a, b in zip(train, test, strict=True)]
@@ -117,8 +123,8 @@ def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsy
     scores, _ = scored(2)
     path = tmp_path / "scores.npz"
     scores.save(path)
-    values = run.compute_metrics(scores, config)
-    assert run.main([str(path), "--json", str(tmp_path / "metrics.json")]) == 0
+    values = run.compute_metrics(scores, MetricOptions.of(config.eval))
+    assert main([str(path), "--json", str(tmp_path / "metrics.json")]) == 0
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again == {name: values[name] for name in again}
     assert f"{values['mAP']:.1f}" in capsys.readouterr().out
@@ -167,7 +173,7 @@ def test_protocol_and_label_policy_of_the_command_line(
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
     options = ["--protocol", protocol, "--json", str(written)]
     options += ["--label-policy", policy] if policy else []
-    assert run.main([str(path), *options]) == 0
+    assert main([str(path), *options]) == 0
     values = evaluate_file(path, protocol, policy)
     assert json.loads(written.read_text()) == values
     printed = capsys.readouterr().out
@@ -199,7 +205,7 @@ def test_equal_scores_are_said_and_rank_as_the_command_line_says(score_file, tmp
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
     scores = Scores.load(path)
     dataclasses.replace(scores, logits=np.zeros_like(scores.logits)).save(path)
-    assert run.main([str(path), "--ties", "average", "--json", str(written)]) == 0
+    assert main([str(path), "--ties", "average", "--json", str(written)]) == 0
     values = json.loads(written.read_text())
     assert values["ties"] == "average" and values["mAP"] == pytest.approx(values["chance"])
     worst, best = values["tied"]["mAP"]
@@ -209,10 +215,10 @@ def test_equal_scores_are_said_and_rank_as_the_command_line_says(score_file, tmp
 
 def test_table_of_classes(score_file, tmp_path, capsys):
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
-    assert run.main([str(path), "--per-class"]) == 0
+    assert main([str(path), "--per-class"]) == 0
     options = ["--per-class", "--bootstrap", "40", "--json", str(written)]
     plain = capsys.readouterr().out.splitlines()[-5:]
-    assert run.main([str(path), *options]) == 0
+    assert main([str(path), *options]) == 0
     with_intervals = capsys.readouterr().out.splitlines()[-5:]
 
     values = json.loads(written.read_text())
@@ -235,7 +241,7 @@ def test_table_of_classes(score_file, tmp_path, capsys):
 def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, capsys):
     path, noisy = score_file("a.npz"), score_file("b.npz", noise=2.0)
     options = ["--against", str(noisy), "--bootstrap", "50", "--json", str(tmp_path / "m.json")]
-    assert run.main([str(path), "--protocol", "q2l", *options]) == 0
+    assert main([str(path), "--protocol", "q2l", *options]) == 0
     values = json.loads((tmp_path / "m.json").read_text())
     ours, other = Scores.load(path), Scores.load(noisy)
     labels = np.where(ours.labels == 0, -1, ours.labels)  # as q2l says
@@ -251,7 +257,7 @@ def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, cap
     assert f"= {test['difference']:+.2f}, " in printed
     assert f"p = {test['p_value']:.2g} (paired bootstrap, 50 resamples)" in printed
 
-    assert run.main([str(path), "--bootstrap", "0"]) == 2
+    assert main([str(path), "--bootstrap", "0"]) == 2
     assert "it must be at least 1" in capsys.readouterr().err
 
 
@@ -265,25 +271,25 @@ def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, cap
 )
 def test_a_paired_test_needs_the_same_images(changes, message, score_file, capsys):
     path, other = score_file("a.npz"), score_file("b.npz", **changes)
-    assert run.main([str(path), "--against", str(other)]) == 2
+    assert main([str(path), "--against", str(other)]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
-    assert run.main([str(path), "--against", str(path.with_name("none.npz"))]) == 2
+    assert main([str(path), "--against", str(path.with_name("none.npz"))]) == 2
 
 
 def test_the_global_stream_is_ranked_as_the_protocol_says(scored, config):
     scores, _ = scored(2)
     config = config.copy_and_resolve_references()
     config.eval.protocol = "voc2007"
-    values = run.compute_metrics(scores, config)
+    values = run.compute_metrics(scores, MetricOptions.of(config.eval))
     ap = average_precision(scores.global_logits, scores.labels, "voc11")
     assert values["global_mAP"] == np.nanmean(ap)
 
 
 def test_score_files_that_are_none(tmp_path, capsys):
-    assert run.main([str(tmp_path / "nothing.npz")]) == 2
+    assert main([str(tmp_path / "nothing.npz")]) == 2
     (tmp_path / "text.npz").write_text("no")
-    assert run.main([str(tmp_path / "text.npz")]) == 1
+    assert main([str(tmp_path / "text.npz")]) == 1
     np.savez(tmp_path / "other.npz", logits=np.zeros(3))
     with pytest.raises(Failure, match="not a score file"):
         Scores.load(tmp_path / "other.npz")
@@ -307,7 +313,7 @@ def test_a_failed_save_leaves_the_earlier_file(scored, tmp_path, monkeypatch):
 
 def test_the_groups_of_msrn_are_those_of_its_images(config, tmp_path):
     config.model.update(name="msrn", head="per_label", pool_ratio=0.3)
-    split = sources.open_splits(config.data)["test"]
+    split = sources.open_splits(DataOptions.of(config.data))["test"]
     names = split.class_names
     counts, class_counts = co_occurrence.count(split.labels(), "as_positive")
     known = {

@@ -157,3 +157,5 @@ def test_bad_scores_are_refused():
         compare(scores, broken, labels, resamples=10)
     with pytest.raises(UsageError, match="scores and labels must both be"):
         compare(scores, scores[1:], labels, resamples=10)
+    with pytest.raises(Failure, match="no class has a positive label"):
+        compare(scores, scores, -np.abs(labels), resamples=10)

@@ -73,7 +73,7 @@ def test_a_masked_node_gets_no_gradient(variables, nodes, mask):
     layer = GraphAttention(OUTPUTS)
 
     def last(x):
-        return jnp.sum(jnp.sin(layer.apply(variables, x, mask)[5]))
+        return jnp.sum(jnp.sin(layer.apply(variables, x, jnp.asarray(mask))[5]))
 
     gradient = np.asarray(jax.jit(jax.grad(last))(nodes))
     assert np.all(gradient[:5] == 0)
@@ -93,7 +93,7 @@ def test_start():
 
 def test_pairs_of_nodes_are_never_concatenated():
     count, features = 128, 64
-    nodes, mask = np.ones((count, features), np.float32), np.ones((count, count), bool)
+    nodes, mask = jnp.ones((count, features)), jnp.ones((count, count), bool)
     layer = GraphAttention(features)
     variables = jax.eval_shape(layer.init, jax.random.key(0), nodes, mask)
     compiled = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, nodes, mask)))).lower(variables)

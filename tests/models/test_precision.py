@@ -9,10 +9,13 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring
+from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.train import start
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion import sides
 
@@ -41,7 +44,7 @@ def model_of(config):
 
 
 def variables_of(model, config):
-    return jax.eval_shape(lambda: start.initial_variables(model, config))
+    return jax.eval_shape(lambda: start.initial_variables(model, TrainOptions.of(config)))
 
 
 def batch_of(config):
@@ -52,13 +55,14 @@ def batch_of(config):
 def training(config):
     model = model_of(config)
     variables = variables_of(model, config)
-    schedule = create_schedule(config.optim, 10, 1)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    options = TrainOptions.of(config)
+    schedule = create_schedule(options.optim, 10, 1)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step=step, **variables, opt_state=opt_state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = make_train_step(model, optimizer, schedule, config)
+    train_step = make_train_step(model, optimizer, schedule, options)
     return precisions(train_step, state, batch_of(config)[1], key)
 
 
@@ -66,14 +70,16 @@ def evaluation(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
     return precisions(
-        scoring.make_eval_step(model, config, mesh), variables_of(model, config), batch
+        scoring.make_eval_step(model, ScoreOptions.of(config), mesh),
+        variables_of(model, config),
+        batch,
     )
 
 
 def prediction(config):
     mesh, batch = batch_of(config)
     model = model_of(config)
-    step = scoring.make_eval_step(model, config, mesh, class_maps=True)
+    step = scoring.make_eval_step(model, ScoreOptions.of(config), mesh, class_maps=True)
     return precisions(step, variables_of(model, config), {"image": batch["image"]})
 
 
@@ -109,13 +115,13 @@ def test_an_unknown_precision_is_refused(config):
 
 def test_what_verifies_a_checkpoint_is_what_evaluates_it(config):
     """Of a checkpoint made before there was the option too."""
-    with config.unlocked():
-        del config.model.precision
+    model = config.model.to_dict()
+    del model["precision"]
     checkpoint = sides.Checkpoint(
         name="run",
         variables=variables_of(model_of(config), config),
         label_inputs={},
-        model=config.model,
+        model=ModelOptions.of({**UNSAID, **model}),
         class_names=tuple("abc"),
         image_size=64,
         mean=config.augment.mean,
@@ -125,4 +131,4 @@ def test_what_verifies_a_checkpoint_is_what_evaluates_it(config):
     ours = sides.JaxSide(checkpoint)
     expected = {"convolution": {"HIGHEST"}, "dot_general": {"HIGHEST"}}
     assert precisions(ours.apply, checkpoint.variables, images) == expected
-    assert sides.training_config(checkpoint).model.precision == "highest"
+    assert sides.training_options(checkpoint).model.precision == "highest"

@@ -28,6 +28,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics.operating_point import OperatingPoint
@@ -49,6 +50,7 @@ from mlic_jax.predict.serve import (
 from mlic_jax.reports.page import REGION_COLOURS
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.resume import run_metadata
 from mlic_jax.train.start import initial_variables
 
@@ -58,9 +60,9 @@ ODD = 'a <s>&"label"</s> {{7*7}} ${7*7}'  # a label that must not be taken for c
 
 def save_run(config, folder, thresholds=None):
     """A checkpoint of a run that did no step, whose operating point has these thresholds."""
-    split = sources.open_splits(config.data)["train"]
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
     model = create_model(config.model, len(split.class_names))
-    variables = jax.device_get(initial_variables(model, config))
+    variables = jax.device_get(initial_variables(model, TrainOptions.of(config)))
     if "convclass" in variables["params"]:  # spread over many probabilities, as a trained model's
         classifier = variables["params"]["convclass"]
         classifier["kernel"] = 8 * classifier["kernel"]

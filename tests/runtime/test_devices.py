@@ -10,12 +10,14 @@ import pytest
 
 from mlic_jax.config import check_config, default_config
 from mlic_jax.data import pipeline, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.models import msrn
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights, restore
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 
 CLASSES, GROUPS, HIDDEN = 12, 4, 64
@@ -61,8 +63,9 @@ def problem():
             head="dense",
         )
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-        schedule = create_schedule(config.optim, 3, 2)
-        optimizer = create_optimizer(config.optim, variables["params"], schedule)
+        options = TrainOptions.of(config)
+        schedule = create_schedule(options.optim, 3, 2)
+        optimizer = create_optimizer(options.optim, variables["params"], schedule)
         state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
         batch = {
             "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
@@ -81,7 +84,7 @@ def sharded(problem):
     shardings = devices.lying(state, mesh, config.shard_fc1)
     state = devices.lay_out(state, shardings)
     model = model.clone(fc1_axis=devices.ROWS)
-    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    step = make_train_step(model, optimizer, schedule, TrainOptions.of(config), mesh, shardings)
     on_devices = devices.to_devices(batch, mesh)
     step = step.lower(state, on_devices, jax.random.key(0)).compile()
     for _ in range(2):
@@ -93,7 +96,7 @@ def sharded(problem):
 def alone(problem):
     """(state after two steps, metrics of the second) on one device."""
     config, model, optimizer, schedule, state, batch = problem
-    step = make_train_step(model, optimizer, schedule, config)
+    step = make_train_step(model, optimizer, schedule, TrainOptions.of(config))
     for _ in range(2):
         state, metrics = step(state, batch, jax.random.key(0))
     return state, metrics
@@ -200,7 +203,7 @@ def test_batches_are_on_the_devices_ahead_of_their_steps():
 
 def test_an_abstract_batch_is_what_the_pipeline_gives(config):
     mesh = devices.create_mesh()
-    split = sources.open_splits(config.data)["train"]
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
     batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
     batch = devices.to_devices(next(batches), mesh)
     batches.close()

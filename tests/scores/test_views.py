@@ -10,12 +10,15 @@ from PIL import Image
 
 from mlic_jax.config import check_config
 from mlic_jax.data import pipeline, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import render
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.runtime import devices
 from mlic_jax.scores import scoring, views
+from mlic_jax.scores.options import ScoreOptions
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables
 
 
@@ -33,17 +36,18 @@ def scored(make_config, photos):
     """(flip, scales) -> the outputs of a model for `photos`; the model itself beside."""
     config = make_config()
     model = create_model(config.model, 12)  # as other tests, whose programs are kept
-    variables = initial_variables(model, config)
+    variables = initial_variables(model, TrainOptions.of(config))
     apply = jax.jit(model.apply)
 
     def score(flip, scales):
         config.eval.flip, config.eval.scales = flip, scales
-        size = views.host_size(config)
+        options = ScoreOptions.of(config)
+        size = views.host_size(options)
         images = views.resize(jnp.array(photos), size)
-        return views.score_views(lambda view: apply(variables, view), images, config)
+        return views.score_views(lambda view: apply(variables, view), images, options)
 
     def plain(images):
-        return apply(variables, normalise(images, config.augment))
+        return apply(variables, normalise(images, InputOptions.of(config.augment)))
 
     return score, plain
 
@@ -73,12 +77,12 @@ def test_logits_are_the_mean_of_all_views_and_boxes_those_of_the_plain_one(score
 
 def test_sizes_of_the_views_and_of_what_the_host_prepares(config):
     config.data.image_size, config.eval.scales = 64, (96, 64, 32, 96)
-    assert views.view_sizes(config) == (64, 96, 32)
-    assert views.host_size(config) == 96
+    assert views.view_sizes(ScoreOptions.of(config)) == (64, 96, 32)
+    assert views.host_size(ScoreOptions.of(config)) == 96
     config.eval.scales = (32,)
-    assert views.host_size(config) == 64
+    assert views.host_size(ScoreOptions.of(config)) == 64
     config.eval.scales = ()
-    assert views.view_sizes(config) == (64,)
+    assert views.view_sizes(ScoreOptions.of(config)) == (64,)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -101,13 +105,15 @@ def test_sizes_that_no_model_can_see(config, scales):
 
 def test_evaluation_averages_over_views(config, scored):
     """A split is scored at every size of every view, from images as large as the largest."""
-    split = sources.open_splits(config.data)["test"]
+    split = sources.open_splits(DataOptions.of(config.data))["test"]
     model = create_model(config.model, len(split.class_names))
     mesh = devices.create_mesh()
-    variables = jax.device_put(initial_variables(model, config), devices.replicated(mesh))
+    variables = jax.device_put(
+        initial_variables(model, TrainOptions.of(config)), devices.replicated(mesh)
+    )
     config.eval.flip, config.eval.scales = True, (96,)
-    step = scoring.make_eval_step(model, config, mesh)
-    scores = scoring.Evaluator(step, split, config, mesh)(variables)
+    step = scoring.make_eval_step(model, ScoreOptions.of(config), mesh)
+    scores = scoring.Evaluator(step, split, ScoreOptions.of(config), mesh)(variables)
     assert scores.image_size == 64
     assert scores.boxes.max() <= 64
 

@@ -17,6 +17,7 @@ import pytest
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.config import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
 from mlic_jax.prepare import own_data, settings
@@ -25,7 +26,8 @@ from mlic_jax.scores.files import Scores
 from mlic_jax.scores.scoring import create_eval_model
 from mlic_jax.train import resume, start
 from mlic_jax.train.loop import train
-from mlic_jax.train.optim import create_optimizer, rate_scale
+from mlic_jax.train.optim import OptimOptions, create_optimizer, rate_scale
+from mlic_jax.train.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
@@ -97,7 +99,7 @@ def read_module(path):
 
 
 def printed_commands(output):
-    return [line for line in output.splitlines() if line.startswith("python -m")]
+    return [line for line in output.splitlines() if line.startswith(("python -m", "mlic "))]
 
 
 @pytest.fixture
@@ -122,7 +124,9 @@ def test_what_it_writes(run, table, capsys):
     recipe = read_module(Path("own/ours/ours.py"))
     config = recipe.get_config()
     check_config(config)
-    splits = sources.open_splits(config.data)  # the prepared set is the recipe's own
+    splits = sources.open_splits(
+        DataOptions.of(config.data)
+    )  # the prepared set is the recipe's own
     assert splits["train"].directory == table.parent / "prepared" / "ours"
     assert [len(splits[role]) for role in ("train", "val", "test")] == [16, 4, 4]
     assert config.data.root == str(table) and config.data.word_vectors == "one_hot"
@@ -186,7 +190,7 @@ def test_what_is_prepared_and_trained_moves(run, table, tmp_path, fresh_run, mon
         paths = data.root, data.prepared_dir, data.label_graph
         names = "data", "ready", "own/ours/label_graph.npz"
         assert paths == tuple(str(moved / name) for name in names)
-        split = sources.open_splits(data)["train"]
+        split = sources.open_splits(DataOptions.of(data))["train"]
         assert (split.directory, capsys.readouterr().out) == (moved / "ready" / "ours", "")
     recipe.model = config.model
     now = resume.run_metadata(recipe, split, moved / workdir)
@@ -204,7 +208,9 @@ def test_splits_of_its_own(run, table, capsys):
     assert "--split does not count: the set has the splits test, train, valid" in said
     assert "valid (val): 6 images" in said and "test (test): 4 images" in said
     assert "allow_test" not in said and "serves as" not in said
-    splits = sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
+    splits = sources.open_splits(
+        DataOptions.of(read_module(Path("own/ours/ours.py")).get_config().data)
+    )
     assert [len(splits[role]) for role in ("train", "val", "test")] == [10, 6, 4]
 
 
@@ -217,7 +223,9 @@ def _with_splits(table, **sizes):
 
 
 def _opened():
-    return sources.open_splits(read_module(Path("own/ours/ours.py")).get_config().data)
+    return sources.open_splits(
+        DataOptions.of(read_module(Path("own/ours/ours.py")).get_config().data)
+    )
 
 
 def test_three_splits(run, table, capsys):
@@ -341,6 +349,19 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_commands_are_those_of_the_program_that_was_called(run, table, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mlic prepare"])
+    assert run("--images", "data", "--name", "ours") == 0
+    assert printed_commands(capsys.readouterr().out) == [
+        "mlic train --config own/ours/ours.py --workdir runs/ours",
+        "mlic evaluate --workdir runs/ours",
+        "mlic calibrate --workdir runs/ours --config.calibration.allow_test=True",
+        "mlic predict --checkpoint runs/ours --images data/photos --out runs/ours/predictions",
+    ]
+    recipe, card = (Path("own/ours", name).read_text() for name in ("ours.py", "data_card.html"))
+    assert "mlic train --config" in recipe and "python -m" not in recipe + card
+
+
 def test_a_recipe_that_was_edited_stays(run, table, capsys):
     arguments = ("--images", "data", "--name", "ours")
     assert run(*arguments) == 0
@@ -352,9 +373,18 @@ def test_a_recipe_that_was_edited_stays(run, table, capsys):
         assert run(*arguments) == 0
         said = capsys.readouterr().out
         assert "own/ours/ours.py has been changed and stays as it is" in said
+        assert "recipe: own/ours/ours_new.py\n" in said
         assert "--config own/ours/ours_new.py" in said
         assert recipe.read_text() == edited
+    aside = Path("own/ours/ours_new.py")
+    aside.write_text(edited + "# mine\n")
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{recipe} has been changed" in said and f"{aside} has been changed" in said
+    assert "--config own/ours/ours_new2.py" in said
+    assert (recipe.read_text(), aside.read_text()) == (edited, edited + "# mine\n")
     recipe.unlink()
+    aside.unlink()
     assert run(*arguments) == 0 and "has been changed" not in capsys.readouterr().out
 
 
@@ -415,7 +445,9 @@ def test_what_was_decided_is_on_the_card(run, table, capsys):
     arguments = ("--images", "data", "--name", "one", "--merge-classes")
     assert run(*arguments) == 0
     assert "one class: Blue, blue" in capsys.readouterr().out
-    splits = sources.open_splits(read_module(Path("own/one/one.py")).get_config().data)
+    splits = sources.open_splits(
+        DataOptions.of(read_module(Path("own/one/one.py")).get_config().data)
+    )
     assert splits["train"].class_names == ("Blue", "green", "red")
 
 
@@ -488,12 +520,13 @@ def test_the_recipe_fits_its_models(run, table, names, kind):
     assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
     config = read_module(Path("own/ours/ours.py")).get_config()
     config.model.name = kind
-    split = sources.open_splits(config.data)["train"]
-    constants = start.label_constants(config, split)
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    constants = start.label_constants(options, split)
     model = create_model(config.model, len(names), **label_inputs.arguments_of(constants))
-    create_eval_model(config, len(names), constants)
+    create_eval_model(options, len(names), constants)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
-    create_optimizer(config.optim, variables["params"], lambda step: 0.1)
+    create_optimizer(options.optim, variables["params"], lambda step: 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -554,7 +587,7 @@ def test_many_images_tune_the_weights(table, weights, monkeypatch):
     assert own_data.main([*arguments, "--epochs", "2", "--image-size", "64"]) == 0
     ours = read_module(Path("own/ours/ours.py")).get_config()
     assert (ours.model.backbone, ours.model.width) == ("resnet18", 0.5)
-    rate = ours.optim.learning_rate * rate_scale(ours.optim, 16, num_classes=3)
+    rate = ours.optim.learning_rate * rate_scale(OptimOptions.of(ours.optim), 16, num_classes=3)
     assert rate * ours.optim.multipliers.features == pytest.approx(0.003, rel=1e-4)
     assert not ours.freeze_statistics
     assert (ours.epochs, ours.eval.every, ours.data.image_size) == (2, 1, 64)

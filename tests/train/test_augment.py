@@ -1,5 +1,7 @@
 """Augmentation against Pillow's operations, and that the key alone decides."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image, ImageEnhance
 from mlic_jax.config import default_config
 from mlic_jax.models import inputs
 from mlic_jax.train import augment
+from mlic_jax.train.augment import AugmentOptions
 
 pytestmark = pytest.mark.numerical
 
@@ -22,7 +25,7 @@ def pixels():
 
 @pytest.fixture
 def settings():
-    return default_config().augment
+    return AugmentOptions.of(default_config().augment)
 
 
 def test_normalise(pixels, settings):
@@ -31,14 +34,14 @@ def test_normalise(pixels, settings):
 
 
 def test_without_options_it_only_normalises(pixels, settings):
-    settings.flip, settings.jitter = False, 0.0
+    settings = replace(settings, flip=False, jitter=0.0)
     out = augment.augment(jnp.array(pixels), jax.random.key(0), settings)
     # Either is a few roundings of numbers up to 1 off, divided by 0.22.
     np.testing.assert_allclose(out, inputs.normalise(pixels, settings), atol=5e-6)
 
 
 def test_flip_mirrors_some_images_and_leaves_the_others(pixels, settings):
-    settings.jitter = 0.0
+    settings = replace(settings, jitter=0.0)
     out = np.asarray(augment.augment(jnp.array(pixels), jax.random.key(3), settings))
     straight = np.asarray(inputs.normalise(pixels, settings))
     kept = [np.allclose(a, b, atol=1e-5) for a, b in zip(out, straight, strict=True)]

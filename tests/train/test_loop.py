@@ -18,12 +18,14 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate import evaluate_run
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.ops.regions import profiles
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import (
@@ -35,6 +37,7 @@ from mlic_jax.runtime.checkpoint import (
 )
 from mlic_jax.train.loop import train, validate_step
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables, label_constants, shared_modules, start_weights
 from mlic_jax.train.step import TrainState, make_train_step
 
@@ -57,14 +60,15 @@ def step_runner(config):
     # At 0.5 the straight ramp between two cells of a map crosses exactly on a pixel, and rounding
     # alone decides where a region ends.
     config.model.threshold = 0.47
-    split = sources.open_splits(config.data)["train"]
-    constants = label_inputs.arguments_of(label_constants(config, split))
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    constants = label_inputs.arguments_of(label_constants(options, split))
     model = create_model(config.model, len(split.class_names), **constants)
-    variables = initial_variables(model, config)
-    schedule = create_schedule(config.optim, 3, 2)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    variables = initial_variables(model, options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
 
-    alone = make_train_step(model, optimizer, schedule, config)
+    alone = make_train_step(model, optimizer, schedule, options)
 
     def run(batch, mesh=None):
         """On one device, or on those of a mesh."""
@@ -74,7 +78,7 @@ def step_runner(config):
             return alone(state, {name: jnp.asarray(rows) for name, rows in batch.items()}, key)
         shardings = devices.lying(state, mesh)
         several = spread(model, devices.ROWS)
-        step = make_train_step(several, optimizer, schedule, config, mesh, shardings)
+        step = make_train_step(several, optimizer, schedule, options, mesh, shardings)
         return step(devices.lay_out(state, shardings), devices.to_devices(batch, mesh), key)
 
     key = jax.random.key(0)
@@ -150,19 +154,19 @@ def test_more_devices_move_no_region_but_those_on_a_tie(make_config):
     """
     config = make_config()
     assert config.model.threshold == 0.5
-    split = sources.open_splits(config.data)["train"]
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
     model = create_model(config.model, len(split.class_names))
     # In training, where the statistics of all devices' images normalise those of each.
     options = {"train": True, "mutable": ["batch_stats", "intermediates"]}
     globally = jax.jit(partial(model.apply, method="look_globally", **options))
     locally = jax.jit(partial(model.apply, method="look_locally", **options))
     batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
-    images = np.asarray(normalise(next(batches)["image"], config.augment))
+    images = np.asarray(normalise(next(batches)["image"], InputOptions.of(config.augment)))
     batches.close()
     shared = devices.to_devices({"image": images}, devices.create_mesh())["image"]
     ties = 0
     for config.seed in range(3):
-        variables = initial_variables(model, config)
+        variables = initial_variables(model, TrainOptions.of(config))
         (alone, moved), (several, _) = (globally(variables, rows) for rows in (images, shared))
         assert several["global_logits"].sharding.num_devices == 8
         for name, array in several.items():
@@ -200,11 +204,13 @@ def test_a_new_run_takes_what_fits_its_classes(config, tmp_path):
     """The whole model for the same classes, the backbone for others, the prior for the rest."""
     config = config.copy_and_resolve_references()
     model = create_model(config.model, 3)
-    given = jax.device_get(initial_variables(model, config))
+    given = jax.device_get(initial_variables(model, TrainOptions.of(config)))
     save_weights(tmp_path / "weights", given, {"class_names": ["a", "b", "c"]})
     config.init_from, config.init_prior, config.seed = str(tmp_path / "weights"), 0.1, 5
     same, other = (
-        start_weights(initial_variables(model, config), config, names)
+        start_weights(
+            initial_variables(model, TrainOptions.of(config)), TrainOptions.of(config), names
+        )
         for names in (["a", "b", "c"], ["a", "b", "d"])
     )
     jax.tree.map(np.testing.assert_array_equal, same, given)
@@ -245,7 +251,7 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
     config.epochs = 1
     with pytest.raises(UsageError, match="mlic build-word-vectors --prepared"):
         train(config, tmp_path)
-    split = sources.open_splits(config.data)["train"]
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
     vectors = np.random.default_rng(0).normal(0, 1, (len(split.class_names), 20))
     words = WordVectors(vectors.astype(np.float32), split.class_names, "random")
     words.save(tmp_path / "words.npz")
@@ -267,7 +273,7 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
 
 def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):
     config.epochs, config.eval.every = 3, 2
-    train(config, tmp_path)
+    train(config, str(tmp_path))
     lines = metric_lines(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
     assert [line["epoch"] for line in lines if "val/mAP" in line] == [2, 3]  # and at the end
@@ -394,6 +400,20 @@ def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkey
     assert (tmp_path / "metrics_test.json").exists()
 
 
+@pytest.mark.parametrize("run", [train, evaluate_run])
+def test_from_python_too_a_wrong_option_is_named(config, tmp_path, run):
+    config.batch_size = 0
+    with pytest.raises(UsageError, match="batch_size is 0; it must be positive"):
+        run(config, tmp_path)
+
+
+def test_from_python_too_an_address_is_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="gs://runs/a is no path of this machine"):
+        train(config, "gs://runs/a")
+    assert not list(tmp_path.iterdir())
+
+
 def test_batches_must_divide_among_the_devices(config, tmp_path):
     config.batch_size = 12
     with pytest.raises(
@@ -446,7 +466,7 @@ def finish(process, code=0):
 @pytest.mark.slow
 def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
     """SIGKILL, then SIGTERM, then to the end: same losses, same parameters, bit for bit."""
-    sources.open_splits(config.data)
+    sources.open_splits(DataOptions.of(config.data))
     prepared_dir, cache = config.data.prepared_dir, tmp_path / "cache"
     alone, broken = tmp_path / "alone", tmp_path / "broken"
     finish(start(alone, prepared_dir, cache))

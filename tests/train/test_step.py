@@ -13,15 +13,17 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.data import pipeline, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.heads.pooled import Pooled
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.ops.convolution import plain
 from mlic_jax.runtime import devices
 from mlic_jax.train.loop import train, training_batches
-from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.optim import OptimOptions, create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables
 from mlic_jax.train.step import (
     TrainState,
@@ -35,7 +37,7 @@ from mlic_jax.train.step import (
 @pytest.fixture(scope="module")
 def batch(make_config):
     """Eight rows, of which the last three are padding."""
-    split = sources.open_splits(make_config().data)["train"]
+    split = sources.open_splits(DataOptions.of(make_config().data))["train"]
     batches = pipeline.batches(split, batch_size=8, image_size=64, shuffle=False)
     batch = next(batches)
     batches.close()
@@ -62,14 +64,15 @@ def take_step(make_config, batch):
             groups = (config, config.model, config.loss)
             next(group for group in groups if name in group)[name] = value
         model = create_model(config.model, batch["labels"].shape[1])
-        variables = initial_variables(model, config)
-        schedule = create_schedule(config.optim, 3, 2)
-        optimizer = create_optimizer(config.optim, variables["params"], schedule)
+        taken = TrainOptions.of(config)
+        variables = initial_variables(model, taken)
+        schedule = create_schedule(taken.optim, 3, 2)
+        optimizer = create_optimizer(taken.optim, variables["params"], schedule)
         copies = jax.tree.map(jnp.copy, variables)
         state = TrainState(
             jnp.int32(first_step), **copies, opt_state=optimizer.init(copies["params"])
         )
-        step = make_train_step(model, optimizer, schedule, config)
+        step = make_train_step(model, optimizer, schedule, taken)
         rows = batch | {"labels": labels(batch["labels"])}
         state, metrics = step(state, jax.tree.map(jnp.asarray, rows), jax.random.key(0))
         moves = jax.tree.map(jnp.subtract, state.params, variables["params"])
@@ -111,7 +114,7 @@ def test_the_norm_is_that_of_the_gradient_that_is_used(take_step, config):
     moves, _, metrics = take_step(freeze_features=True)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(moves["features"]))
     length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(moves["convclass"])))
-    rate = create_schedule(config.optim, 3, 2)(0)
+    rate = create_schedule(OptimOptions.of(config.optim), 3, 2)(0)
     np.testing.assert_allclose(metrics["gradient_norm"], length / rate, rtol=1e-5)
 
 
@@ -134,10 +137,11 @@ def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, group
     config.accumulation, config.model.bn_groups = parts, groups
     config.augment.flip, config.augment.jitter = False, 0.0
     model = Pooled(Deep(partial(ConvBatchNorm, bn_groups=groups)), batch["labels"].shape[1], "avg")
-    variables = initial_variables(model, config)
-    schedule = create_schedule(config.optim, 3, 2)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
-    step = make_train_step(model, optimizer, schedule, config)
+    options = TrainOptions.of(config)
+    variables = initial_variables(model, options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
+    step = make_train_step(model, optimizer, schedule, options)
     losses = []
     for real in range(1, 9):
         copies = jax.tree.map(jnp.copy, variables)
@@ -163,13 +167,14 @@ def sums_of_devices(jaxpr, in_loop=False):
 def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
     config.accumulation, config.batch_size = parts, 16
     model = spread(Pooled(Deep(), 12, "avg"), devices.ROWS)
-    variables = initial_variables(Pooled(Deep(), 12, "avg"), config)
-    schedule = create_schedule(config.optim, 3, 2)
-    optimizer = create_optimizer(config.optim, variables["params"], schedule)
+    options = TrainOptions.of(config)
+    variables = initial_variables(Pooled(Deep(), 12, "avg"), options)
+    schedule = create_schedule(options.optim, 3, 2)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
     mesh = devices.create_mesh()
     shardings = devices.lying(state, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    step = make_train_step(model, optimizer, schedule, options, mesh, shardings)
     traced = step.trace(state, devices.abstract_batch(mesh, 16, 64, 12), jax.random.key(0))
     found = collections.Counter(sums_of_devices(traced.jaxpr.jaxpr))
     of_statistics = (2 * 4 + 1, parts > 1)  # sums, squares and the number of values of 4 channels
@@ -215,11 +220,12 @@ def test_targets_are_smoothed_as_the_configuration_says(take_step):
 def test_batches_of_training_are_as_the_configuration_says(config):
     config.seed, config.data.image_size = 3, 32
     config.data.train_crop, config.data.crop_scale = "random_resized_crop", (0.3, 0.4)
-    splits = sources.open_splits(config.data)
-    options = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
+    options = TrainOptions.of(config)
+    splits = sources.open_splits(options.data)
+    usual = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
     crops = {"train_crop": "random_resized_crop", "crop_scale": (0.3, 0.4)}
-    expected = list(pipeline.batches(splits["train"], first_step=2, **options, **crops))
-    got = list(training_batches(splits, config, first_step=2))
+    expected = list(pipeline.batches(splits["train"], first_step=2, **usual, **crops))
+    got = list(training_batches(splits, options, first_step=2))
     assert len(got) == len(expected) == 4
     for batch, wanted in zip(got, expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, wanted)
@@ -231,7 +237,9 @@ def test_statistics_move_once_for_every_part_that_is_not_padding(take_step, batc
     assert np.isfinite(metrics["loss"])
     _, untouched, _ = take_step(freeze_features=True)
     kernel = untouched.params["features"]["stem"]["kernel"]
-    maps = plain(normalise(batch["image"][:5], default_config().augment), kernel, 2)
+    maps = plain(
+        normalise(batch["image"][:5], InputOptions.of(default_config().augment)), kernel, 2
+    )
     mean, var = np.zeros(kernel.shape[-1]), np.ones(kernel.shape[-1])
     for image in np.asarray(maps, np.float64):
         values = image.reshape(-1, image.shape[-1])
@@ -266,7 +274,7 @@ def test_parts_must_divide_the_batch_of_each_device_and_groups_the_parts(config,
     mesh = devices.create_mesh()
     config.batch_size = 48
     for config.model.bn_groups in (1, 2, 16):
-        check_batch_size(config, mesh)
+        check_batch_size(TrainOptions.of(config), mesh)
     config.model.bn_groups = 5
     with pytest.raises(UsageError, match="bn_groups is 5, which does not divide the 16 images"):
-        check_batch_size(config, mesh)
+        check_batch_size(TrainOptions.of(config), mesh)

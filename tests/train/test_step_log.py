@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step_log import StepLog, duration
 
 
@@ -22,10 +24,12 @@ class NoCheckpoints:
 @pytest.fixture
 def open_log(config, tmp_path):
     config.log_every, config.epochs = 4, 9
-    split = sources.open_splits(config.data)["train"]
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
 
     def start(first_step=0, window=None):
-        return StepLog(tmp_path, NoCheckpoints(), first_step, True, 3, split, config, window)
+        return StepLog(
+            tmp_path, NoCheckpoints(), first_step, True, 3, split, TrainOptions.of(config), window
+        )
 
     return start
 

@@ -16,6 +16,7 @@ from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.ops.regions import exact_interval, normalise_profile, profiles
 from mlic_jax.train.optim import create_optimizer, create_schedule
+from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_flax, to_torch
 from weight_conversion.layouts import ARCHS
@@ -221,16 +222,16 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
     model, variables = in_float64(
         create_model(config.model, num_classes), {"params": params, "batch_stats": statistics}
     )
-    schedule = create_schedule(config.optim, 10, 60)
-    optimizer = create_optimizer(config.optim, params, schedule)
-    train_step = make_train_step(model, optimizer, schedule, config)
+    options = TrainOptions.of(config)
+    schedule = create_schedule(options.optim, 10, 60)
+    optimizer = create_optimizer(options.optim, params, schedule)
+    train_step = make_train_step(model, optimizer, schedule, options)
     with jax.enable_x64(True):
         variables = jax.tree.map(jnp.array, variables)
         opt_state = optimizer.init(variables["params"])
         ours = TrainState(step=jnp.int32(0), **variables, opt_state=opt_state)
 
-    options = {"top_n": 2, "threshold": THRESHOLD}
-    module = MCAR(arch, num_classes, config.model.pooling, **options).train()
+    module = MCAR(arch, num_classes, config.model.pooling, top_n=2, threshold=THRESHOLD).train()
     loaded(torch, module.features, state)
     convclass = {"weight": kernel.T[:, :, None, None].copy(), "bias": bias}
     loaded(torch, module.convclass, convclass)

@@ -1,5 +1,6 @@
 """The same checkpoint in both frameworks: what passes, what must not, and what is written of it."""
 
+import dataclasses
 import json
 import sys
 
@@ -244,10 +245,11 @@ def test_training_agrees_and_a_wrong_momentum_does_not(
     read = sides.read_checkpoint(checkpoint)
     photos = open_photos(prepared_set, None, 6)
     batch = photos.pixels(range(4), SIZE), photos.labels[:4]
-    config = sides.training_config(read)
-    right = sides.TorchSide(read).train([batch] * 2, config, [])
-    config.optim.momentum = 0.5
-    wrong = sides.TorchSide(read).train([batch] * 2, config, [])
+    options = sides.training_options(read)
+    right = sides.TorchSide(read).train([batch] * 2, options, [])
+    optim = dataclasses.replace(options.optim, momentum=0.5)
+    other = dataclasses.replace(options, optim=optim)
+    wrong = sides.TorchSide(read).train([batch] * 2, other, [])
     before = sides.torch_state(read.variables, read.model)
     name = "convclass.weight"
     squares = _squares(wrong.state[name], right.state[name], before[name])

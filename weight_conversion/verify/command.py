@@ -16,6 +16,7 @@ images all of whose regions agree, and the errors over all images stand beside i
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -77,7 +78,7 @@ def verify(
     packages = ("jax", "flax", "torch", "numpy")
     result: dict[str, Any] = {
         "checkpoint": checkpoint.name,
-        "model": checkpoint.model.to_dict(),
+        "model": dataclasses.asdict(checkpoint.model),
         "photos": {"name": photos.name, "count": len(photos), "size": checkpoint.image_size},
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "errors": {name: difference.as_dict() for name, difference in differences.items()},

@@ -13,7 +13,7 @@ from weight_conversion.sides import (
     JaxSide,
     TorchSide,
     torch_state,
-    training_config,
+    training_options,
 )
 from weight_conversion.verify.differences import box_distances, compare_boxes, ratio
 from weight_conversion.verify.photos import Photos
@@ -46,9 +46,9 @@ def compare_training(
     size = min(batch_size, len(photos))
     positions = [np.arange(k * size, (k + 1) * size) % len(photos) for k in range(steps)]
     batches = [(photos.pixels(rows, checkpoint.image_size), labels[rows]) for rows in positions]
-    config = training_config(checkpoint)
-    ours = JaxSide(checkpoint).train(batches, config)
-    theirs = TorchSide(checkpoint).train(batches, config, ours.regions)
+    options = training_options(checkpoint)
+    ours = JaxSide(checkpoint).train(batches, options)
+    theirs = TorchSide(checkpoint).train(batches, options, ours.regions)
     if not np.isfinite([*ours.losses, *theirs.losses]).all():
         raise Failure("the loss is not finite: the checkpoint cannot be trained on these images")
     before = torch_state(checkpoint.variables, checkpoint.model)

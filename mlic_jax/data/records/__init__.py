@@ -19,6 +19,6 @@ Examples keep the order of their source, so the position of an image in a split 
 
 from mlic_jax.data.records.preparing import prepare
 from mlic_jax.data.records.reading import Split, open_split
-from mlic_jax.data.records.schema import Example, Record, Source
+from mlic_jax.data.records.schema import Example, RandomAccess, Record, Source
 
-__all__ = ["Example", "Record", "Source", "Split", "open_split", "prepare"]
+__all__ = ["Example", "RandomAccess", "Record", "Source", "Split", "open_split", "prepare"]

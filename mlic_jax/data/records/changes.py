@@ -63,14 +63,14 @@ def compare(source: Source, directory: Path, workers: int) -> Comparison:
     noted, root = read_annotations(directory), root_of(source)
     stamps = {split: _stamps_now(of_split, root) for split, of_split in made.items()}
     photos_gone = _are_gone(made, stamps)
-    annotations_gone = bool(noted) and not any(
-        os.path.exists(os.path.join(root or "", earlier.file)) for earlier in noted
-    )
+    files = [os.path.join(root or "", earlier.file) for earlier in noted or ()]
+    annotations_gone = bool(files) and not any(map(os.path.exists, files))
     for gone, what in ((annotations_gone, "annotations"), (photos_gone, "photos")):
         if gone:
             print(f"{directory}: the {what} that it was made from are gone; it is taken as it is")
 
-    reasons, annotations = [], noted
+    reasons: list[str] = []
+    annotations = noted
     if not annotations_gone and not (noted is None and photos_gone):
         reasons, annotations = _changed_annotations(source, noted)
     changed = []
@@ -98,7 +98,8 @@ def _changed_annotations(
         return [NOT_NOTED], now
     before, after = ({file: digest for file, _, digest in files} for files in (noted, now))
     changed = [file for file in sorted(before | after) if before.get(file) != after.get(file)]
-    names = [printable(root_of(source).name if file == "." else file) for file in changed]
+    root = root_of(source)
+    names = [printable(root.name if root and file == "." else file) for file in changed]
     return [f"{_some(names)} changed"] if names else [], now
 
 

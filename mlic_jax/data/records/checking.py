@@ -7,17 +7,19 @@ image is decoded once, and again only when its content is another.
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
-from mlic_jax.data.records.schema import Source
+from mlic_jax.data.records.schema import Example, Source
 from mlic_jax.data.records.stamps import (
     ABSENT,
     Made,
@@ -31,6 +33,8 @@ from mlic_jax.data.records.stamps import (
 from mlic_jax.data.transforms import Look
 from mlic_jax.errors import Failure
 
+T = TypeVar("T")
+
 
 @dataclass
 class Scan:
@@ -39,9 +43,15 @@ class Scan:
     positions: list[int] = field(default_factory=list)  # in source.examples(split)
     image_ids: list[str] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
-    photos: list[Photo] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)  # of the encoded images
+    looks: list[Look] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)  # "image id (path)" -> what is wrong
-    made: Made | None = None  # of all images
+    every: list[tuple[str, str, Photo]] = field(default_factory=list)  # all, see `Made.of`
+
+    @cached_property
+    def made(self) -> Made:
+        """What the split is made from; to be asked for when all images were looked at."""
+        return Made.of(self.every)
 
 
 class Journal:
@@ -58,15 +68,15 @@ class Journal:
             with contextlib.suppress(ValueError, TypeError, RecursionError, AttributeError):
                 file, stamp, digest, (height, width, orientation, extent, whole) = json.loads(line)
                 look = Look(height, width, orientation, extent and tuple(extent), whole)
-                self._know(Photo(file.encode("latin-1"), Stamp(*stamp), digest, look))
+                self._know(Photo(file.encode("latin-1"), Stamp(*stamp), digest, look), look)
         self._count = len(self._looks)
 
-    def __enter__(self):
+    def __enter__(self) -> "Journal":
         self._file = self._path.open("a")
         self._file.write("\n")  # ends a line that was cut short
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def __len__(self) -> int:
@@ -77,7 +87,7 @@ class Journal:
         """Takes over what an earlier set noted."""
         for photo in made.photos():
             if photo.look is not None:
-                self._know(photo)
+                self._know(photo, photo.look)
 
     def photo(self, image: bytes | Path) -> tuple[Photo, str]:
         """What is known of an image, which is decoded unless that was done before.
@@ -103,18 +113,18 @@ class Journal:
         except Failure as failure:
             return unread, str(failure)
         photo = unread._replace(look=look)
-        self._note(photo)
+        self._note(photo, look)
         return photo, ""
 
-    def _note(self, photo: Photo) -> None:
+    def _note(self, photo: Photo, look: Look) -> None:
         with self._lock:
-            self._know(photo)
-            line = [photo.file.decode("latin-1"), photo.stamp, photo.digest, photo.look]
+            self._know(photo, look)
+            line = [photo.file.decode("latin-1"), photo.stamp, photo.digest, look]
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
-    def _know(self, photo: Photo) -> None:
-        self._looks[photo.digest] = photo.look
+    def _know(self, photo: Photo, look: Look) -> None:
+        self._looks[photo.digest] = look
         if photo.file:
             self._digests[photo.file, photo.stamp] = photo.digest
 
@@ -122,9 +132,9 @@ class Journal:
 def scan_split(source: Source, split: str, journal: Journal, workers: int) -> Scan:
     """Looks at every image of a split, in `workers` threads."""
     examples = source.examples(split)
-    scan, image_ids, truths, photos = Scan(), [], [], []
+    scan = Scan()
 
-    def check(position: int) -> tuple:
+    def check(position: int) -> tuple[Example, str, Photo, str]:
         example = examples[position]
         return example, truth_of(example), *journal.photo(example.image)
 
@@ -136,10 +146,8 @@ def scan_split(source: Source, split: str, journal: Journal, workers: int) -> Sc
         mininterval=1,
     )
     for position, (example, truth, photo, reason) in enumerate(checked):
-        image_ids.append(example.image_id)
-        truths.append(truth)
-        photos.append(photo)
-        if reason:
+        scan.every.append((example.image_id, truth, photo))
+        if photo.look is None:
             name = example.image_id
             if isinstance(example.image, Path):
                 name += f" ({printable(example.image)})"
@@ -148,12 +156,12 @@ def scan_split(source: Source, split: str, journal: Journal, workers: int) -> Sc
         scan.positions.append(position)
         scan.image_ids.append(example.image_id)
         scan.labels.append(example.labels)
-        scan.photos.append(photo)
-    scan.made = Made.of(image_ids, truths, photos)
+        scan.digests.append(photo.digest)
+        scan.looks.append(photo.look)
     return scan
 
 
-def _in_threads(function, count: int, workers: int) -> Iterator:
+def _in_threads(function: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
     """`function` of 0, 1, ... in order; what has not begun when the caller stops is not done."""
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -38,7 +38,7 @@ def locked(final: Path) -> Iterator[None]:
             return
 
 
-def _is_at(file: IO, path: Path) -> bool:
+def _is_at(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

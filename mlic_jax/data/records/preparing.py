@@ -39,7 +39,7 @@ from mlic_jax.errors import Failure, UsageError
 
 def prepare(
     source: Source,
-    prepared_dir: str | os.PathLike,
+    prepared_dir: str | os.PathLike[str],
     on_corrupt: Literal["fail", "skip"] = "fail",
     workers: int = os.cpu_count() or 1,
     upright: bool = False,
@@ -154,7 +154,7 @@ def _prepare(
     report_unreadable(scans, source.name, staging / "unreadable.txt", on_corrupt)
     for split, scan in scans.items():
         check_split(split, scan, len(source.class_names))
-    looks = (photo.look for scan in scans.values() for photo in scan.photos)
+    looks = (look for scan in scans.values() for look in scan.looks)
     prepared = replace(wanted, misfits={}, files={})
     if wanted.range_is_told:
         prepared.value_range = transforms.common_range(looks)

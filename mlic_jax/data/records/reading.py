@@ -1,7 +1,6 @@
 """Reading a prepared set: random access to its splits, and one line where it is damaged."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mlic_jax.data import transforms
-from mlic_jax.data.records.schema import Record
+from mlic_jax.data.records.schema import RandomAccess, Record
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text, npz
@@ -20,7 +19,7 @@ _OF_TFDS = "tensorflow_datasets."
 _INDEX_AXES = {"image_ids": ("text", "N"), "labels": ("integer", "NC")}  # see `npz.check`
 
 
-class Split(Sequence[Record]):
+class Split(RandomAccess[Record]):
     """Random access to one split of a prepared set. Pickles as its path and reopens its files.
 
     Attributes:
@@ -52,13 +51,13 @@ class Split(Sequence[Record]):
             raise damaged(directory, error) from error
         self._index = self._read_index()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Split"], tuple[Path, str]]:
         return Split, (self.directory, self.split)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> Record:
+    def __getitem__(self, position: int, /) -> Record:
         """The record at a position in [0, len).
 
         Parsing by TFDS takes about a twentieth of the time of decoding and resizing a COCO photo.
@@ -126,7 +125,7 @@ class Split(Sequence[Record]):
         return index
 
 
-def open_split(directory: str | os.PathLike, split: str) -> Split:
+def open_split(directory: str | os.PathLike[str], split: str) -> Split:
     """Opens a split of the prepared set in `directory` (what `prepare` returned).
 
     Raises:

@@ -1,11 +1,13 @@
 """What goes into a prepared set, examples of a source, and what comes out of it, records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,19 @@ class Example:
     size: tuple[int, int] | None = None
 
 
+class RandomAccess(Protocol[Item]):
+    """Items by their positions, each perhaps made when it is asked for: a list, but for slices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Item:
+        """Raises IndexError for a position that there is not."""
+        ...
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[position] for position in range(len(self)))
+
+
 class Source(Protocol):
     """Where images and labels come from. Files may stay unread until something is asked for."""
 
@@ -36,6 +51,14 @@ class Source(Protocol):
         """The names of the C classes, in the order of `labels`."""
 
     @property
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits that the set itself has, as far as it is for it to say; else empty."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided in reading, for a person."""
+
+    @property
     def annotation_files(self) -> Sequence[Path]:
         """Every file that class names, splits, labels and boxes are read from, as they are now.
 
@@ -43,7 +66,7 @@ class Source(Protocol):
         set asks the source for nothing else; none: these never change.
         """
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The examples in their lasting order, not decoded.
 
         `[i]` is called from several threads, and more than once an image: to check it and to write

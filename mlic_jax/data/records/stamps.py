@@ -40,7 +40,7 @@ class Stamp(NamedTuple):
 ABSENT = Stamp(-1, 0, 0)  # also of what is no file
 
 
-def stamp_of(path: str | bytes | os.PathLike) -> Stamp:
+def stamp_of(path: str | bytes | os.PathLike[str]) -> Stamp:
     """The stamp of a file, `ABSENT` where there is none."""
     try:
         stat = os.stat(path)
@@ -54,7 +54,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def digest_of_file(path: str | bytes | os.PathLike) -> str:
+def digest_of_file(path: str | bytes | os.PathLike[str]) -> str:
     """The digest of a file's content, "" where it cannot be read."""
     try:
         return digest_of(read_image_file(Path(os.fsdecode(path))))
@@ -90,8 +90,9 @@ class Made:
     looks: np.ndarray  # float64 [N, 6]; height 0: it could not be decoded
 
     @classmethod
-    def of(cls, image_ids: list[str], truths: list[str], photos: list[Photo]) -> "Made":
-        """Gathers what is known of each example."""
+    def of(cls, examples: Sequence[tuple[str, str, Photo]]) -> "Made":
+        """Gathers what is known of each example: its id, `truth_of` it, and the photo."""
+        image_ids, truths, photos = zip(*examples, strict=True) if examples else ((), (), ())
         count = len(photos)
         return cls(
             image_ids=np.array(image_ids, np.str_),
@@ -158,8 +159,9 @@ def root_of(source: Source) -> Path | None:
 
 def name_below(root: Path | None, path: Path) -> bytes:
     """A path relative to the root, or absolute where it is not below it."""
-    path = os.path.abspath(path)
-    return os.fsencode(os.path.relpath(path, root) if root and _is_below(path, root) else path)
+    absolute = os.path.abspath(path)
+    is_below = root is not None and _is_below(absolute, root)
+    return os.fsencode(os.path.relpath(absolute, root) if is_below else absolute)
 
 
 class Annotations(NamedTuple):
@@ -187,7 +189,7 @@ def _digest_of_names(folder: Path) -> str:
     return digest_of(b"\0".join(sorted(names)))
 
 
-def write_annotations(directory: Path, annotations: list[Annotations]) -> None:
+def write_annotations(directory: Path, annotations: list[Annotations] | None) -> None:
     """Notes what `annotations_of` gave."""
     write_text(directory / ANNOTATIONS, json.dumps(annotations))
 
@@ -219,8 +221,8 @@ def _numbers(look: Look | None) -> list[float]:
 
 
 def _look(numbers: list[float]) -> Look | None:
-    height, width, orientation, *extent, whole = numbers
+    height, width, orientation, least, greatest, whole = numbers
     if not height:
         return None
-    shape = int(height), int(width), int(orientation)
-    return Look(*shape, None if np.isnan(extent[0]) else tuple(extent), bool(whole))
+    extent = None if np.isnan(least) else (least, greatest)
+    return Look(int(height), int(width), int(orientation), extent, bool(whole))

@@ -17,7 +17,7 @@ from mlic_jax.data.records.checking import Scan
 from mlic_jax.data.records.reading import PREPARED, Prepared, Split, index_file
 from mlic_jax.data.records.schema import Example, Source
 from mlic_jax.data.records.shards import Earlier, Kept
-from mlic_jax.data.records.stamps import Photo, digest_of, stamps_file
+from mlic_jax.data.records.stamps import digest_of, stamps_file
 from mlic_jax.data.transforms import Look
 from mlic_jax.errors import Failure
 from mlic_jax.files.atomic import write_text
@@ -79,7 +79,7 @@ def _write_split(
     template = shards.template_of(directory, source.name, split)
     parts = list(enumerate(shards.parts_of(len(scan.positions))))
     keep = shards.to_keep(earlier, split, scan.made, prepared.upright) if earlier else set()
-    known = {*earlier.prepared.misfits.get(split, ())} if keep else set()
+    known = {*earlier.prepared.misfits.get(split, ())} if earlier and keep else set()
     misfits = prepared.misfits.setdefault(split, [])
     files, lengths = [], []
     total = sum(len(scan.positions[part]) for k, part in parts if k not in keep)
@@ -87,7 +87,7 @@ def _write_split(
     with tqdm(None, what, total, unit=" images", mininterval=1, disable=not total) as bar:
         for k, part in parts:
             file = Path(template.sharded_filepath(shard_index=k, num_shards=None))
-            if k in keep:
+            if earlier and k in keep:
                 shards.keep_shard(earlier.directory / file.name, file)
                 misfits += [i for i in scan.image_ids[part] if i in known]
                 lengths.append(len(scan.image_ids[part]))
@@ -168,16 +168,17 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Records of a split; the ids of images with boxes that do not fit go to `misfits`."""
     examples = source.examples(split)
-    for position, photo in zip(scan.positions[part], scan.photos[part], strict=True):
+    readable = zip(scan.positions[part], scan.digests[part], scan.looks[part], strict=True)
+    for position, digest, look in readable:
         example = examples[position]
-        height, width = photo.look.size(upright)
-        boxes, fit = placed_boxes(example, photo.look, upright)
+        height, width = look.size(upright)
+        boxes, fit = placed_boxes(example, look, upright)
         if not fit:
             misfits.append(example.image_id)
         boxes = np.clip(boxes, 0, [height, width, height, width])
         kept = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
         yield {
-            "image": _encoded(example, photo, f"{source.name} {split}"),
+            "image": _encoded(example, digest, f"{source.name} {split}"),
             "image_id": example.image_id,
             "labels": example.labels,
             "objects": {
@@ -207,9 +208,9 @@ def placed_boxes(example: Example, look: Look, upright: bool) -> tuple[np.ndarra
     return boxes, not (beyond or empty or other_size)
 
 
-def _encoded(example: Example, photo: Photo, where: str) -> bytes:
+def _encoded(example: Example, digest: str, where: str) -> bytes:
     image = example.image
     content = image if isinstance(image, bytes) else read_image_file(image)
-    if digest_of(content) != photo.digest:
+    if digest_of(content) != digest:
         raise Failure(f"{where}, image {example.image_id} changed meanwhile: prepare the set again")
     return content

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.data import scenes
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
 from mlic_jax.data.sources.celeba import CelebA
@@ -25,11 +26,11 @@ from mlic_jax.data.sources.yolo import Yolo
 from mlic_jax.errors import UsageError
 
 
-def create(config_data: Any) -> Source:
+def create(data: DataOptions) -> Source:
     """The source that a configuration names. It reads no file before it is asked for something.
 
     Args:
-        config_data: `source` (a key of `SOURCES`), `name` of the prepared set, `splits` (a mapping
+        data: `source` (a key of `SOURCES`), `name` of the prepared set, `splits` (a mapping
             such as train/val/test -> name of the split in the source; empty values are left out),
             and the options of the source, which `SOURCES` lists and its class explains. `root` is
             the folder of its files (for tfds TFDS's own data folder; "" is its default).
@@ -37,37 +38,37 @@ def create(config_data: Any) -> Source:
     Raises:
         UsageError: an unknown source or value.
     """
-    kind = config_data.source
+    kind = data.source
     if kind not in SOURCES:
         raise UsageError(f"unknown data source {kind!r}; there are {', '.join(sorted(SOURCES))}")
-    source = SOURCES[kind](config_data)
-    if getattr(config_data, "merge_classes", False):
+    source = SOURCES[kind](data)
+    if data.merge_classes:
         source = Merged(source)
-    if shares := _shares(config_data):
-        source = Divided(source, config_data.splits["train"], shares, config_data.split_seed)
+    if shares := _shares(data):
+        source = Divided(source, data.splits["train"], shares, data.split_seed)
     return source
 
 
-def _shares(data: Any) -> dict[str, float]:
+def _shares(data: DataOptions) -> dict[str, float]:
     """The splits that are divided from the one to train on -> their shares."""
-    shares = {role: getattr(data, f"{role}_share", 0.0) for role in ("test", "val")}
-    splits = dict(data.splits)
-    return {splits[role]: share for role, share in shares.items() if share and role in splits}
+    shares = {"test": data.test_share, "val": data.val_share}
+    names = data.splits
+    return {names[role]: share for role, share in shares.items() if share and role in names}
 
 
-def _splits(data: Any) -> tuple[str, ...]:
+def _splits(data: DataOptions) -> tuple[str, ...]:
     """What the source itself is asked for."""
-    return tuple(sorted({*dict(data.splits).values()} - {"", None, *_shares(data)}))
+    return tuple(sorted({*data.splits.values()} - {"", None, *_shares(data)}))
 
 
-def _files(data: Any) -> tuple[str, Path, tuple[str, ...]]:
+def _files(data: DataOptions) -> tuple[str, Path, tuple[str, ...]]:
     """What every source in files takes: the set's name, the folder and the splits."""
     if not data.root:
         raise UsageError(f"data source {data.source}: `root`, the data's folder, is not set")
     return data.name, Path(os.path.abspath(os.path.expanduser(data.root))), _splits(data)
 
 
-def _hub(data: Any) -> Source:
+def _hub(data: DataOptions) -> Source:
     options = _options(data, "image_column", "label_column", "cell_separator", *_DIVIDED)
     if data.hub_name:
         return HubSet(data.name, _splits(data), hub_name=data.hub_name, **options)
@@ -75,9 +76,9 @@ def _hub(data: Any) -> Source:
     return HubSet(name, splits, root=root, **options)
 
 
-def _options(data: Any, *names: str) -> dict[str, Any]:
-    """Options of a source; what a configuration of an earlier version lacks keeps its default."""
-    return {name: getattr(data, name) for name in names if hasattr(data, name)}
+def _options(data: DataOptions, *names: str) -> dict[str, Any]:
+    """Options of a source."""
+    return {name: getattr(data, name) for name in names}
 
 
 _DIVIDED = ("train_share", "split_seed")
@@ -85,13 +86,13 @@ _TABLE = ("annotations", "image_dir", *_DIVIDED)
 _CSV = (*_TABLE, "image_column", "label_column", "cell_separator", "sheet")
 
 
-def _voc(data: Any) -> Source:
+def _voc(data: DataOptions) -> Source:
     if data.year == OWN:
         return VocLayout(*_files(data), **_options(data, *_TABLE))
-    return VocFolder(*_files(data), year=str(data.year))
+    return VocFolder(*_files(data), year=data.year)
 
 
-SOURCES: dict[str, Callable[[Any], Source]] = {
+SOURCES: dict[str, Callable[[DataOptions], Source]] = {
     "scenes": scenes.create,
     "coco": lambda data: CocoFolder(
         *_files(data),
@@ -124,7 +125,7 @@ SOURCES |= dict.fromkeys(
 )
 
 
-def open_splits(config_data: Any) -> dict[str, Split]:
+def open_splits(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
     It is prepared again where the annotations or photos that it was made from changed.
@@ -132,12 +133,12 @@ def open_splits(config_data: Any) -> dict[str, Split]:
     Raises:
         UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
     """
-    source = create(config_data)
+    source = create(data)
     directory = prepare(
         source,
-        config_data.prepared_dir,
-        config_data.on_corrupt,
-        upright=config_data.upright,
-        value_range=tuple(config_data.range) or None,
+        data.prepared_dir,
+        data.on_corrupt,
+        upright=data.upright,
+        value_range=data.range or None,
     )
-    return {role: open_split(directory, split) for role, split in config_data.splits.items()}
+    return {role: open_split(directory, split) for role, split in data.splits.items()}

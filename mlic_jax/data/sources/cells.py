@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.errors import Failure
@@ -44,7 +45,7 @@ def python_list(text: str) -> list[str]:
     return names
 
 
-def is_names(value: object) -> bool:
+def is_names(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
@@ -61,7 +62,9 @@ def object_names(text: str) -> list[str]:
     Raises:
         ValueError: it is something else.
     """
-    wrapped, bare = _OBJECT.fullmatch(text).groups()
+    if (found := _OBJECT.fullmatch(text)) is None:
+        raise ValueError(f"{short(text)} is not a Python list of names")
+    wrapped, bare = found.groups()
     body = (bare if wrapped is None else wrapped).strip()
     if body.startswith('{"choices"'):  # of Label Studio
         try:

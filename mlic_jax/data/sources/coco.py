@@ -11,7 +11,7 @@ import numpy as np
 
 from mlic_jax.data.records import Example
 from mlic_jax.data.sources import layout
-from mlic_jax.data.sources.coco_file import CocoFile
+from mlic_jax.data.sources.coco_file import CocoFile, CocoObject
 from mlic_jax.data.sources.labels import (
     check_extent,
     check_path,
@@ -189,7 +189,9 @@ class CocoFolder:
         size = self._annotation_file(split).stat().st_size
         check_extent(self.name, len(annotations.file_names), len(self.class_names), size)
         position = {name: i for i, name in enumerate(self.class_names)}
-        positions = {c: position.get(name) for c, name in annotations.class_names.items()}
+        positions = {
+            c: position[name] for c, name in annotations.class_names.items() if name in position
+        }
         listed = {
             image: file_name
             for image, file_name in annotations.file_names.items()
@@ -232,7 +234,7 @@ class CocoFolder:
 def _example(
     file_name: str,
     file: Path,
-    objects: list[tuple],
+    objects: list[CocoObject],
     positions: dict[Any, int],
     num_classes: int,
     size: tuple[int, int] | None,

@@ -7,6 +7,8 @@ from mlic_jax.data.sources.labels import LARGEST_COORDINATE, check_path, forward
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
 
+CocoObject = tuple[Any, list[float] | None, bool]  # id of its category, box, whether it is a crowd
+
 
 class CocoFile:
     """One annotation file, checked: what it says of each image.
@@ -50,7 +52,7 @@ class CocoFile:
             (a["id"], a["image_id"], a["category_id"], _box(file, a), bool(a.get("iscrowd", 0)))
             for a in annotations
         ]
-        self.objects: dict[Any, list[tuple]] = {}
+        self.objects: dict[Any, list[CocoObject]] = {}
         for annotation, image, category, box, crowd in objects:
             where = f"{file}: annotation {annotation}"
             if image not in self.file_names:

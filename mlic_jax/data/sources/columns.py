@@ -32,6 +32,8 @@ _ROW_NUMBERS = ("", "index", "unnamed0", "row", "rowid", "indexlevel0")
 _OF_A_LABEL = ("confidence", "value", "present")
 _VALUES = PRESENT | ABSENT | UNKNOWN | MINUS_ONE
 
+_Cells = Sequence[Sequence[str]]  # of each column
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -86,7 +88,7 @@ def find_columns(
         Failure: it cannot be told, or there is no header.
     """
     _check_header(where, header)
-    cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    cells: _Cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     numbered = {i for i, name in enumerate(header) if _is_row_numbers(name, cells[i])}
     image_at = _image(where, header, cells, numbered, image)
     numbered -= {image_at}  # photos may be named by numbers
@@ -108,7 +110,15 @@ def find_columns(
     return replace(columns, is_split=is_split)
 
 
-def _of_labels(where, header, cells, image_at, split_at, others, said) -> Columns:
+def _of_labels(
+    where: str,
+    header: list[str],
+    cells: _Cells,
+    image_at: int,
+    split_at: int | None,
+    others: dict[int, str],
+    said: str,
+) -> Columns:
     def ignored(*used: int) -> list[str]:
         return [name for i, name in others.items() if i not in used]
 
@@ -132,8 +142,8 @@ def _of_labels(where, header, cells, image_at, split_at, others, said) -> Column
                 f"--label-column {header[named[0]]!r}, or remove one of the two"
             )
         value = min(beside, default=None)
-        used = ignored(named[0], *beside)
-        return Columns(image_at, split_at, labels=named[0], value=value, ignored=used)
+        rest_of_it = ignored(named[0], *beside)
+        return Columns(image_at, split_at, labels=named[0], value=value, ignored=rest_of_it)
     several = {i: n for i, n in others.items() if plain(n).rstrip("0123456789") in LABELS}
     if len(several) > 1 and not several.keys() & classes.keys():
         return Columns(image_at, split_at, attributes=several, ignored=ignored(*several))
@@ -172,7 +182,7 @@ def _check_names(where: str, header: list[str], nameless: set[int]) -> None:
             raise Failure(f"{where}: two columns are named {column!r}")
 
 
-def _image(where, header, cells, numbered, said: str) -> int:
+def _image(where: str, header: list[str], cells: _Cells, numbered: set[int], said: str) -> int:
     if said:
         return _named(where, header, said)
     candidates = [i for i in range(len(header)) if i not in numbered]
@@ -186,7 +196,7 @@ def _image(where, header, cells, numbered, said: str) -> int:
     return likely[0]
 
 
-def _split(header, cells) -> int | None:
+def _split(header: list[str], cells: _Cells) -> int | None:
     for i, name in enumerate(header):
         given = {cell for cell in cells[i] if cell}
         if plain(name) in SPLIT:

@@ -1,6 +1,6 @@
 """The rows of a table of cells, in each of the forms that such tables have; see `table.Table`."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,27 +48,26 @@ def read_cells(
     (where, header), *lines = table
     cells = [cells for _, cells in lines]
     columns = find_columns(where, header, cells, image_column, label_column)
-    notes = []
+    notes: list[str] = []
     if columns.ignored:
         notes.append(f"columns that do not count: {', '.join(columns.ignored)}")
-    if columns.is_split:
+    if columns.split is not None and columns.is_split:
         notes.append(f"{header[columns.split]}: yes is of {columns.is_split}, no of train")
     if columns.classes:
         if wrong := suspicious(list(columns.classes.values())):
             raise Failure(f"{where}: the names of the columns {wrong}: name each after its class")
         rows, policy = _column_a_class(header, columns, lines)
         return Rows(list(columns.classes.values()), rows, notes + policy)
-    if columns.attributes:
+    if columns.labels is None:
         rows = [_attributes(header, columns, *line) for line in lines]
         notes.append(f"labels are those of the columns {', '.join(columns.attributes.values())}")
         return Rows((), rows, notes)
-    rows = _lists(header, columns, lines, cell_separator)
+    rows = _lists(header, columns, columns.labels, lines, cell_separator)
     if not label_column:
         printed = any(is_object(cells[columns.labels]) for _, cells in lines)
         _check_labels(f"{where}, column {header[columns.labels]!r}", rows, printed)
     notes.append(f"labels are those of the column {header[columns.labels]}")
-    missing = Counter(cells[columns.labels] for _, cells in lines)
-    if missing := sorted(missing.keys() & MISSING - {""}):
+    if missing := sorted({cells[columns.labels] for _, cells in lines} & MISSING - {""}):
         notes.append(f"cells of {' or '.join(missing)} name no label")
     rows, more = _merged(columns, lines, rows)
     return Rows((), rows, notes + more)
@@ -138,9 +137,9 @@ def _attributes(header: list[str], columns: Columns, where: str, cells: list[str
 
 
 def _lists(
-    header: list[str], columns: Columns, lines: Sequence[_Line], separator: str
+    header: list[str], columns: Columns, at: int, lines: Sequence[_Line], separator: str
 ) -> list[Row]:
-    at = columns.labels
+    """The rows, of which the cells of the column at a position list the labels."""
     column = f"column {header[at]!r}"
     if not separator:
         first = lines[0][0] if lines else ""
@@ -163,28 +162,33 @@ def _merged(
         return rows, []
     if columns.value is None and len({(row.split, row.image) for row in rows}) == len(rows):
         return rows, []
-    merged: dict[tuple[str, str], Row] = {}
-    absent: dict[tuple[str, str], set[str]] = {}
+    first: dict[tuple[str, str], Row] = {}
+    # The labels of each photo; dictionaries where their order counts.
+    present: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    unknown: dict[tuple[str, str], set[str]] = defaultdict(set)
+    absent: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row, (_, cells) in zip(rows, lines, strict=True):
         photo = row.split, row.image
-        earlier = merged.setdefault(photo, row._replace(present=[], unknown=[]))
-        absent.setdefault(photo, set())
+        first.setdefault(photo, row)
         value = "1" if columns.value is None else cells[columns.value].lower()
         if value in ABSENT | MINUS_ONE:
             absent[photo].update(row.present)
+            continue
+        if value in PRESENT:
+            present[photo].update(dict.fromkeys(row.present))
         else:
-            sure = earlier.present if value in PRESENT else earlier.unknown
-            sure.extend(set(row.present) - {*sure})
-            earlier.unknown.extend(set(row.unknown) - {*earlier.unknown})
-    notes = [f"{len(rows):,} rows are of {len(merged):,} photos: one row a label"]
-    classes = {name for row in rows for name in row.present}
-    for photo, row in merged.items() if any(absent.values()) else ():
-        row.unknown[:] = classes - {*row.present} - absent[photo]
+            unknown[photo].update(row.present)
+        unknown[photo].update(row.unknown)
+    notes = [f"{len(rows):,} rows are of {len(first):,} photos: one row a label"]
     if any(absent.values()):
+        classes = {name for row in rows for name in row.present}
+        unknown = {photo: classes - absent[photo] for photo in first}
         notes.append("labels that are not mentioned are unknown, since some are said to be absent")
-    for row in merged.values():
-        row.unknown[:] = sorted({*row.unknown} - {*row.present})
-    return list(merged.values()), notes
+    merged = [
+        row._replace(present=[*present[photo]], unknown=sorted(unknown[photo] - {*present[photo]}))
+        for photo, row in first.items()
+    ]
+    return merged, notes
 
 
 def _check_labels(where: str, rows: Sequence[Row], printed: bool) -> None:

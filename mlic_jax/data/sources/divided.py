@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.data.records import Example, Source
+from mlic_jax.data.records import Example, RandomAccess, Source
 from mlic_jax.data.sources.on_demand import OnDemand
 from mlic_jax.data.splitting import stratified_parts
 from mlic_jax.errors import UsageError
@@ -55,7 +55,7 @@ class Divided:
 
     @property
     def own_splits(self) -> tuple[str, ...]:
-        return getattr(self._source, "own_splits", ())
+        return self._source.own_splits
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -66,9 +66,9 @@ class Divided:
             f"{self._train} is divided by a hash with the seed {self._seed}, fair to rare labels: "
             f"{shares}; {kept:.3g} stay {self._train}"
         )
-        return (*getattr(self._source, "notes", ()), told)
+        return (*self._source.notes, told)
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The examples in the order of the source.
 
         Raises:
@@ -81,7 +81,7 @@ class Divided:
         return OnDemand(len(rows), lambda position: examples[rows[position]])
 
     @cached_property
-    def _undivided(self) -> Sequence[Example]:
+    def _undivided(self) -> RandomAccess[Example]:
         return self._source.examples(self._train)
 
     @cached_property

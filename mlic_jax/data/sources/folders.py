@@ -113,7 +113,7 @@ def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Lay
     names = sorted({folder.name for folder in folders})
     seen = f"folders of images: {layout.listing(names)}"
     splits = [name for name in names if role_of(name)]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if splits and len({folder.parent for folder in folders}) == 1:
         seen = f"{seen}, of which {layout.listing(splits)} may be no class"
         notes = (f"{layout.listing(splits)} is taken as a class",)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.data.image_files import printable
-from mlic_jax.data.records import Example
+from mlic_jax.data.records import Example, RandomAccess
 from mlic_jax.data.sources import layout
 from mlic_jax.data.sources.columns import LABELS, check_left_out, plain
 from mlic_jax.data.sources.csv_table import read_cells
@@ -56,7 +56,7 @@ class HubSet(RowSet):
     ):
         if not (hub_name or root):
             raise UsageError("data source hub: neither `hub_name` nor `root` is set")
-        self._hub_name, self._folder = hub_name, root
+        self._hub_name, self._folder = hub_name, None if hub_name else root
         self._image_column = image_column
         told = {"label_column": label_column, "cell_separator": cell_separator}
         options = {"image_column": image_column, **told}
@@ -65,7 +65,7 @@ class HubSet(RowSet):
             splits,
             root=root or Path(),
             read=lambda: read_tables(self._tables, **told),
-            files=self._files,
+            files=self._files_read,
             kind="hub",
             options={option: value for option, value in options.items() if value},
             train_share=train_share,
@@ -75,13 +75,13 @@ class HubSet(RowSet):
             del self.description["root"]
             self.description["hub_name"] = hub_name
 
-    def _files(self) -> list[Path]:
+    def _files_read(self) -> list[Path]:
         """Every file of the folder; none of a set of the Hub, which is kept as it was prepared."""
-        if self._hub_name:
+        if self._folder is None:
             return []
         return sorted(path for path in self._folder.rglob("*") if path.is_file())
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The examples in the order of the dataset, read when they are asked for.
 
         Raises:
@@ -118,7 +118,8 @@ class HubSet(RowSet):
 
     @cached_property
     def _tables(self) -> list["_Table"]:
-        opened = _open_named(self._hub_name) if self._hub_name else _open_folder(self._folder)
+        folder = self._folder
+        opened = _open_named(self._hub_name) if folder is None else _open_folder(folder)
         splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
         features = next(iter(splits.values())).features
         image_column = _image_column(features, self._image_column)
@@ -196,7 +197,7 @@ def read_tables(tables: Sequence[_Table], label_column: str = "", cell_separator
                 zip(table.image_ids, table.values(column), strict=True)
             )
         ]
-        notes = [f"labels are those of the column {column}, which names them"]
+        notes: Sequence[str] = [f"labels are those of the column {column}, which names them"]
     else:
         lines = [line for table in tables for line in table.cells(header)]
         table = [("the dataset", [first.image_column, *header]), *lines]
@@ -244,9 +245,10 @@ def _image_column(features: Mapping[str, Any], said: str) -> str:
         if said not in images:
             raise UsageError(f"--image-column {said}: the columns of images are {_listed(images)}")
         return said
-    if not images:
+    column = layout.only(map(Path, images), "columns of images", "--image-column")
+    if column is None:
         raise UsageError(f"no column holds images: there are {_listed(features)}")
-    return layout.only(map(Path, images), "columns of images", "--image-column").name
+    return column.name
 
 
 def _column_of_names(features: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mlic_jax.errors import Failure, UsageError
 
@@ -72,14 +73,14 @@ def ternary_labels(classes: np.ndarray, unsure: np.ndarray, num_classes: int) ->
     return labels
 
 
-def pixel_boxes(corners: np.ndarray) -> np.ndarray:
+def pixel_boxes(corners: ArrayLike) -> np.ndarray:
     """The smallest int32 [K, 4] boxes that cover float (y1, x1, y2, x2) [K, 4], uppers exclusive.
 
     Coordinates are rounded to hundredths of a pixel first: annotation files have no more, and a sum
     such as 0.1 + 0.2 must not grow a box by a pixel.
     """
-    corners = np.round(np.asarray(corners, np.float64).reshape(-1, 4), 2)
-    covering = np.concatenate([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])], axis=1)
+    rounded = np.round(np.asarray(corners, np.float64).reshape(-1, 4), 2)
+    covering = np.concatenate([np.floor(rounded[:, :2]), np.ceil(rounded[:, 2:])], axis=1)
     return covering.astype(np.int32)
 
 

@@ -176,7 +176,7 @@ def _held(
     With the photo of each; None where there are several.
     """
     photos: dict[str, Photos] = {}
-    held = {}
+    held: dict[tuple[str, str], Path | None] = {}
     for split, name in sample:
         where = str(folder).replace(SPLIT, split)
         if where not in photos:
@@ -224,13 +224,13 @@ def _some(names: Sequence[str]) -> Sequence[str]:
 
 def options(images: Path, annotations: Path) -> dict[str, str]:
     """Both paths, relative to the folder that both are in."""
-    images, annotations = os.path.abspath(images), os.path.abspath(annotations)
-    root = os.path.commonpath([fixed_part(images), fixed_part(os.path.dirname(annotations))])
-    image_dir = os.path.relpath(images, root)
+    photos, labels = os.path.abspath(images), os.path.abspath(annotations)
+    root = os.path.commonpath([fixed_part(photos), fixed_part(os.path.dirname(labels))])
+    image_dir = os.path.relpath(photos, root)
     return {
         "root": root,
         "image_dir": "" if image_dir == "." else image_dir,
-        "annotations": os.path.relpath(annotations, root),
+        "annotations": os.path.relpath(labels, root),
     }
 
 

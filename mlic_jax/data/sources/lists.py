@@ -74,10 +74,10 @@ def read_lists(folder: Path, images: Path) -> Rows:
             known.setdefault(spelling, set()).add(name)
     labels: dict[str, list[str]] = {name: [] for name in photos}
     for file in lists:
-        for number, line in enumerate(read_text(file)[0].splitlines(), 1):
+        for at, line in enumerate(read_text(file)[0].splitlines(), 1):
             if not line.strip():
                 continue
-            where = f"{file}, line {number}"
+            where = f"{file}, line {at}"
             name = photo_path(line.strip(), where).rpartition("/")[2]
             found = known.get(name) or known.get(name.lstrip("0")) or ()
             if len(found) != 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.data.records import Example, Source
+from mlic_jax.data.records import Example, RandomAccess, Source
 from mlic_jax.data.sources.on_demand import OnDemand
 
 
@@ -51,7 +51,7 @@ class Merged:
         merged = [group for group in alike(self._source.class_names) if len(group) > 1]
         return (*self._source.notes, *(f"one class: {', '.join(group)}" for group in merged))
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         names = self._source.class_names
         group_of = {name: g for g, group in enumerate(alike(names)) for name in group}
         groups = np.array([group_of[name] for name in names])

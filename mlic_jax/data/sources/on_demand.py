@@ -1,11 +1,11 @@
 """Examples that are made when they are asked for: images in memory would be too many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from mlic_jax.data.records import Example
+from mlic_jax.data.records import Example, RandomAccess
 
 
-class OnDemand(Sequence[Example]):
+class OnDemand(RandomAccess[Example]):
     """So many examples, of which `make` makes the one at a position, each time anew."""
 
     def __init__(self, count: int, make: Callable[[int], Example]):
@@ -14,5 +14,5 @@ class OnDemand(Sequence[Example]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: int, /) -> Example:
         return self._make(range(self._count)[position])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlic_jax.data.image_files import printable
-from mlic_jax.data.records import Example
+from mlic_jax.data.records import Example, RandomAccess
 from mlic_jax.data.sources.labels import check_extent
 from mlic_jax.data.sources.photos import Photos
 from mlic_jax.data.sources.split_names import SPLIT, role_of
@@ -105,7 +105,7 @@ class RowSet:
         """What was decided in reading, for a person."""
         return tuple(self._read_once.notes)
 
-    def examples(self, split: str) -> list[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The examples in the order of the rows.
 
         Raises:

@@ -181,7 +181,7 @@ def _json_row(where: str, line: str) -> Row:
     split = fields.get("split")
     if not (split is None or (isinstance(split, str) and split)):
         raise Failure(f"{where}: the field split must be a name")
-    labels = fields.get(_field(fields, LABELS))
+    labels: Any = fields.get(_field(fields, LABELS))
     labels = [labels] if isinstance(labels, str) and labels else labels
     for field, names in (("labels", labels), ("unknown", fields.get("unknown", []))):
         if not is_names(names):

@@ -65,13 +65,13 @@ def csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
         delimiter, lines = told[1], text.partition("\n")[2]
     else:
         delimiter = max(",;\t", key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
-    width = None
+    width = 0  # of the header, once it was read
     reader = csv.reader(io.StringIO(lines, newline=""), strict=True, delimiter=delimiter)
     try:
         for row in reader:
             where = f"{file}, line {reader.line_num + bool(told)}"
             cells = [cell.strip() for cell in row]
-            if width is None and any(cells):
+            if not width and any(cells):
                 width = max(i for i, cell in enumerate(cells, 1) if cell)
             if any(cells) and (len(cells) < width or any(cells[width:])):
                 raise Failure(f"{where}: {len(cells)} columns, and the header has {width}")
@@ -79,5 +79,5 @@ def csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
                 yield where, cells[:width]
     except csv.Error as error:
         raise Failure(f"{file}, line {reader.line_num} is not CSV: {error}") from None
-    if width is None:
+    if not width:
         raise Failure(f"{file} is empty: it must have a header")

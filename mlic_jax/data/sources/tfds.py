@@ -7,7 +7,6 @@ everything after does not.
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic_jax.data.records import Example
+from mlic_jax.data.records import Example, RandomAccess
 from mlic_jax.data.sources.labels import order_classes, pixel_boxes, ternary_labels
 from mlic_jax.errors import Failure, UsageError
 
@@ -41,7 +40,9 @@ class TfdsSet:
         keep_unlabelled: whether images without any annotation are kept; the originals drop them.
     """
 
-    annotation_files = ()  # a set of TFDS is of a version, and never changes
+    annotation_files: tuple[Path, ...] = ()  # a set of TFDS is of a version, and never changes
+    own_splits: tuple[str, ...] = ()  # a person names them
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class TfdsSet:
     def class_names(self) -> tuple[str, ...]:
         return order_classes(self._tfds_class_names, self.description["class_order"])
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> RandomAccess[Example]:
         """The examples in TFDS's order, read when they are asked for.
 
         Raises:
@@ -108,7 +109,8 @@ class TfdsSet:
             "(training does not need it)"
         )
         try:
-            builder = tfds.builder(name, data_dir=self._data_dir, file_format="array_record")
+            with contextlib.redirect_stdout(io.StringIO()):  # its banners
+                builder = tfds.builder(name, data_dir=self._data_dir, file_format="array_record")
             if not builder.is_prepared():
                 if without_tensorflow and name.startswith(_NEED_TENSORFLOW):
                     raise advice  # before it downloads for an hour
@@ -129,7 +131,7 @@ class TfdsSet:
         return builder
 
 
-class _Examples(Sequence[Example]):
+class _Examples(RandomAccess[Example]):
     """TFDS records as examples; nothing is decoded but the header of an image, for its size."""
 
     def __init__(
@@ -146,7 +148,7 @@ class _Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: int, /) -> Example:
         record = self._records[self._kept[position]]
         file_name, objects = record["image/filename"].decode(), record["objects"]
         is_voc = "is_difficult" in objects

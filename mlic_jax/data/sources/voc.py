@@ -27,6 +27,8 @@ class VocFolder:
     """
 
     class_names = CLASS_NAMES
+    own_splits: tuple[str, ...] = ()  # a person names them
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str, root: Path, splits: tuple[str, ...], *, year: str = "2007"):
         self.name = name

@@ -41,6 +41,8 @@ class VocLayout:
         train_share, split_seed: of `splitting.divide`.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self,
         name: str,
@@ -233,7 +235,7 @@ def find(images: Path, annotations: Path | None, told: Mapping[str, str]) -> Lay
     if len(patterns) == 1:
         return _layout(root, root / next(iter(patterns)).removesuffix("/x.xml"))
     folder = layout.only(usual, "folders of XML annotations")
-    return folder and _layout(root, folder)
+    return None if folder is None else _layout(root, folder)
 
 
 FORMAT = layout.Format(find, "XML annotations as VOC's, one for each image")

@@ -55,7 +55,7 @@ def read_objects(file: Path) -> list[VocObject]:
 def _corners(box: ElementTree.Element | None) -> tuple[float, float, float, float] | None:
     if box is None:
         return None
-    sides = [float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
+    sides = [float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
     if not all(abs(side) <= LARGEST_COORDINATE for side in sides):
         raise ValueError("a side of a bndbox is no number of pixels")
     xmin, ymin, xmax, ymax = sides

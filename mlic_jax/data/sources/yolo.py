@@ -95,9 +95,9 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
         if not photos.is_dir():
             raise UsageError(f"no image folder {photos}: check `root` and `image_dir`")
         named: dict[str, str] = {}
-        for file in filter(is_image, visible(photos)):
-            if (other := named.setdefault(file.stem, file.name)) != file.name:
-                raise Failure(f"{photos}: {other} and {file.name} would have the same labels")
+        for photo in filter(is_image, visible(photos)):
+            if (other := named.setdefault(photo.stem, photo.name)) != photo.name:
+                raise Failure(f"{photos}: {other} and {photo.name} would have the same labels")
         for stem in sorted(named.keys() | files):
             file = files.get(stem)
             present = [] if file is None else _classes(file, names)
@@ -163,8 +163,8 @@ def _class_names(
     root: Path, folders: list[Path], first: Sequence[Path] = ()
 ) -> tuple[str, list[str]]:
     """The file that names the classes, `first` if it does, and the names."""
-    files = dict.fromkeys([*first, *_naming_files(root, folders)])
-    files = sorted(files, key=lambda file: file.suffix.lower() not in YAML)  # these first
+    distinct = dict.fromkeys([*first, *_naming_files(root, folders)])
+    files = sorted(distinct, key=lambda file: file.suffix.lower() not in YAML)  # these first
     for at, file in enumerate(files):
         if names := _names_in(file):
             others = [other.name for other in files[at + 1 :] if _differ(other, names)]
@@ -202,7 +202,7 @@ def _differ(file: Path, names: list[str]) -> bool:
 
 
 def _classes(file: Path, names: list[str]) -> list[str]:
-    numbers = {}
+    numbers = set()
     for number, line in enumerate(read_text(file)[0].splitlines(), 1):
         if words := line.split():
             if not words[0].isdecimal() or int(words[0]) >= len(names):
@@ -210,7 +210,7 @@ def _classes(file: Path, names: list[str]) -> list[str]:
                     f"{file}, line {number}: {words[0][:20]!r} is not the number of a class, "
                     f"0 to {len(names) - 1}"
                 )
-            numbers[int(words[0])] = None
+            numbers.add(int(words[0]))
     return [names[number] for number in sorted(numbers)]
 
 

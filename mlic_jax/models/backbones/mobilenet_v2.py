@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import RowMask, StageMaps
 from mlic_jax.models.layers import ConvBatchNorm, run_in_order
 
 # (expansion, channels, blocks, stride of the first) of every group of blocks: table 2 of the paper.
@@ -36,7 +37,9 @@ class InvertedResidual(nn.Module):
     layer: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W F"], train: bool, mask: RowMask | None
+    ) -> Float[Array, "B -(-H//{self.stride}) -(-W//{self.stride}) G"]:
         hidden = x.shape[-1] * self.expansion
         y = x
         if self.expansion != 1:
@@ -65,13 +68,12 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Maps images `[B, H, W, 3]` to the last maps at strides 2, 4, 8, 16 and 32.
+        self, x: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> StageMaps:
+        """Maps images to the last maps at strides 2, 4, 8, 16 and 32.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
-                of the rows, see `ConvBatchNorm`.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`.
         """
         stem = self.layer(scaled(32 * self.width), 3, 2, activation=nn.relu6, name="stem")
         x = stem(x, train, mask)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import RowMask, StageMaps
 from mlic_jax.models.layers import ConvBatchNorm, run_in_order
 from mlic_jax.models.ops.convolution import max_pool
 
@@ -30,12 +31,15 @@ class ResidualBlock(nn.Module):
     layer: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W F"], train: bool, mask: RowMask | None
+    ) -> Float[Array, "B -(-H//{self.stride}) -(-W//{self.stride}) G"]:
         outputs = self.features * 4 if self.bottleneck else self.features
         shortcut = x
         if self.stride != 1 or x.shape[-1] != outputs:
             project = self.layer(outputs, 1, self.stride, name="downsample")
             shortcut = project(x, train, mask)
+        shapes: tuple[tuple[int, int, int], ...]  # features, size and stride
         if self.bottleneck:
             shapes = ((self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1))
         else:
@@ -67,13 +71,12 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Maps images `[B, H, W, 3]` to the maps after each stage, at strides 4, 8, 16 and 32.
+        self, x: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> StageMaps:
+        """Maps images to the maps after each stage, at strides 4, 8, 16 and 32.
 
         Args:
-            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
-                of the rows, see `ConvBatchNorm`.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`.
         """
         blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)

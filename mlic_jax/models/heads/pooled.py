@@ -6,24 +6,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.precision import at_least_float32
 
 
-def global_pool(features: jax.Array, pooling: str) -> jax.Array:
-    """Pools `[B, h, w, F]` over all positions to float32 `[B, F]`, by a key of `POOLINGS`."""
+def global_pool(features: Float[Array, "B h w F"], pooling: str) -> Float32Or64[Array, "B F"]:
+    """Pools features over all positions, by a key of `POOLINGS`."""
     return POOLINGS[pooling](at_least_float32(features))
 
 
-def _average(features: jax.Array) -> jax.Array:
+def _average(features: Array) -> Array:
     return jnp.mean(features, axis=(1, 2))
 
 
-def _maximum(features: jax.Array) -> jax.Array:
+def _maximum(features: Array) -> Array:
     return jnp.max(features, axis=(1, 2))
 
 
-POOLINGS: dict[str, Callable] = {
+POOLINGS: dict[str, Callable[[Array], Array]] = {
     "avg": _average,
     "max": _maximum,
     "gwp": lambda features: (_maximum(features) + _average(features)) / 2,
@@ -36,8 +38,10 @@ class PointwiseClassifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps `[..., F]` to float32 logits `[..., C]`."""
+    def __call__(
+        self, features: Float[Array, "*batch F"]
+    ) -> Float32Or64[Array, "*batch {self.num_classes}"]:
+        """The logits of every vector of features."""
         # Uniform in +-1/sqrt(F), kernel and bias: how PyTorch starts a convolution.
         inputs = features.shape[-1]
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -66,15 +70,14 @@ class Pooled(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, mask: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
+    ) -> Outputs:
         """Scores images.
 
         Args:
-            images: float32 `[B, S, S, 3]`, normalised.
+            images: normalised.
             train: batch statistics in batch normalisation; needs `mutable=["batch_stats"]`.
-            mask: bool `[B]`, False for padding, which moves no batch statistics; or the groups
-                of the rows, see `ConvBatchNorm`.
+            mask: padding moves no batch statistics, see `ConvBatchNorm`.
 
         Returns:
             `logits`, float32 `[B, C]`.

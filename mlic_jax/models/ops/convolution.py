@@ -21,6 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from mlic_jax.models.ops.winograd import winograd, winograd_gradients
 from mlic_jax.models.precision import at_least_float32
@@ -30,23 +31,26 @@ FEW_INPUTS = 27
 # From so many channels on, fewer products are worth the additions around them.
 MANY_CHANNELS = 128
 
-Gradients = tuple[jax.Array, jax.Array]  # of x and of the kernel
+# What `convolve` takes, x and a kernel, and their gradients.
+Gradients = tuple[Float[Array, "B H W F"], Float[Array, "k k I G"]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False
-) -> jax.Array:
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k I G"],
+    stride: int = 1,
+    depthwise: bool = False,
+) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """Convolves with symmetric zero padding of (k - 1) // 2, as PyTorch's layers of these networks.
 
     Args:
-        x: `[B, H, W, F]`.
-        kernel: `[k, k, F, G]`, or `[k, k, 1, F]` where depthwise; k odd.
+        kernel: of I = F inputs, or, where depthwise, of I = 1 and G = F; k odd.
         stride: of both axes.
         depthwise: every channel is convolved alone.
 
     Returns:
-        `[B, ceil(H / stride), ceil(W / stride), G]` of the dtype of `x`.
+        Of the dtype of `x`.
     """
     on_cpu, _ = cpu_formulation(x, kernel, stride, depthwise)
     default = partial(plain, stride=stride, depthwise=depthwise)
@@ -76,8 +80,8 @@ convolve.defvjp(_forward, _backward)
 
 
 def cpu_formulation(
-    x: jax.Array, kernel: jax.Array, stride: int, depthwise: bool
-) -> tuple[Callable[..., jax.Array], Callable[..., Gradients]]:
+    x: Float[Array, "B H W F"], kernel: Float[Array, "k k I G"], stride: int, depthwise: bool
+) -> tuple[Callable[..., Float[Array, "..."]], Callable[..., Gradients]]:
     """What is fastest on a CPU for such arguments, as `convolve` has them.
 
     Returns:
@@ -95,7 +99,12 @@ def cpu_formulation(
     return partial(forward, stride=stride), partial(gradients, stride=stride)
 
 
-def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = False) -> jax.Array:
+def plain(
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k I G"],
+    stride: int = 1,
+    depthwise: bool = False,
+) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """The convolution as XLA has it."""
     pad = (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
@@ -109,7 +118,11 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, depthwise: bool = Fa
 
 
 def plain_gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1, depthwise: bool = False
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k I G"],
+    g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"],
+    stride: int = 1,
+    depthwise: bool = False,
 ) -> Gradients:
     """The gradients of `plain` as JAX derives them, for the cotangent `g` of its result."""
     of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride, depthwise), x)
@@ -117,7 +130,9 @@ def plain_gradients(
     return *of_x(g), *of_kernel(g)
 
 
-def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def dense(
+    x: Float[Array, "B H W F"], kernel: Float[Array, "k k F G"], stride: int = 1
+) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """The plain convolution; of few inputs to an output the sum of their products.
 
     At the first layer of MobileNetV2 XLA's CPU backend makes one loop of that.
@@ -133,13 +148,18 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     )
 
 
-def dense_gradients(x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1) -> Gradients:
+def dense_gradients(
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k F G"],
+    g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"],
+    stride: int = 1,
+) -> Gradients:
     """That of the kernel is a convolution along one axis."""
     of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride), x)
     return *of_x(g), _dense_kernel_gradient(x, g, kernel.shape[0], stride)
 
 
-def _dense_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
+def _dense_kernel_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
     """`[k, k, F, G]`: at every shift of its rows, x times g summed over all positions.
 
     Along the rows that is a convolution, whose channels are the columns of all images and whose
@@ -165,13 +185,18 @@ def _dense_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -
     return gradient.reshape(size, -1, *gradient.shape[1:]).transpose(2, 0, 1, 3)
 
 
-def pointwise_dot(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def pointwise_dot(
+    x: Float[Array, "B H W F"], kernel: Float[Array, "1 1 F G"], stride: int = 1
+) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """A 1x1 convolution as a matrix product over the (strided) positions."""
     return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
 def pointwise_gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "1 1 F G"],
+    g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"],
+    stride: int = 1,
 ) -> Gradients:
     """Matrix products as well."""
     # The barrier keeps XLA from fusing what made x into the product, which would undo its speed.
@@ -180,7 +205,9 @@ def pointwise_gradients(
     return _dilate(g @ kernel[0, 0].T, stride, x.shape), kernel_grad
 
 
-def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def depthwise_slices(
+    x: Float[Array, "B H W F"], kernel: Float[Array, "k k 1 F"], stride: int = 1
+) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) F"]:
     """A depthwise convolution as a sum of strided slices of the padded input."""
     # The barrier keeps the middle slice from being what was padded, to be computed anew.
     padded = lax.optimization_barrier(_pad(x, (kernel.shape[0] - 1) // 2))
@@ -189,14 +216,17 @@ def depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Ar
 
 
 def depthwise_gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int = 1
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k 1 F"],
+    g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) F"],
+    stride: int = 1,
 ) -> Gradients:
     """That of x is g convolved with the flipped kernel, that of the kernel a sum over rows."""
     x_grad = depthwise_slices(_dilate(g, stride, x.shape), kernel[::-1, ::-1], 1)
     return x_grad, _depthwise_kernel_gradient(x, g, kernel.shape[0], stride)[:, :, None]
 
 
-def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
+def _depthwise_kernel_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
     """`[k, k, F]`, from sums over rows (of float32 or wider): a row and its sums stay cached."""
     batch, rows, columns, channels = g.shape
     padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
@@ -224,11 +254,11 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: in
     return jnp.stack(list(by_column), axis=1).astype(g.dtype)
 
 
-def _pad(x: jax.Array, pad: int) -> jax.Array:
+def _pad(x: Array, pad: int) -> Array:
     return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
-def _strided_slices(padded: jax.Array, size: int, stride: int, shape: tuple[int, ...]):
+def _strided_slices(padded: Array, size: int, stride: int, shape: tuple[int, ...]):
     """For every tap (i, j) of the kernel, the inputs it is multiplied with at all positions."""
     height, width = shape[1:3]
     for i in range(size):
@@ -236,7 +266,7 @@ def _strided_slices(padded: jax.Array, size: int, stride: int, shape: tuple[int,
             yield (i, j), padded[:, i : i + height : stride, j : j + width : stride]
 
 
-def _dilate(g: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
+def _dilate(g: Array, stride: int, shape: tuple[int, ...]) -> Array:
     """Puts a cotangent of the strided grid back on the grid of `shape`, zeros between."""
     if stride == 1:
         return g
@@ -249,8 +279,8 @@ def _dilate(g: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 @jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over 3x3 windows at stride 2, padded with -inf by 1: `[B, ceil(H/2), ceil(W/2), F]`.
+def max_pool(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2) F"]:
+    """Maximum over 3x3 windows at stride 2, padded with -inf by 1.
 
     On a CPU one axis after the other, each from its even and its odd positions: the gradient of a
     window reduction is ten times slower there. The two differ in where tied maxima send the
@@ -270,22 +300,22 @@ def _max_pool_backward(x, g):
 max_pool.defvjp(lambda x: (max_pool(x), x), _max_pool_backward)
 
 
-def window_maximum(x: jax.Array) -> jax.Array:
+def window_maximum(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2) F"]:
     """`max_pool` as XLA has it."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
-def halve_both_axes(x: jax.Array) -> jax.Array:
+def halve_both_axes(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2) F"]:
     """`max_pool`, one axis after the other."""
     return _halve_by_maximum(_halve_by_maximum(x, 1), 2)
 
 
-def _halve_by_maximum(x: jax.Array, axis: int) -> jax.Array:
+def _halve_by_maximum(x: Array, axis: int) -> Array:
     """Output i is the maximum of positions 2i - 1, 2i and 2i + 1 along the axis."""
     lowest = jnp.array(-jnp.inf, x.dtype)
 
-    def padded(values: jax.Array, before: int, after: int) -> jax.Array:
+    def padded(values: Array, before: int, after: int) -> Array:
         config = [(0, 0, 0)] * x.ndim
         config[axis] = (before, after, 0)
         return lax.pad(values, lowest, config)

@@ -13,28 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float64, Int32, Int64
 
+from mlic_jax.models.arrays import Float32Or64
 from mlic_jax.models.precision import at_least_float32
 
 HIGHEST = lax.Precision.HIGHEST
 
-# Of every output along one axis `[B, N, L]`: two source positions, and the weight of the second.
-Taps = tuple[jax.Array, jax.Array, jax.Array]
+# Of every output along one axis: two source positions, and the weight of the second.
+Taps = tuple[Int32[Array, "B N _"], Int32[Array, "B N _"], Float32Or64[Array, "B N _"]]
 
 
 def class_regions(
-    maps: jax.Array, image_size: tuple[int, int], threshold: float, localizer: str
-) -> jax.Array:
+    maps: Float32Or64[Array, "*batch h w"],
+    image_size: tuple[int, int],
+    threshold: float,
+    localizer: str,
+) -> Int32[Array, "*batch 4"]:
     """The region that each map points at.
 
     Args:
-        maps: class activation scores, float32 `[..., h, w]`.
+        maps: class activation scores.
         image_size: (H, W) of the grid that the regions are found on.
         threshold: where a normalised profile is cut, in (0, 1).
         localizer: a key of `LOCALIZERS`.
 
     Returns:
-        int32 `[..., 4]`: y1, x1, y2, x2 in pixels, upper bounds exclusive.
+        y1, x1, y2, x2 in pixels, upper bounds exclusive.
     """
     find_interval = LOCALIZERS[localizer]
     row_profile, column_profile = profiles(maps, image_size)
@@ -43,7 +48,11 @@ def class_regions(
     return jnp.stack([y1, x1, y2, x2], axis=-1)
 
 
-def profiles(maps: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def profiles(
+    maps: Float32Or64[Array, "*batch h w"], image_size: tuple[int, int]
+) -> tuple[
+    Float32Or64[Array, "*batch {image_size[0]}"], Float32Or64[Array, "*batch {image_size[1]}"]
+]:
     """Maxima over the columns, and over the rows, of maps upsampled with align_corners=True.
 
     The fine maps are never built. Along one axis an upsampled map is linear between the coarse
@@ -51,11 +60,10 @@ def profiles(maps: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, j
     few are all that is evaluated.
 
     Args:
-        maps: float32 `[..., h, w]`.
         image_size: (H, W) of the fine grid.
 
     Returns:
-        The row profile `[..., H]` and the column profile `[..., W]`.
+        The row profile and the column profile.
     """
     (height, width), (h, w) = image_size, maps.shape[-2:]
     rows, columns = interpolation_matrix(h, height), interpolation_matrix(w, width)
@@ -65,13 +73,13 @@ def profiles(maps: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, j
     return row_profile, column_profile
 
 
-def interpolation_matrix(coarse: int, fine: int) -> np.ndarray:
-    """Bilinear upsampling of one axis with align_corners=True, `[fine, coarse]`."""
+def interpolation_matrix(coarse: int, fine: int) -> Float64[np.ndarray, "{fine} {coarse}"]:
+    """Bilinear upsampling of one axis with align_corners=True."""
     position = np.arange(fine) * ((coarse - 1) / max(fine - 1, 1))
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse)))
 
 
-def knots(coarse: int, fine: int) -> np.ndarray:
+def knots(coarse: int, fine: int) -> Int64[np.ndarray, " knots"]:
     """The fine positions on or beside a coarse one, ascending."""
     position = np.arange(coarse) * ((fine - 1) / max(coarse - 1, 1))
     # A position meant to be whole may miss it by a rounding: take the neighbours of both sides.
@@ -79,13 +87,13 @@ def knots(coarse: int, fine: int) -> np.ndarray:
     return np.unique(np.clip(beside, 0, fine - 1).astype(np.int64))
 
 
-def _interpolate(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def _interpolate(maps: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     rows, columns = (matrix.astype(maps.dtype) for matrix in (rows, columns))
     return jnp.einsum("ih,...hw,jw->...ij", rows, maps, columns, precision=HIGHEST)
 
 
-def normalise_profile(profile: jax.Array) -> jax.Array:
-    """Min-max normalises `[..., L]` to [0, 1]; a constant profile is divided by its maximum."""
+def normalise_profile(profile: Float32Or64[Array, "*batch L"]) -> Float32Or64[Array, "*batch L"]:
+    """Min-max normalises to [0, 1]; a constant profile is divided by its maximum."""
     low = jnp.min(profile, axis=-1, keepdims=True)
     high = jnp.max(profile, axis=-1, keepdims=True)
     constant = high == low
@@ -94,18 +102,19 @@ def normalise_profile(profile: jax.Array) -> jax.Array:
     )
 
 
-def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+def exact_interval(
+    profile: Float32Or64[Array, "*batch L"], threshold: float
+) -> tuple[Int32[Array, "*batch"], Int32[Array, "*batch"]]:
     """The interval of a profile as the released system finds it, its oddities included.
 
     The profile is cut where it strictly crosses the threshold. Of the pieces that hold its maximum
     the longest wins; if it is no longer than m = ceil(L / 8) it is widened to about m.
 
     Args:
-        profile: float32 `[..., L]`.
         threshold: the level of the crossings.
 
     Returns:
-        (start, end), int32 `[...]`, end exclusive, 0 <= start < end <= L.
+        (start, end), end exclusive, 0 <= start < end <= L.
     """
     length = profile.shape[-1]
     index = lax.broadcasted_iota(jnp.int32, profile.shape, profile.ndim - 1)
@@ -139,7 +148,7 @@ def exact_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     )
 
 
-def _widen_as_released(start: jax.Array, end: jax.Array, length: int):
+def _widen_as_released(start: Array, end: Array, length: int) -> tuple[Array, Array]:
     """Widens intervals of at most m = ceil(L / 8); each rule sees the result of the one before."""
     shortest = -(-length // 8)
     pad = shortest - (end - start)
@@ -158,7 +167,9 @@ def _widen_as_released(start: jax.Array, end: jax.Array, length: int):
     return start, jnp.where(at_right, length, end)
 
 
-def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+def clean_interval(
+    profile: Float32Or64[Array, "*batch L"], threshold: float
+) -> tuple[Int32[Array, "*batch"], Int32[Array, "*batch"]]:
     """The run of pixels at or above the threshold that holds the (first) peak.
 
     A run shorter than m = ceil(L / 8) is padded symmetrically to m and moved inside the profile.
@@ -176,32 +187,38 @@ def clean_interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax
     return start, jnp.maximum(end, start + shortest)
 
 
-LOCALIZERS: dict[str, Callable] = {"exact": exact_interval, "clean": clean_interval}
+LOCALIZERS: dict[str, Callable[[Array, float], tuple[Array, Array]]] = {
+    "exact": exact_interval,
+    "clean": clean_interval,
+}
 
 
-def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+def crop_and_resize(
+    images: Float[Array, "B H W F"], boxes: Int32[Array, "B N 4"], size: int = 0
+) -> Float[Array, "B N h w F"]:
     """Cuts regions out and resizes each to one size, bilinear with align_corners=True.
 
     Args:
-        images: `[B, H, W, F]`.
-        boxes: int32 `[B, N, 4]` (y1, x1, y2, x2), upper bounds exclusive, inside the image.
-        size: pixels of a side of the result, L; 0: as large as the image.
+        boxes: (y1, x1, y2, x2), upper bounds exclusive, inside the image.
+        size: pixels of a side of the result; 0: as large as the image.
 
     Returns:
-        `[B, N, L, L, F]`, by default `[B, N, H, W, F]`, of the dtype of `images`.
+        Of the dtype of `images`.
     """
     cpu, default = (partial(f, size=size) for f in (crops_by_gathering, crops_by_products))
     return lax.platform_dependent(images, boxes, cpu=cpu, default=default)
 
 
-def crops_by_gathering(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+def crops_by_gathering(
+    images: Float[Array, "B H W F"], boxes: Int32[Array, "B N 4"], size: int = 0
+) -> Float[Array, "B N h w F"]:
     """`crop_and_resize` by four gathered taps, on a CPU several times faster than products."""
     (top, bottom, down), (left, right, across) = _taps_of(boxes, images, size)
     down, across = (weight.astype(images.dtype) for weight in (down, across))
     down, across = down[..., :, None, None], across[..., None, :, None]
 
     @jax.vmap
-    def gather(image, rows, columns):
+    def gather(image: Array, rows: Array, columns: Array) -> Array:
         return image[rows[:, :, None], columns[:, None, :]]
 
     upper = gather(images, top, left) * (1 - across) + gather(images, top, right) * across
@@ -209,7 +226,9 @@ def crops_by_gathering(images: jax.Array, boxes: jax.Array, size: int = 0) -> ja
     return upper * (1 - down) + lower * down
 
 
-def crops_by_products(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax.Array:
+def crops_by_products(
+    images: Float[Array, "B H W F"], boxes: Int32[Array, "B N 4"], size: int = 0
+) -> Float[Array, "B N h w F"]:
     """`crop_and_resize` by a product along either axis, which accelerators are made for.
 
     Of whole pixels (weights 0 and 1) it gives the very values, as the gathered taps do.
@@ -222,14 +241,16 @@ def crops_by_products(images: jax.Array, boxes: jax.Array, size: int = 0) -> jax
     return crops.astype(images.dtype)
 
 
-def _weights(first: jax.Array, second: jax.Array, weight: jax.Array, size: int) -> jax.Array:
-    """How much of every source position an output takes, `[B, N, L, size]`, from its `_taps`."""
+def _weights(
+    first: Array, second: Array, weight: Array, size: int
+) -> Float32Or64[Array, "B N L {size}"]:
+    """How much of every source position an output takes, from its `_taps`."""
     position = jnp.arange(size, dtype=jnp.int32)[None, None, None]
     first, second, weight = (x[..., None] for x in (first, second, weight))
     return jnp.where(position == first, 1 - weight, 0) + jnp.where(position == second, weight, 0)
 
 
-def _taps_of(boxes: jax.Array, images: jax.Array, size: int) -> tuple[Taps, Taps]:
+def _taps_of(boxes: Array, images: Array, size: int) -> tuple[Taps, Taps]:
     """Of the rows and of the columns of all crops, with weights in float32 at least."""
     height, width = (size, size) if size else images.shape[1:3]
     y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
@@ -237,9 +258,8 @@ def _taps_of(boxes: jax.Array, images: jax.Array, size: int) -> tuple[Taps, Taps
     return _taps(y1, y2, height, dtype), _taps(x1, x2, width, dtype)
 
 
-def _taps(start: jax.Array, end: jax.Array, size: int, dtype: Any) -> Taps:
-    """For `[B, N]` intervals: the two source positions `[B, N, size]` of every output, and the
-    weight of the second, of that dtype."""
+def _taps(start: Int32[Array, "B N"], end: Int32[Array, "B N"], size: int, dtype: Any) -> Taps:
+    """Of intervals made `size` long, with weights of that dtype."""
     last = (end - start - 1)[..., None]
     # Whole-number arithmetic: exact where a product of floats would put a corner one tap off.
     scaled = jnp.arange(size, dtype=jnp.int32)[None, None] * last

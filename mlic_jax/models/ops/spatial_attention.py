@@ -13,17 +13,21 @@ where e >= 0 and else at its minimum.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
+from mlic_jax.models.arrays import Float32Or64
 from mlic_jax.models.precision import at_least_float32
 
-Moments = tuple[jax.Array, jax.Array, jax.Array]
+Moments = tuple[
+    Float32Or64[Array, "B C D"], Float32Or64[Array, "B C D"], Float32Or64[Array, "B C D"]
+]
 
 # How many a step of a loop takes: so many times less often the sums, which are larger than a CPU's
 # caches, travel through memory. XLA's CPU backend vectorises a reduction of up to 8.
@@ -45,21 +49,26 @@ EXP2_COEFFICIENTS = tuple(
 
 
 @jax.custom_vjp
-def spatial_attention(features: jax.Array, embeddings: jax.Array) -> jax.Array:
+def spatial_attention(
+    features: Float[Array, "B P D"], embeddings: Float[Array, "C D"]
+) -> Float32Or64[Array, "B C D"]:
     """Means of the features over the positions that every label attends to, channel by channel.
 
     Args:
-        features: `[B, P, D]`, P >= 1 positions.
-        embeddings: `[C, D]`, one a label.
+        features: P >= 1 positions.
+        embeddings: one a label.
 
     Returns:
-        `[B, C, D]`: sum_p softmax_p(f[b, p, d] e[c, d]) f[b, p, d], in float32 (float64 where the
-        features are), as are all sums on the way. Gradients have the dtypes of their arguments.
+        sum_p softmax_p(f[b, p, d] e[c, d]) f[b, p, d], in float32 (float64 where the features
+        are), as are all sums on the way. Gradients have the dtypes of their arguments.
     """
     return _attend(features, embeddings)[0]
 
 
-def _attend(features, embeddings):
+Sums = tuple[Array, Array, Array]  # as `Moments`, of parts in other shapes
+
+
+def _attend(features: Array, embeddings: Array) -> tuple[Array, Moments]:
     """The result, and what the gradients need beside the arguments."""
     f, e, middle, largest = _prepare(features, embeddings)
     sums = lax.platform_dependent(f, e, largest, cpu=sums_by_position, default=sums_by_label)
@@ -68,12 +77,12 @@ def _attend(features, embeddings):
     return middle + mean, (total, mean, second / total - jnp.square(mean))
 
 
-def _forward(features, embeddings):
+def _forward(features: Array, embeddings: Array) -> tuple[Array, tuple[Array, Array, Moments]]:
     out, moments = _attend(features, embeddings)
     return out, (features, embeddings, moments)
 
 
-def _backward(saved, g):
+def _backward(saved: tuple[Array, Array, Moments], g: Array) -> tuple[Array, Array]:
     features, embeddings, (total, mean, variance) = saved
     f, e, _, largest = _prepare(features, embeddings)
     # The weights as the sums of this platform have them.
@@ -86,7 +95,7 @@ def _backward(saved, g):
 spatial_attention.defvjp(_forward, _backward)
 
 
-def _prepare(features, embeddings):
+def _prepare(features: Array, embeddings: Array) -> tuple[Array, Array, Array, Array]:
     """Both in the sums' dtype, f counted from the middle of its range; and the largest e f.
 
     An offset of f changes no weight, but the variance, a difference of squares, would lose its
@@ -102,28 +111,27 @@ def _prepare(features, embeddings):
     return f - middle, e, middle, slope * (jnp.where(slope >= 0, highest, lowest) - middle)
 
 
-def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Array) -> Moments:
+def sums_by_position(
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+) -> Moments:
     """Sums over the positions of w, w f and w f^2, where w = exp(e f - largest).
 
     All labels of a few positions at a time, which is fastest on a CPU, and as many such steps a
     block as there are blocks: one long sum in float32 would round twenty times worse.
 
     Args:
-        features: `[B, P, D]`.
-        embeddings: `[C, D]`.
-        largest: `[B, C, D]`, max_p e f_p.
-
-    Returns:
-        Three arrays `[B, C, D]`.
+        largest: max_p e f_p.
     """
 
-    def add_positions(sums, f):  # [K, B, 1, D]
+    def add_positions(sums: Sums, f: Array) -> tuple[Sums, None]:  # [K, B, 1, D]
         w = exp_of_negative(embeddings[None, None] * f - largest[None])
         # In one reduction: apart, each of the three would compute the weights anew.
         terms = lax.reduce((w, w * f, w * jnp.square(f)), zero, add, (0,))
         return add(sums, tuple(terms)), None
 
-    def add_block(sums, block):
+    def add_block(sums: Sums, block: Array) -> tuple[Sums, None]:
         return add(sums, lax.scan(add_positions, zeros, block)[0]), None
 
     add = partial(jax.tree.map, jnp.add)
@@ -141,30 +149,24 @@ def sums_by_position(features: jax.Array, embeddings: jax.Array, largest: jax.Ar
 
 
 def gradient_by_labels(
-    features: jax.Array,
-    embeddings: jax.Array,
-    largest: jax.Array,
-    mean: jax.Array,
-    scale: jax.Array,
-    exp: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+    mean: Float32Or64[Array, "B C D"],
+    scale: Float32Or64[Array, "B C D"],
+    exp: Callable[[Float32Or64[Array, "..."]], Float32Or64[Array, "..."]],
+) -> Float32Or64[Array, "B P D"]:
     """The sum over the labels of scale w (1 + e (f - mean)), where w = exp(e f - largest).
 
     Args:
-        features: `[B, P, D]`.
-        embeddings: `[C, D]`.
-        largest, mean, scale: `[B, C, D]`.
         exp: of numbers that are not positive.
-
-    Returns:
-        `[B, P, D]`.
     """
 
-    def of_label(label):
+    def of_label(label: Sequence[Array]) -> Array:
         e, largest, mean, scale = (x[..., None, :] for x in label)
         return scale * exp(e * features - largest) * (1 + e * (features - mean))
 
-    def add_labels(gradient, labels):
+    def add_labels(gradient: Array, labels: Sequence[Sequence[Array]]) -> tuple[Array, None]:
         return gradient + sum(map(of_label, labels)), None
 
     by_label = (embeddings[:, None], *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, scale)))
@@ -178,7 +180,7 @@ def gradient_by_labels(
     return gradient
 
 
-def exp_of_negative(x: jax.Array) -> jax.Array:
+def exp_of_negative(x: Float32Or64[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
     """exp(x) for x <= 0, in float32 to |x| + 3 roundings, and nowhere below 1e-38.
 
     As 2^n 2^r with a polynomial for 2^r, -1/2 <= r <= 1/2. XLA computes its own exp apart and
@@ -195,17 +197,23 @@ def exp_of_negative(x: jax.Array) -> jax.Array:
     return power * lax.bitcast_convert_type(exponent, jnp.float32)
 
 
-def sums_by_label(features: jax.Array, embeddings: jax.Array, largest: jax.Array) -> Moments:
+def sums_by_label(
+    features: Float32Or64[Array, "B P D"],
+    embeddings: Float32Or64[Array, "C D"],
+    largest: Float32Or64[Array, "B C D"],
+) -> Moments:
     """The sums of `sums_by_position`, all positions of one label at a time.
 
     For accelerators, on which a loop wants few and large steps: C reductions over the features.
     On a CPU it takes half as long again.
     """
 
-    def of_label(label):
+    def of_label(label: tuple[Array, Array]) -> Sums:
         e, largest = label
         w = jnp.exp(e[None, None] * features - largest[:, None])
-        return tuple(jnp.sum(x, axis=1) for x in (w, w * features, w * jnp.square(features)))
+        total, first, second = w, w * features, w * jnp.square(features)
+        return jnp.sum(total, axis=1), jnp.sum(first, axis=1), jnp.sum(second, axis=1)
 
     sums = lax.map(of_label, (embeddings, jnp.moveaxis(largest, 1, 0)))
-    return tuple(jnp.moveaxis(x, 0, 1) for x in sums)
+    total, first, second = (jnp.moveaxis(x, 0, 1) for x in sums)
+    return total, first, second

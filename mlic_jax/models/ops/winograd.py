@@ -9,39 +9,35 @@ in fewer bits they would not be.
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float32
 
 TILE = 2  # positions of the result a side; each reads TILE + 2 of the input
 
-Grid = Sequence[Sequence[jax.Array]]
+Grid = Sequence[Sequence[Float32[Array, "..."]]]
 
 
-def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves at stride 1 with zero padding of 1.
-
-    Args:
-        x: `[B, H, W, F]` float32.
-        kernel: `[3, 3, F, G]`.
-
-    Returns:
-        `[B, H, W, G]`.
-    """
+def winograd(
+    x: Float32[Array, "B H W F"], kernel: Float32[Array, "3 3 F G"]
+) -> Float32[Array, "B H W G"]:
+    """Convolves at stride 1 with zero padding of 1."""
     return _filter(x, _transformed_kernel(kernel), contracts=0)
 
 
 def winograd_gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Of x and of the kernel, for the cotangent `g` `[B, H, W, G]` of the result."""
+    x: Float32[Array, "B H W F"],
+    kernel: Float32[Array, "3 3 F G"],
+    g: Float32[Array, "B H W G"],
+) -> tuple[Float32[Array, "B H W F"], Float32[Array, "3 3 F G"]]:
+    """Of x and of the kernel, for the cotangent `g` of the result."""
     # The gradient of x is g filtered with the flipped kernel, which swaps transforms 0 and 3.
     transformed = _transformed_kernel(kernel)
     mirrored = [[transformed[i][j] for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
     return _filter(g, mirrored, contracts=1), _kernel_gradient(x, g)
 
 
-def _filter(x: jax.Array, transformed_kernel: Grid, contracts: int) -> jax.Array:
+def _filter(x: Array, transformed_kernel: Grid, contracts: int) -> Array:
     """`[B, H, W, G]`: x times the kernel, summed over that axis of its matrices."""
     batch, height, width, _ = x.shape
     products = _products(_transformed_tiles(x), transformed_kernel, (1, contracts))
@@ -51,7 +47,7 @@ def _filter(x: jax.Array, transformed_kernel: Grid, contracts: int) -> jax.Array
     return result.reshape(batch, rows * TILE, columns * TILE, -1)[:, :height, :width]
 
 
-def _kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+def _kernel_gradient(x: Array, g: Array) -> Array:
     """`[3, 3, F, G]`: the adjoint of it all, for a given x."""
     tails = [(0, -side % TILE, 0) for side in g.shape[1:3]]
     g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *tails, (0, 0, 0)])
@@ -69,14 +65,14 @@ def _products(lefts: Grid, rights: Grid, axes: tuple[int, int]) -> Grid:
     ]
 
 
-def _transformed_kernel(kernel: jax.Array) -> Grid:
+def _transformed_kernel(kernel: Array) -> Grid:
     """16 of `[F, G]`."""
     # The barrier keeps XLA from reading the whole kernel for each of them.
     rows = lax.optimization_barrier(_kernel_transform(*kernel))
     return [_kernel_transform(*row) for row in rows]
 
 
-def _transformed_tiles(x: jax.Array) -> Grid:
+def _transformed_tiles(x: Array) -> Grid:
     """The 4x4 values of every tile, transformed: 16 of `[B ceil(H / 2) ceil(W / 2), F]`."""
     margins = [(1, 1 + side % TILE, 0) for side in x.shape[1:3]]
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
@@ -90,12 +86,12 @@ def _transformed_tiles(x: jax.Array) -> Grid:
     return _both_axes(_input_transform, values)
 
 
-def _flat(x: jax.Array) -> jax.Array:
+def _flat(x: Array) -> Array:
     """Positions of all images in one axis: of such matrices alone XLA's products are fast."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _both_axes(transform: Callable[..., Sequence[jax.Array]], grid: Grid) -> Grid:
+def _both_axes(transform: Callable[..., Sequence[Array]], grid: Grid) -> Grid:
     """A transform of one axis, applied to both of a grid."""
     rows = [transform(*row) for row in grid]
     columns = [transform(*column) for column in zip(*rows, strict=True)]

@@ -23,7 +23,7 @@ from frameworks import available_cores
 from models import Subject
 
 from mlic_jax.models import create_backbone
-from mlic_jax.models.inputs import normalise
+from mlic_jax.models.inputs import InputOptions, normalise
 
 Run = Callable[[], dict[str, Any]]
 
@@ -85,7 +85,7 @@ def _alone(subject: Subject, given: dict[str, Any], sizes: Sizes) -> tuple[Any, 
     config = subject.recipe(sizes)
     features = create_backbone(config.model.backbone, config.model.width)
     variables = {kind: tree["features"] for kind, tree in given["variables"].items()}
-    return features, variables, normalise(given["batch"]["images"], config.augment)
+    return features, variables, normalise(given["batch"]["images"], InputOptions.of(config.augment))
 
 
 def _forward(features: Any, variables: dict, images: jax.Array, copies: int) -> Run:

@@ -12,6 +12,7 @@ import pytest
 from mlic_jax.config import default_config
 from mlic_jax.data import sources
 from mlic_jax.data.detect import roles_of
+from mlic_jax.data.options import DataOptions
 
 NAMES = ("a", "b", "c", "d")
 PHOTOS = [f"{name}.jpg" for name in NAMES]
@@ -216,7 +217,7 @@ def own(request, plant):
     data.year = "2007" if kind == "voc 2007" else "own"
     splits = {"train": "train", "val": "test", "test": "test"}
     data.splits = splits if kind in ("nuswide", "voc 2007", "apparel") else roles_of(())
-    return data, label_anew
+    return DataOptions.of(data), label_anew
 
 
 def shown(splits):

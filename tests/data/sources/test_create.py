@@ -1,12 +1,10 @@
 """From the data part of a configuration to a source."""
 
-from types import SimpleNamespace
-
-import ml_collections
 import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.sources.apparel import Apparel
 from mlic_jax.data.sources.coco import CocoFolder
 from mlic_jax.data.sources.folders import FolderSet
@@ -29,7 +27,7 @@ COCO = dict(
     split_seed=3,
     splits=dict(train="train", val="val", test="val"),
 )
-VOC = dict(source="voc", name="voc2007", root="/data", year=2007, splits=dict(train="trainval"))
+VOC = dict(source="voc", name="voc2007", root="/data", year="2007", splits=dict(train="trainval"))
 TFDS = dict(
     source="tfds",
     name="voc2007",
@@ -52,9 +50,12 @@ OWN = dict(
 )
 
 
-@pytest.mark.parametrize("wrap", [ml_collections.ConfigDict, lambda d: SimpleNamespace(**d)])
-def test_coco(wrap):
-    source = sources.create(wrap(COCO))
+def chosen(**given):
+    return DataOptions.of({**default_config().data, **given})
+
+
+def test_coco():
+    source = sources.create(chosen(**COCO))
     assert isinstance(source, CocoFolder)
     assert (source.name, source.splits) == ("mine", ("train", "val"))
     assert source.description == {
@@ -68,14 +69,14 @@ def test_coco(wrap):
 
 
 def test_voc():
-    source = sources.create(ml_collections.ConfigDict(VOC))
+    source = sources.create(chosen(**VOC))
     assert isinstance(source, VocFolder)
     assert (source.name, source.splits) == ("voc2007", ("trainval",))
     assert source.description == {"kind": "voc", "root": "/data", "year": "2007"}
 
 
 def test_own_data_in_the_layout_of_voc():
-    source = sources.create(ml_collections.ConfigDict({**OWN, "source": "voc", "year": "own"}))
+    source = sources.create(chosen(**{**OWN, "source": "voc", "year": "own"}))
     assert isinstance(source, VocLayout)
     options = ("annotations", "image_dir", "train_share", "split_seed")
     assert source.description == {
@@ -88,12 +89,12 @@ def test_own_data_in_the_layout_of_voc():
 
 def test_one_file_of_coco_is_divided():
     data = {**COCO, "image_dir": "photos", "annotations": "all.json"}
-    description = sources.create(ml_collections.ConfigDict(data)).description
+    description = sources.create(chosen(**data)).description
     assert (description["train_share"], description["split_seed"]) == (0.7, 3)
 
 
 def test_tfds():
-    source = sources.create(ml_collections.ConfigDict(TFDS))
+    source = sources.create(chosen(**TFDS))
     assert isinstance(source, TfdsSet)
     assert (source.name, source.splits) == ("voc2007", ("test", "trainval"))
     assert source.description["tfds_name"] == "voc/2007"
@@ -110,7 +111,7 @@ def test_tfds():
     ],
 )
 def test_sets_of_image_files(kind, constructor, options):
-    source = sources.create(ml_collections.ConfigDict({**OWN, "source": kind}))
+    source = sources.create(chosen(**{**OWN, "source": kind}))
     assert type(source) is constructor
     assert (source.name, source.splits) == ("mine", ("train", "val"))
     wanted = {"kind": kind, "root": "/data/mine", **{option: OWN[option] for option in options}}
@@ -121,12 +122,12 @@ def test_every_source_finds_its_options_in_the_default_configuration():
     for kind in sources.SOURCES:
         data = default_config().data
         data.source, data.name, data.root = kind, "mine", "/data/mine"
-        assert sources.create(data).name == "mine"
+        assert sources.create(DataOptions.of(data)).name == "mine"
 
 
 def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = sources.create(ml_collections.ConfigDict({**VOC, "root": "data"}))
+    source = sources.create(chosen(**{**VOC, "root": "data"}))
     assert source.description["root"] == str(tmp_path / "data")
 
 
@@ -147,4 +148,4 @@ def test_a_relative_root_means_the_same_from_everywhere(tmp_path, monkeypatch):
 )
 def test_wrong_configurations(config, message):
     with pytest.raises(UsageError, match=message):
-        sources.create(ml_collections.ConfigDict(config))
+        sources.create(chosen(**config))

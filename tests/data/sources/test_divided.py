@@ -5,6 +5,7 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.data import records, sources
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.sources.divided import Divided
 from mlic_jax.errors import UsageError
 
@@ -66,7 +67,7 @@ def table(folder, splits, **options):
     data.update({"annotations": "l.csv", **options})
     with data.unlocked():
         data.splits = splits
-    return sources.create(data)
+    return sources.create(DataOptions.of(data))
 
 
 def test_a_table_without_splits_in_three(plant):

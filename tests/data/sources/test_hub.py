@@ -11,6 +11,7 @@ import pytest
 from mlic_jax.config import default_config
 from mlic_jax.data import records, sources
 from mlic_jax.data.detect import detect, roles_of
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
 
 installed = importlib.util.find_spec("datasets") is not None
@@ -68,8 +69,8 @@ def open_source(folder, **told):
     data.update({"source": layout.format, "name": "mine", **layout.options})
     with data.unlocked():
         data.splits = {}
-        data.splits = roles_of(sources.create(data).own_splits)
-    return sources.create(data)
+        data.splits = roles_of(sources.create(DataOptions.of(data)).own_splits)
+    return sources.create(DataOptions.of(data))
 
 
 def labels_of(source):

@@ -40,4 +40,5 @@ def test_boxes_of_merged_classes(plant, read_own):
     (example,) = [e for split in own.source.splits for e in Merged(own.source).examples(split)]
     names = Merged(own.source).class_names
     assert names == ("Dog", "ant")
+    assert Merged(own.source).notes == ("one class: Dog, dog",)
     np.testing.assert_array_equal(example.box_classes, [0, 1, 0])

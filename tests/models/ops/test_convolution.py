@@ -90,7 +90,7 @@ def test_the_error_of_winograd_is_that_of_float32():
         shapes = ((2, 14, 14, 256), (3, 3, 256, 256), (2, 14, 14, 256))
         x, kernel, g = (rng.standard_normal(shape) for shape in shapes)
         exact = values_and_gradients(convolution.plain, x, kernel, g)
-        rounded = (array.astype(np.float32) for array in (x, kernel, g))
+        rounded = (jnp.asarray(array, jnp.float32) for array in (x, kernel, g))
         for got, want in zip(both(WINOGRAD, *rounded), exact, strict=True):
             assert got.dtype == jnp.float32
             got, want = np.asarray(got), np.asarray(want)

@@ -134,7 +134,8 @@ def test_long_sums_do_not_pile_up_rounding():
     features[:, ::2] *= -1
     square = np.float64(features[0, 0, 0]) ** 2
     in_turn = np.add.accumulate(np.square(features[0, :, 0]))[-1]
-    variance = jax.grad(lambda e: jnp.sum(spatial_attention(features, e)))(jnp.zeros((1, 1)))
+    variance = jax.grad(lambda e: jnp.sum(spatial_attention(jnp.asarray(features), e)))
+    variance = variance(jnp.zeros((1, 1)))
     # No term takes part in more additions: inside a step, of the steps of a block, of the blocks.
     additions = POSITIONS + 2 * math.isqrt(positions // POSITIONS) + 4
     bound = EPSILON * additions  # half an epsilon each, above and below the fraction

@@ -94,12 +94,12 @@ def _rows_of_file(kind: str, file: Path, split: str) -> Iterator[Row]:
         for number, photo in enumerate(parser.photos(parser.read(file)), 1):
             where = f"{file}, photo {number}"
             image = photo_path(photo.image, f"{where}: its path")
-            names = [
+            present, unknown = (
                 list(dict.fromkeys(map(str.strip, part))) for part in (photo.present, photo.unknown)
-            ]
-            if "" in (*names[0], *names[1]):
+            )
+            if "" in (*present, *unknown):
                 raise Failure(f"{where}: the name of a label is empty")
-            yield Row(where, image, *names, split or photo.split)
+            yield Row(where, image, present, unknown, split or photo.split)
     except Malformed as error:
         raise Failure(f"{file} is not as {kind} writes it: {error}") from None
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:

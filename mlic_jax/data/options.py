@@ -1,0 +1,51 @@
+"""What sources, splits and batches are made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mlic_jax.data.pipeline import Cache, TrainCrop
+from mlic_jax.options import Options
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """`config.data`, where every option is explained."""
+
+    source: str
+    name: str
+    prepared_dir: str
+    root: str
+    image_dir: str
+    annotations: str
+    class_order: str
+    keep_unlabelled: bool
+    crowds: str
+    label_separator: str
+    cell_separator: str
+    image_column: str
+    label_column: str
+    sheet: str
+    merge_classes: bool
+    train_share: float
+    val_share: float
+    test_share: float
+    split_seed: int
+    year: str
+    tfds_name: str
+    hub_name: str
+    word_vectors: str
+    label_graph: str
+    scenes_seed: int
+    scenes_sizes: tuple[int, ...]
+    splits: Mapping[str, str]  # role -> the source's name of the split; "": there is none
+    on_corrupt: Literal["fail", "skip"]
+    upright: bool
+    range: tuple[float, float] | tuple[()]
+    cache: Cache
+    cache_gib: float
+    workers: int
+    threads: int
+    image_size: int
+    train_crop: TrainCrop
+    crop_scale: tuple[float, float]
