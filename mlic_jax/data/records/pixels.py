@@ -19,6 +19,7 @@ import weakref
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,13 +50,13 @@ class Squares:
         weakref.finalize(self, os.close, self._file)
         self._is_known = np.zeros(count, bool)  # to be whole, to this process
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._count, self._size)
 
     def count(self) -> int:
         """How many squares are there."""
         marks = os.pread(self._file, 8 * self._count, self._bytes * self._count)
-        return np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64))
+        return int(np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64)))
 
     def read(self, position: int, square: np.ndarray) -> bool:
         """Fills in a square, uint8 [S, S, 3] without gaps; False: it is not there.
@@ -68,7 +69,7 @@ class Squares:
             mark = None if is_known else os.pread(self._file, 8, self._at(position))
             if mark == bytes(8):
                 return False
-            size = os.preadv(self._file, [square], self._bytes * position)
+            size = os.preadv(self._file, [square.data], self._bytes * position)
         except OSError as error:
             raise Failure(f"{self.path} cannot be read: {error.strerror}; delete it") from error
         is_there = size == self._bytes and (is_known or mark == _mark(square))
@@ -80,7 +81,7 @@ class Squares:
         if not self.is_writable:
             return
         try:
-            self._put(square, self._bytes * position)
+            self._put(square.data, self._bytes * position)
             self._put(_mark(square), self._at(position))
             self._is_known[position] = True
         except OSError as error:
@@ -91,13 +92,13 @@ class Squares:
         """Where the mark of a square is."""
         return self._bytes * self._count + 8 * position
 
-    def _put(self, content: np.ndarray | bytes, at: int) -> None:
+    def _put(self, content: memoryview | bytes, at: int) -> None:
         if os.pwrite(self._file, content, at) < memoryview(content).nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _mark(square: np.ndarray) -> bytes:
-    return (2**32 + zlib.crc32(square)).to_bytes(8, "little")
+    return (2**32 + zlib.crc32(square.data)).to_bytes(8, "little")
 
 
 def _reopen(path: Path, count: int, size: int) -> Squares | None:
