@@ -162,13 +162,12 @@ def _make(path: Path, total: int, most: float) -> None:
         Failure: that would be too many.
         OSError: it cannot be written.
     """
-    path.parent.mkdir(exist_ok=True)
     others = [other for other in path.parent.glob("*.pixels") if other != path]
     for other in others:  # a name ends in what decides the pixels
         if other.name.split("-")[:2] == path.name.split("-")[:2]:
             other.unlink(missing_ok=True)
     there = sum(other.stat().st_size for other in others if other.exists())
-    wanted, free = f"they take {total / _GIB:,.2f} GiB", shutil.disk_usage(path.parent).free
+    wanted, free = f"they take {total / _GIB:,.2f} GiB", shutil.disk_usage(path.parents[1]).free
     if there + total > most * _GIB:
         raise Failure(
             f"{wanted} beside the {there / _GIB:,.2f} that lie in {path.parent}, and "
@@ -176,5 +175,6 @@ def _make(path: Path, total: int, most: float) -> None:
         )
     if total > free:
         raise Failure(f"{wanted}, and {free / _GIB:,.2f} are free on the disk of {path.parent}")
+    path.parent.mkdir(exist_ok=True)
     with path.open("ab") as file:
         file.truncate(total)  # whoever else makes it at this moment does the same
