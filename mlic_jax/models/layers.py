@@ -44,7 +44,7 @@ class ConvBatchNorm(nn.Module):
     stride: int = 1
     depthwise: bool = False
     activation: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
-    scale_initializer: Callable[..., Array] = nn.initializers.ones
+    scale_initializer: Callable[..., Float[Array, "..."]] = nn.initializers.ones
     dtype: Any = jnp.float32
     bn_groups: int = 1
     axis: str | None = None

@@ -187,7 +187,8 @@ def clean_interval(
     return start, jnp.maximum(end, start + shortest)
 
 
-LOCALIZERS: dict[str, Callable[[Array, float], tuple[Array, Array]]] = {
+Interval = tuple[Int32[Array, "*batch"], Int32[Array, "*batch"]]
+LOCALIZERS: dict[str, Callable[[Float32Or64[Array, "*batch L"], float], Interval]] = {
     "exact": exact_interval,
     "clean": clean_interval,
 }

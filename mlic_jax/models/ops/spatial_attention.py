@@ -65,7 +65,8 @@ def spatial_attention(
     return _attend(features, embeddings)[0]
 
 
-Sums = tuple[Array, Array, Array]  # as `Moments`, of parts in other shapes
+Partial = Float32Or64[Array, "..."]
+Sums = tuple[Partial, Partial, Partial]  # as `Moments`, of parts in other shapes
 
 
 def _attend(features: Array, embeddings: Array) -> tuple[Array, Moments]:
