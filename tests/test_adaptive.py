@@ -199,6 +199,7 @@ def test_the_first_regions_of_a_file_serve(kept, config):
     [
         ("model.threshold", 0.3, "model.threshold 0.47, not 0.3"),
         ("model.localizer", "clean", "model.localizer 'exact', not 'clean'"),
+        ("model.region_grid", 8, "model.region_grid 1, not 8"),
         ("model.pooling", "avg", "model.pooling 'gwp', not 'avg'"),
         ("data.image_size", 96, "data.image_size 64, not 96"),
         ("augment.mean", (0.5, 0.5, 0.5), "augment.mean [0.485, 0.456, 0.406], not [0.5"),

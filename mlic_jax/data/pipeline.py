@@ -18,6 +18,7 @@ from PIL import Image
 from mlic_jax.command_line import hush_pillow
 from mlic_jax.data import transforms
 from mlic_jax.data.records import Split
+from mlic_jax.data.records.pixels import Squares, open_squares
 from mlic_jax.errors import Failure, UsageError
 
 # First words of the two kinds of random streams; without them (seed, epoch) and (seed, epoch, 0)
@@ -26,6 +27,8 @@ _ORDER, _CROP = 1, 2
 
 TrainCrop = Literal["squash", "random_resized_crop", "multi_scale"]
 TRAIN_CROPS: tuple[TrainCrop, ...] = get_args(TrainCrop)
+Cache = Literal["none", "pixels"]
+CACHES: tuple[Cache, ...] = get_args(Cache)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -45,6 +48,8 @@ def batches(
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     views: int = 0,
+    cache: Cache = "none",
+    cache_gib: float = 10.0,
     workers: int = 0,
     threads: int = 4,
     process_index: int = 0,
@@ -67,6 +72,9 @@ def batches(
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         views: V, of every image; 0: another one every epoch.
+        cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
+            are the same. A line says where they are kept, or why not: crops are never.
+        cache_gib: what the images kept of a set may take; see `open_squares`.
         workers: processes that decode, each with `threads` threads; 0 decodes in this process.
         threads: that decode, each a whole batch.
         process_index: which rows of the global batch are ours: the process_index-th part of them.
@@ -99,9 +107,16 @@ def batches(
         )
     if train_crop not in TRAIN_CROPS:
         raise UsageError(f"train_crop is {train_crop!r}; it must be one of {TRAIN_CROPS}")
+    if cache not in CACHES:
+        raise UsageError(f"cache is {cache!r}; it must be one of {CACHES}")
     steps = epochs * steps_per_epoch(len(split), batch_size)
     if not 0 <= first_step <= steps:
         raise UsageError(f"first_step is {first_step} and the run has {steps} steps")
+    squares = None
+    if cache == "pixels" and train_crop == "squash":
+        squares = open_squares(split, image_size, cache_gib)
+    elif cache == "pixels":
+        print(f"pixels are not kept: crops ({train_crop}) are of other pixels every time")
     rows = batch_size // process_count
     source = _Batches(
         split=split,
@@ -115,6 +130,7 @@ def batches(
         train_crop=train_crop,
         crop_scale=crop_scale,
         views=views,
+        squares=squares,
     )
     return _iterate(source, workers, threads)
 
@@ -166,6 +182,7 @@ def chosen(
         train_crop=train_crop,
         crop_scale=crop_scale,
         views=1,
+        squares=None,
         chosen=rows,
     )
     return _iterate(source, workers, threads)
@@ -186,6 +203,7 @@ class _Batches:
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
     views: int
+    squares: Squares | None  # kept on disk
     chosen: np.ndarray | None = None  # instead of all, [M, 2]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -198,11 +216,13 @@ class _Batches:
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         index, view = self._rows_of(position)
-        size, classes = self.image_size, len(self.split.class_names)
-        images = np.zeros((len(index), size, size, 3), np.uint8)
-        labels = np.full((len(index), classes), -1, np.int8)
-        for row, i in enumerate(index[index >= 0]):  # padding is always last
-            images[row], labels[row] = self._load(int(i), int(view[row]))
+        images = np.empty((len(index), self.image_size, self.image_size, 3), np.uint8)
+        labels = np.full((len(index), len(self.split.class_names)), -1, np.int8)
+        real = index[index >= 0]  # padding is always last
+        for row, i in enumerate(real):
+            self._load(int(i), int(view[row]), images[row])
+        images[len(real) :] = 0
+        labels[: len(real)] = self.split.labels()[real]
         batch = {"image": images, "labels": labels, "index": index, "mask": index >= 0}
         return batch | ({"view": view} if self.views else {})
 
@@ -217,14 +237,19 @@ class _Batches:
         )
         return of_step[0][self.rows], of_step[1][self.rows]
 
-    def _load(self, i: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+    def _load(self, i: int, view: int, pixels: np.ndarray) -> None:
+        """Fills in the pixels of an image, uint8 [S, S, 3]."""
+        if self.squares and self.squares.read(i, pixels):
+            return
         record = self.split[i]
         try:
             image = self.split.decode(record)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
         rng = np.random.default_rng((_CROP, self.seed, view, i))
-        return self._to_square(image, rng), record.labels
+        pixels[:] = self._to_square(image, rng)
+        if self.squares:
+            self.squares.write(i, pixels)
 
     def _to_square(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         if self.train_crop == "random_resized_crop":

@@ -25,11 +25,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from mlic_jax.data import pipeline
+from mlic_jax.data import pipeline, transforms
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
@@ -211,7 +210,7 @@ class Store:
             "backbone": f"{backbone.backbone} {backbone.width:g} {backbone.dtype}",
             "precision": [backbone.precision, self.views.training, jax.default_backend()],
             "photos": _digest_of_photos(self.split),
-            "decoding": [self.split.upright, self.split.value_range, f"Pillow {PIL.__version__}"],
+            "decoding": [self.split.upright, self.split.value_range, *transforms.versions()],
             "image_size": self.image_size,
             "views": dict(self.views.origin),
         }

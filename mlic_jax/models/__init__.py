@@ -185,6 +185,10 @@ def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -
             f"model.local_size is {options.local_size}; it must be a multiple of 32, or 0 for "
             "crops as large as the image"
         )
+    if options.region_grid not in (1, 2, 4, 8, 16, 32):
+        raise UsageError(
+            f"model.region_grid is {options.region_grid}; it must be 1, or a power of 2 up to 32"
+        )
     return MCAR(
         features=features,
         num_classes=num_classes,
@@ -193,6 +197,7 @@ def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -
         threshold=options.threshold,
         localizer=options.localizer,
         local_size=options.local_size,
+        region_grid=options.region_grid,
     )
 
 

@@ -7,7 +7,11 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
 from mlic_jax.models.heads.pooled import PointwiseClassifier, global_pool, summarise
-from mlic_jax.models.ops.regions import crop_and_resize, regions_of_likeliest
+from mlic_jax.models.ops.regions import (
+    crop_and_resize,
+    regions_of_likeliest,
+    round_outwards,
+)
 
 # Of all regions on a device, the share that is looked at in one go where unlikely ones are skipped:
 # smaller parts skip more, larger ones fill the device better.
@@ -27,6 +31,8 @@ class MCAR(nn.Module):
         threshold: where a region's profiles are cut.
         localizer: `exact` (the released semantics) or `clean` (repaired).
         local_size: pixels of a side of a crop; 0: those of the image, as released.
+        region_grid: pixels, of whose multiples the edges of regions are, the next ones outwards;
+            1: any, as released.
         local_bound: outside training, regions of classes whose global probability is lower are not
             looked at; 0: all are, as released.
     """
@@ -39,6 +45,7 @@ class MCAR(nn.Module):
     localizer: str
     local_size: int = 0
     local_bound: float = 0.0
+    region_grid: int = 1
 
     def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
@@ -205,6 +212,8 @@ class MCAR(nn.Module):
         """
         class_maps = nn.sigmoid(self.convclass(maps))
         of_region = self.top_n, self.threshold, self.localizer
-        found = regions_of_likeliest(class_maps, global_logits, image_size, *of_region)
-        self.sow("intermediates", "class_maps", found[2])  # for who asks, at no cost for others
-        return found[:2]
+        boxes, classes, maps = regions_of_likeliest(
+            class_maps, global_logits, image_size, *of_region
+        )
+        self.sow("intermediates", "class_maps", maps)  # for who asks, at no cost for others
+        return round_outwards(boxes, self.region_grid), classes

@@ -22,6 +22,7 @@ class ModelOptions(Options):
     threshold: float
     localizer: str
     local_size: int
+    region_grid: int
     pool_ratio: float
     head: str
     head_width: int
@@ -41,6 +42,7 @@ UNSAID: dict[str, Any] = {
     "threshold": 0.5,
     "localizer": "exact",
     "local_size": 0,
+    "region_grid": 1,
     "pool_ratio": 0.05,
     "head": "dense",
     "head_width": 0,

@@ -25,6 +25,7 @@ OPTIONS = (
     "model.pooling",
     "model.threshold",
     "model.localizer",
+    "model.region_grid",
     "model.dtype",
     "model.precision",
     "data.image_size",
@@ -91,7 +92,8 @@ def read(
         raise UsageError(
             f"{path} lacks the regions of a global pass: leave eval.global_scores empty"
         )
-    there = {"set": scores.set_name, "split": scores.split, **scores.origin}
+    # An earlier version knew no grid.
+    there = {"model.region_grid": 1, "set": scores.set_name, "split": scores.split} | scores.origin
     wanted = {"set": split.name, "split": split.split, **origin}
     wrong = [
         f"other {name}"

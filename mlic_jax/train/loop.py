@@ -254,6 +254,8 @@ def training_batches(
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,
+        cache=options.data.cache,
+        cache_gib=options.data.cache_gib,
         workers=options.data.workers,
         threads=options.data.threads,
         process_index=jax.process_index(),

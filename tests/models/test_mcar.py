@@ -166,6 +166,16 @@ def test_local_size_is_that_of_the_crops_alone(model, apply, variables, images):
     assert not np.allclose(small["local_logits"], out["local_logits"], atol=1e-2)
 
 
+def test_a_region_grid_moves_edges_outwards(model, apply, variables, images):
+    out = apply(variables, images)
+    look = jax.jit(partial(model.clone(region_grid=32).apply, method="look_globally"))
+    boxes = np.asarray(look(variables, images)["boxes"])
+    assert np.all(boxes % 32 == 0)
+    moved = np.abs(boxes - out["boxes"])
+    assert np.all(moved < 32) and np.any(moved)
+    assert np.all(boxes[..., :2] <= out["boxes"][..., :2])
+
+
 class Brightness(nn.Module):
     """A backbone of two channels, the mean of each cell and its square, that tells when it runs."""
 
@@ -251,6 +261,7 @@ def test_training_looks_at_every_region(model, variables, images):
         ("top_n", 6, "model.top_n is 6; it must be 1 to 5, the number of classes"),
         ("threshold", 1.0, "model.threshold is 1.0; it must lie between 0 and 1"),
         ("local_size", 48, "model.local_size is 48; it must be a multiple of 32"),
+        ("region_grid", 12, "model.region_grid is 12; it must be 1, or a power of 2 up to 32"),
         ("local_size", -32, "model.local_size is -32; it must be a multiple of 32"),
         ("width", 0.0, "model.width is 0.0; it must be positive"),
     ],

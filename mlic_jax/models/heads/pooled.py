@@ -26,7 +26,7 @@ def global_pool(summary: Outputs, pooling: str) -> Float32Or64[Array, "... F"]:
     return POOLINGS[pooling](summary)
 
 
-POOLINGS: dict[str, Callable[[Outputs], Float32Or64[Array, "... F"]]] = {
+POOLINGS: dict[str, Callable[[Outputs], Float[Array, "... F"]]] = {
     "avg": lambda summary: summary["mean"],
     "max": lambda summary: summary["maximum"],
     "gwp": lambda summary: (summary["maximum"] + summary["mean"]) / 2,

@@ -217,6 +217,11 @@ LOCALIZERS: dict[str, Callable[[Float32Or64[Array, "*batch L"], float], Interval
 }
 
 
+def round_outwards(boxes: Int32[Array, "*N 4"], grid: int) -> Int32[Array, "*N 4"]:
+    """The least boxes around boxes (y1, x1, y2, x2) that end on multiples of `grid`."""
+    return jnp.concatenate([boxes[..., :2] // grid, -(-boxes[..., 2:] // grid)], axis=-1) * grid
+
+
 def crop_and_resize(
     images: Float[Array, "B H W F"], boxes: Int32[Array, "B N 4"], size: int = 0
 ) -> Float[Array, "B N h w F"]:

@@ -159,6 +159,13 @@ def test_normalise_profile():
     )
 
 
+def test_regions_are_rounded_outwards():
+    boxes = jnp.array([[[0, 1, 8, 9], [7, 8, 16, 31]]])
+    expected = [[[0, 0, 8, 16], [0, 8, 16, 32]]]
+    np.testing.assert_array_equal(regions.round_outwards(boxes, 8), expected)
+    np.testing.assert_array_equal(regions.round_outwards(boxes, 1), boxes)
+
+
 def test_class_regions_has_rows_before_columns():
     blob = np.full((1, 8, 8), 0.1, np.float32)
     blob[0, 1:3, 4:7] = 0.9
