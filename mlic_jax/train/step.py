@@ -16,7 +16,7 @@ from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
-from mlic_jax.runtime import devices
+from mlic_jax.runtime import compilation, devices
 from mlic_jax.train.augment import augment
 from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
@@ -83,7 +83,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return compilation.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_gradient(

@@ -1,21 +1,17 @@
 """2-D convolution, NHWC x HWIO, formulated for the platform it runs on.
 
-Accelerators get `lax.conv_general_dilated`. XLA's CPU backend is several times slower on some of
-those than on the same sums written another way, so there:
+Accelerators get `lax.conv_general_dilated`, and so do CPUs in programs of `compilation.jit`, but
+for what XLA's CPU backend is several times slower on than on the same sums written another way:
 
-* a depthwise convolution is a sum of strided slices, each times its weight, and so is one of few
-  inputs to an output;
-* a 1x1 convolution is a matrix product;
-* a 3x3 convolution of many channels takes fewer products (`winograd.py`);
-* the gradient of any other kernel is a convolution along one axis.
+* a depthwise convolution is a sum of strided slices, each times its weight;
+* a 1x1 convolution is a matrix product.
 
 A trace holds both, and lowering takes that of its platform. Each has gradients of its own, since
 the derived ones would be slow again, and keep what every branch needs. All formulations compute the
-same sums; `tests/models/test_convolution.py` holds them against the plain one, values and
+same sums; `tests/models/ops/test_convolution.py` holds them against the plain one, values and
 gradients.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -23,19 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mlic_jax.models.ops.winograd import winograd, winograd_gradients
 from mlic_jax.models.precision import at_least_float32
-
-# Up to so many inputs of an output, summing their products one after the other is fastest.
-FEW_INPUTS = 27
-# From so many channels on, fewer products are worth the additions around them.
-MANY_CHANNELS = 128
 
 # What `convolve` takes, x and a kernel, and their gradients.
 Gradients = tuple[Float[Array, "B H W F"], Float[Array, "k k I G"]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     x: Float[Array, "B H W F"],
     kernel: Float[Array, "k k I G"],
@@ -52,51 +41,29 @@ def convolve(
     Returns:
         Of the dtype of `x`.
     """
-    on_cpu, _ = cpu_formulation(x, kernel, stride, depthwise)
+    if depthwise or kernel.shape[0] == 1:
+        return _of_platform(x, kernel, stride, depthwise)
+    return plain(x, kernel, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _of_platform(x, kernel, stride, depthwise):
+    on_cpu = partial(depthwise_slices if depthwise else pointwise_dot, stride=stride)
     default = partial(plain, stride=stride, depthwise=depthwise)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
 def _forward(x, kernel, stride, depthwise):
-    on_cpu, _ = cpu_formulation(x, kernel, stride, depthwise)
-
-    def kept(x, kernel):
-        # The barrier keeps every use of the result (statistics, normalised values, their gradients)
-        # from adding it up anew. An inference has a single one, which should be fused with it.
-        return lax.optimization_barrier(on_cpu(x, kernel))
-
-    default = partial(plain, stride=stride, depthwise=depthwise)
-    cpu = kept if on_cpu is winograd else on_cpu
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=default), (x, kernel)
+    return _of_platform(x, kernel, stride, depthwise), (x, kernel)
 
 
 def _backward(stride, depthwise, saved, g):
-    _, on_cpu = cpu_formulation(*saved, stride, depthwise)
+    on_cpu = partial(depthwise_gradients if depthwise else pointwise_gradients, stride=stride)
     default = partial(plain_gradients, stride=stride, depthwise=depthwise)
     return lax.platform_dependent(*saved, g, cpu=on_cpu, default=default)
 
 
-convolve.defvjp(_forward, _backward)
-
-
-def cpu_formulation(
-    x: Float[Array, "B H W F"], kernel: Float[Array, "k k I G"], stride: int, depthwise: bool
-) -> tuple[Callable[..., Float[Array, "..."]], Callable[..., Gradients]]:
-    """What is fastest on a CPU for such arguments, as `convolve` has them.
-
-    Returns:
-        (x, kernel) -> the convolution, and (x, kernel, cotangent) -> its gradients.
-    """
-    if depthwise:
-        forward, gradients = depthwise_slices, depthwise_gradients
-    elif kernel.shape[0] == 1:
-        forward, gradients = pointwise_dot, pointwise_gradients
-    else:
-        many = min(kernel.shape[2:]) >= MANY_CHANNELS
-        if many and kernel.shape[0] == 3 and stride == 1 and x.dtype == jnp.float32:
-            return winograd, winograd_gradients
-        forward, gradients = dense, dense_gradients
-    return partial(forward, stride=stride), partial(gradients, stride=stride)
+_of_platform.defvjp(_forward, _backward)
 
 
 def plain(
@@ -128,61 +95,6 @@ def plain_gradients(
     of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride, depthwise), x)
     of_kernel = jax.linear_transpose(lambda kernel: plain(x, kernel, stride, depthwise), kernel)
     return *of_x(g), *of_kernel(g)
-
-
-def dense(
-    x: Float[Array, "B H W F"], kernel: Float[Array, "k k F G"], stride: int = 1
-) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
-    """The plain convolution; of few inputs to an output the sum of their products.
-
-    At the first layer of MobileNetV2 XLA's CPU backend makes one loop of that.
-    """
-    size, channels = kernel.shape[0], kernel.shape[2]
-    if size * size * channels > FEW_INPUTS:
-        return plain(x, kernel, stride)
-    slices = _strided_slices(_pad(x, (size - 1) // 2), size, stride, x.shape)
-    return sum(
-        part[..., c : c + 1] * kernel[i, j, None, None, c : c + 1]
-        for (i, j), part in slices
-        for c in range(channels)
-    )
-
-
-def dense_gradients(
-    x: Float[Array, "B H W F"],
-    kernel: Float[Array, "k k F G"],
-    g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"],
-    stride: int = 1,
-) -> Gradients:
-    """That of the kernel is a convolution along one axis."""
-    of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride), x)
-    return *of_x(g), _dense_kernel_gradient(x, g, kernel.shape[0], stride)
-
-
-def _dense_kernel_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
-    """`[k, k, F, G]`: at every shift of its rows, x times g summed over all positions.
-
-    Along the rows that is a convolution, whose channels are the columns of all images and whose
-    kernel is the cotangent; each shift of the columns is an image of its batch. XLA's CPU backend
-    packs so many channels several times faster than the few images which its own gradient takes
-    for them.
-    """
-    (batch, rows, columns), pad = g.shape[:3], (size - 1) // 2
-    rows_read, columns_read = (stride * (n - 1) + size for n in (rows, columns))
-    margins = [(0, 0, 0), (pad, rows_read - x.shape[1] - pad, 0)]
-    margins += [(0, 0, 0), (pad, columns_read - x.shape[2] - pad, 0)]
-    padded = lax.pad(x.transpose(3, 1, 0, 2), jnp.zeros((), x.dtype), margins)  # [F, H, B, W]
-    span = stride * (columns - 1) + 1
-    shifted = jnp.stack([padded[..., j : j + span : stride] for j in range(size)])
-    gradient = lax.conv_general_dilated(
-        shifted.reshape(-1, rows_read, batch * columns),
-        g.transpose(1, 0, 2, 3).reshape(rows, batch * columns, -1),
-        (1,),
-        "VALID",
-        rhs_dilation=(stride,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    return gradient.reshape(size, -1, *gradient.shape[1:]).transpose(2, 0, 1, 3)
 
 
 def pointwise_dot(
