@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_eval_step(
     mesh: jax.sharding.Mesh,
     specs: Any = devices.EVERYWHERE,
     class_maps: bool = False,
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
@@ -151,8 +151,9 @@ class Evaluator:
             batch[name] = jax.ShapeDtypeStruct(
                 (rows, *values.shape[1:]), values.dtype, sharding=devices.split_by_rows(self.mesh)
             )
-        what = "the evaluation step"
-        step = compilation.compile_ahead(what, self.eval_step, variables, batch)
+        what, step = "the evaluation step", self.eval_step
+        assert isinstance(step, jax.stages.Wrapped), "it is compiled already"
+        step = compilation.compile_ahead(what, step, variables, batch)
         return dataclasses.replace(self, eval_step=step)
 
     def __call__(self, variables: dict[str, Any], profile: Path | None = None) -> Scores:
@@ -200,7 +201,7 @@ class Evaluator:
             image_size=self.options.data.image_size,
         )
 
-    def _batches(self, profile: Path | None) -> Iterable[dict[str, np.ndarray]]:
+    def _batches(self, profile: Path | None) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of all batches, with a bar of how far it is."""
         rows = batch_rows(self.options, self.mesh)
         batches = pipeline.batches(
@@ -214,7 +215,7 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         total = pipeline.steps_per_epoch(len(self.split), rows)
-        return tqdm(
+        bar = tqdm(
             profiling.profiled(batches, total, "evaluate", profile),
             f"score {self.split.split}",
             total,
@@ -222,6 +223,7 @@ class Evaluator:
             leave=False,
             disable=not processes.is_first(),
         )
+        return iter(bar)
 
 
 def load_model(

@@ -43,7 +43,7 @@ def make_train_step(
     options: TrainOptions,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
