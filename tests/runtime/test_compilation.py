@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.runtime import compilation, devices
 from mlic_jax.models.ops.convolution import plain_gradients
+from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.compilation import compile_ahead, jit, keep_programs, make_deterministic
 from mlic_jax.train.loop import train
 
