@@ -134,24 +134,3 @@ def test_convolve(kernel_shape, stride):
         for way in ways:
             for got, want in zip(jax.jit(way)(x, kernel), expected, strict=True):
                 np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 9, 3), (1, 1, 2, 1)])
-@pytest.mark.parametrize(
-    "formulation", [convolution.max_pool, convolution.halve_both_axes], ids=["own", "cpu"]
-)
-def test_max_pool(shape, formulation):
-    ranks = jax.random.permutation(jax.random.key(0), np.prod(shape)).reshape(shape)
-    x = ranks.astype(jnp.float32) - 1000  # below zero, which padding must never be
-    value, pullback = jax.vjp(formulation, x)
-    expected, expected_pullback = jax.vjp(convolution.window_maximum, x)
-    np.testing.assert_array_equal(value, expected)
-    # Whole numbers: their sums are exact in any order.
-    g = jax.random.randint(jax.random.key(1), value.shape, -9, 9).astype(jnp.float32)
-    np.testing.assert_array_equal(pullback(g)[0], expected_pullback(g)[0])
-
-
-def test_max_pool_after_relu_sends_no_gradient_into_ties():
-    x = -jnp.ones((1, 4, 4, 1))
-    gradient = jax.grad(lambda x: jnp.sum(convolution.max_pool(lax.max(x, 0.0))))(x)
-    np.testing.assert_array_equal(gradient, 0)
