@@ -25,13 +25,16 @@ MODULES = {
         "mlic_jax.prepare.own_data",
         "--images DIR: make your own photos ready to train on",
     ),
-    "evaluate": ("mlic_jax.evaluate.run", "SCORES.npz: metrics of a score file alone"),
-    "calibrate": ("mlic_jax.evaluate.calibrate", "SCORES.npz: thresholds from a score file alone"),
+    "evaluate": ("mlic_jax.evaluate.score_file", "SCORES.npz: metrics of a score file alone"),
+    "calibrate": (
+        "mlic_jax.evaluate.calibrate_score_file",
+        "SCORES.npz: thresholds from a score file alone",
+    ),
     "build-word-vectors": ("mlic_jax.prepare.word_vectors", "for MSRN: what it knows of labels"),
     "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
     "convert": ("weight_conversion.convert", "checkpoints from PyTorch, and back"),
-    "verify": ("weight_conversion.verify", "compare a checkpoint with PyTorch"),
+    "verify": ("weight_conversion.verify.command", "compare a checkpoint with PyTorch"),
 }
 LISTS = {
     "recipes": "the recipes that come with this",
@@ -42,7 +45,10 @@ LISTS = {
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code, or ends the process with it."""
-    command, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    command, *words = given or ["--help"]
     if command in main.MODES or command in MODULES:
         sys.argv = [f"mlic {command}", *words]
         if is_mode(command, words):
@@ -75,7 +81,7 @@ def answer(command: str, words: Sequence[str]) -> str:
     if command == "--version":
         return f"mlic_jax {__version__}"
     if command not in LISTS:
-        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS))
+        near = did_you_mean(command, (*main.MODES, *MODULES, *LISTS, "--help", "--version"))
         raise UsageError(f"mlic has no command {command!r}, see mlic --help{near}")
     if {"--help", "-h"} & set(words):
         return f"mlic {command}  {LISTS[command]}"
@@ -85,8 +91,7 @@ def answer(command: str, words: Sequence[str]) -> str:
         return options_text(" ".join(words))
     shell = words[0] if words else ""
     require_one_of("the shell", shell, completion.SCRIPTS)
-    commands = {name: flags_of(name) for name in (*main.MODES, *MODULES)}
-    return completion.SCRIPTS[shell](commands | dict.fromkeys(LISTS, ()))
+    return completion.SCRIPTS[shell](flags_of_commands())
 
 
 def help_text() -> str:
@@ -122,6 +127,11 @@ def options_text(text: str) -> str:
         for name, option in found.items()
     ]
     return "\n".join(lines)
+
+
+def flags_of_commands() -> dict[str, list[str]]:
+    """Every command, with the flags of each."""
+    return {name: flags_of(name) for name in (*main.MODES, *MODULES)} | {name: [] for name in LISTS}
 
 
 def flags_of(command: str) -> list[str]:

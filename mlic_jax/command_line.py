@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -24,12 +25,24 @@ _DEFAULTS = Path(__file__).with_name("config.py")  # the recipe of options witho
 T = TypeVar("T")
 
 
+def called_mlic() -> bool:
+    """Whether the command `mlic` was called, which sets `sys.argv`, and not a module of its own."""
+    return sys.argv[0].startswith("mlic ")
+
+
+def mode_command(mode: str, *words: object) -> str:
+    """The command of a mode of `main`, for a shell, by `mlic` where that is what was called."""
+    module = ["python", "-m", "mlic_jax.main", *(() if mode == "train" else ("--mode", mode))]
+    return shlex.join([*(["mlic", mode] if called_mlic() else module), *map(str, words)])
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are UsageErrors like all others."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("allow_abbrev", False)  # nor does absl take a part of a name
         super().__init__(*args, **kwargs)
-        if sys.argv[0].startswith("mlic ") and "prog" in kwargs:  # how it was called
+        if called_mlic() and "prog" in kwargs:
             self.prog = sys.argv[0]
 
     def parse_known_args(

@@ -373,7 +373,7 @@ def check_rows(config: ConfigDict) -> None:
         raise UsageError(f"data.crop_scale is {config.data.crop_scale}; it must be (least, most)")
 
 
-def check_scales(scales: Sequence[int]) -> None:
+def check_scales(scales: Sequence[object]) -> None:
     """Raises UsageError where a size of `eval.scales` is not one that a model can see."""
     for size in scales:
         if not isinstance(size, int) or size < 32 or size % 32:

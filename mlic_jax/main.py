@@ -19,6 +19,7 @@ from mlic_jax import recipes
 from mlic_jax.command_line import (
     NearEnumParser,
     asked_of_config,
+    called_mlic,
     exit_code,
     hush_strays,
     parse_flags,
@@ -27,6 +28,7 @@ from mlic_jax.command_line import (
 )
 from mlic_jax.config import check_config
 from mlic_jax.errors import UsageError
+from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes
 
 MODES = {
@@ -86,11 +88,6 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; {hint}")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    for modes, known in FLAGS_OF_MODES.items():
-        for flag in known:
-            given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
-            if given and MODE.value not in modes:
-                raise UsageError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {MODE.value}")
     # Modules are imported only when needed, so that --help and a wrong flag answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
@@ -105,7 +102,8 @@ def look_at_photos() -> None:
     checkpoint = required(CHECKPOINT)
     check_exists(checkpoint)
     if MODE.value == "predict":
-        required(IMAGES), required(OUT)
+        check_is_there(required(IMAGES))
+        required(OUT)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
@@ -192,7 +190,7 @@ def help_text(argv: Sequence[str]) -> str:
     """What `--help` says: of the mode that a command line names, or of all."""
     named = re.search(rf"--?mode[= ]({'|'.join(MODES)})\b", " ".join(argv))
     modes = (named[1],) if named else tuple(MODES)
-    program = argv[0] if argv[0].startswith("mlic ") else "python -m mlic_jax.main --mode MODE"
+    program = argv[0] if called_mlic() else "python -m mlic_jax.main --mode MODE"
     lines = [f"usage: {program} --OPTION=VALUE ...", ""]
     lines += [f"  {mode:16} {MODES[mode]}" for mode in modes]
     groups = (*FLAGS_OF_MODES.items(), (("train", "evaluate"), OF_PROCESSES))
@@ -207,6 +205,15 @@ def help_text(argv: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def refuse_flags_of_other_modes() -> None:
+    """Raises UsageError for a flag that the mode does not know."""
+    for modes, known in FLAGS_OF_MODES.items():
+        for flag in known:
+            given = flag.value is not None if flag is CONFIG else flag.present  # options of it too
+            if given and MODE.value not in modes:
+                raise UsageError(f"--{flag.name} is for {', '.join(modes)}, not for {MODE.value}")
+
+
 def read_flags(argv: list[str]) -> list[str]:
     """`parse_flags`; the modes that need no recipe take its options all the same.
 
@@ -216,6 +223,7 @@ def read_flags(argv: list[str]) -> list[str]:
         print(help_text(argv))
         raise SystemExit(0)
     rest = parse_flags(argv, config=CONFIG)
+    refuse_flags_of_other_modes()
     if DETERMINISTIC.value:
         from mlic_jax.runtime import compilation
 

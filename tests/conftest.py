@@ -34,6 +34,13 @@ from mlic_jax.train.options import TrainOptions
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Files with tests of a minute come first: what is short fills the time of the workers to the end.
+LONGEST = ("test_campaign.py", "test_processes.py", "test_main.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -41,6 +48,14 @@ def shared() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder of photographs ../shared, which is not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without_jax(tmp_path_factory) -> Path:
+    """A folder for `PYTHONPATH` with which a process that imports JAX ends in an error of ours."""
+    folder = tmp_path_factory.mktemp("without_jax")
+    (folder / "jax.py").write_text("raise AssertionError('this needs no JAX, which takes seconds')")
     return folder
 
 

@@ -7,13 +7,12 @@ import subprocess
 import pytest
 
 from mlic_jax import completion, recipes
-from mlic_jax.__main__ import LISTS, flags_of
+from mlic_jax.__main__ import LISTS, MODULES, flags_of_commands
 
 
 @pytest.fixture(scope="module")
 def commands():
-    names = ("train", "prepare", "evaluate")
-    return {name: flags_of(name) for name in names} | dict.fromkeys(LISTS, ())
+    return flags_of_commands()
 
 
 def test_flags_are_those_of_the_help(commands):
@@ -21,14 +20,18 @@ def test_flags_are_those_of_the_help(commands):
     assert "--images" not in commands["train"]
     assert {"--images", "--on-corrupt", "--config"} < set(commands["prepare"])  # of both its forms
     assert {"--checkpoint", "--bootstrap"} < set(commands["evaluate"])
+    assert "--train-steps" in commands["verify"]
+    assert all("--help" in commands[name] for name in MODULES)
+    assert all(not commands[name] for name in LISTS)
     assert all(re.fullmatch(r"--[a-z][\w-]*", flag) for of in commands.values() for flag in of)
 
 
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        (["pre"], ["prepare"]),
+        (["prep"], ["prepare"]),
         (["train", "--rec"], ["--recover"]),
+        (["verify", "--train"], ["--train-steps"]),
         (["train", "--config", "mcar_voc"], ["mcar_voc2007", "mcar_voc2012"]),
         (["train", "--config", "=", "msrn_a"], ["msrn_apparel"]),  # as bash cuts it
         (["train", "--config", "="], list(recipes.known())),
@@ -61,7 +64,7 @@ def test_zsh_reads_the_script_of_bash(commands):
 
 def test_fish(commands):
     script = completion.fish(commands)
-    assert "complete -c mlic -f -n __fish_use_subcommand -a 'train prepare" in script
+    assert "complete -c mlic -f -n __fish_use_subcommand -a 'train evaluate" in script
     seen = "complete -c mlic -n '__fish_seen_subcommand_from train' -l"
     assert f"{seen} recover\n" in script
     assert f"{seen} config -x -a '{' '.join(recipes.known())}'\n" in script

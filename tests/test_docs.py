@@ -90,7 +90,7 @@ def test_the_first_pages_are_short():
     assert all(f"(docs/{page.name})" in PAGES[0].read_text() for page in PAGES[3:])
 
 
-@pytest.mark.parametrize("title", ["test", "torch", "numerical"])
+@pytest.mark.parametrize("title", ["test", "torch", "numerical", "coverage"])
 def test_the_commands_that_ci_reads(title):
     block = re.compile(rf"^<!-- command: {title} -->$(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
     (found,) = block.findall(PAGES[0].read_text())
@@ -122,6 +122,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     start = (tmp_path / "index.html").read_text()
     assert 'href="own_data/#a-recipe-on-coco128"' in start and 'src="example.jpg"' in start
+    assert 'href="site.css"' in start and (tmp_path / "site.css").is_file()  # commands wrap
     metrics = (tmp_path / "reference" / "mlic_jax.metrics" / "index.html").read_text()
     assert 'id="mlic_jax.metrics.classification.evaluate_scores"' in metrics
     architecture = (tmp_path / "architecture" / "index.html").read_text()

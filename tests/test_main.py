@@ -15,8 +15,10 @@ SCENES = ("--config", "configs/mcar_scenes.py")
 PREDICT = ("--mode=predict", "--checkpoint", ".", "--images", ".", "--out", "w")
 
 
-def run(*arguments, cwd=ROOT):
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+def run(*arguments, cwd=ROOT, before=ROOT):
+    """The command; modules are looked for in the folder `before` first."""
+    path = os.pathsep.join(map(str, (before, ROOT)))
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-m", "mlic_jax.main", *arguments],
         cwd=cwd,
@@ -27,15 +29,15 @@ def run(*arguments, cwd=ROOT):
     )
 
 
-def test_help():
-    answer = run("--help")
+def test_help(without_jax):
+    answer = run("--help", before=without_jax)
     assert answer.returncode == 0
     assert "--workdir" in answer.stdout
     assert "--images" in answer.stdout
     assert "--profile" in answer.stdout
     assert "train" in answer.stdout
     assert len(answer.stdout.splitlines()) < 60
-    of_serve = run("--mode=serve", "--help").stdout
+    of_serve = run("--mode=serve", "--help", before=without_jax).stdout
     assert "--port" in of_serve and "--images" not in of_serve
 
 
@@ -51,7 +53,7 @@ def test_help():
             ("--mode=evaluate", "--workdir=w", "--config.eval.flop=True"),
             "no option 'eval.flop'",
         ),
-        ((*PREDICT, "--config.eval.flip=True"), "--config is for --mode=train|evaluate"),
+        ((*PREDICT, "--config.eval.flip=True"), "--config is for train, evaluate"),
         ((*SCENES, "--workdir", "w", "--config.epoch=3"), "has no option 'epoch'"),
         ((*SCENES, "--workdir", "w", "--config.model.foo=3"), "has no option 'model.foo'"),
         ((*SCENES, "--workdir", "w", "--config.epochs=many"), "many"),
@@ -64,7 +66,6 @@ def test_help():
         ((*SCENES, "--workdir", "w", "extra"), "extra"),
         (("--config", "configs/mcar_voc2007.py:resnet9,448", "--workdir", "w"), "resnet9"),
         ((*SCENES, "--workdir", "w", "--config.data.image_size=100"), "multiple of 32"),
-        ((*SCENES, "--workdir", "w", "--config.model.top_n=99"), "model.top_n is 99"),
         ((*SCENES, "--workdir", "w", "--config.batch_size=0"), "batch_size is 0"),
         ((*SCENES, "--workdir", "w", "--config.init_from=nowhere"), "nowhere"),
         ((*SCENES, "--workdir", "w", "--mode", "evaluate"), "no checkpoint"),
@@ -74,24 +75,43 @@ def test_help():
         (("--mode=predict", "--checkpoint", ".", "--out", "w"), "--images is missing"),
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
-        (PREDICT, "no image of a format that Pillow reads"),
         ((*PREDICT[:5], ".", "--out=w"), "in quotes, as in --images 'photos/*.jpg'"),
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),
-        ((*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"), "--flip is for --mode=predict"),
-        ((*SCENES, "--mode=prepare", "--deterministic"), "--deterministic is for --mode=train|ev"),
-        ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for --mode=predict"),
+        (
+            (*SCENES, "--workdir", "w", "--mode=calibrate", "--flip"),
+            "--flip is for predict, not for calibrate",
+        ),
+        ((*SCENES, "--mode=prepare", "--deterministic"), "--deterministic is for train, ev"),
+        ((*SCENES, "--workdir", "w", "--images=photos"), "--images is for predict"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--recover"), "--recover is for"),
-        ((*PREDICT, "--profile"), "--profile is for --mode=train|evaluate, not predict"),
-        ((*SCENES, "--workdir", "w", "--resume"), "--resume is for --mode=predict"),
-        ((*PREDICT, "--distributed"), "--mode=predict is for one process"),
+        ((*PREDICT, "--profile"), "--profile is for train, evaluate, not for predict"),
+        ((*SCENES, "--workdir", "w", "--resume"), "--resume is for predict"),
+        ((*PREDICT, "--distributed"), "predict is for one process"),
+        ((*PREDICT, "--images=no"), "--images no: there is no such file or folder"),
+        (("--mode=evaluate", "--workdir=no"), "there is no such folder"),
+    ],
+)
+def test_usage_errors(arguments, message, tmp_path, config, without_jax):
+    check_usage_error(arguments, message, tmp_path, config, without_jax)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*SCENES, "--workdir", "w", "--config.model.top_n=99"), "model.top_n is 99"),
+        (PREDICT, "no image of a format that Pillow reads"),
         (
             ("--config", "configs/mcar_coco.py", "--workdir", "w", "--config.data.source=coco"),
             "root",
         ),
     ],
 )
-def test_usage_errors(arguments, message, tmp_path, config):
+def test_usage_errors_that_only_a_set_or_photos_show(arguments, message, tmp_path, config):
+    check_usage_error(arguments, message, tmp_path, config, ROOT)
+
+
+def check_usage_error(arguments, message, folder, config, before):
     arguments = [
         str(ROOT / part) if part.startswith("configs/mcar") else part for part in arguments
     ]
@@ -101,13 +121,13 @@ def test_usage_errors(arguments, message, tmp_path, config):
             "--config.data.scenes_sizes=(20, 9, 11)",
             "--config.data.name=tiny_scenes",
         ]
-    answer = run(*arguments, cwd=tmp_path)
+    answer = run(*arguments, cwd=folder, before=before)
     assert answer.returncode == 2, answer.stderr
     assert "Traceback" not in answer.stderr
     line = answer.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert message in line
-    assert not (tmp_path / "w").exists()  # nothing half-written
+    assert not (folder / "w").exists()  # nothing half-written
 
 
 # Every line that the modes may print: on stdout what they found, on stderr their log and bars.

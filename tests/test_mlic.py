@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic_jax.__main__ import is_mode, run
+from mlic_jax.__main__ import LISTS, is_mode, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +28,8 @@ def test_lists(capsys):
     assert run(["--help"]) == run([]) == 0
     first, second = capsys.readouterr().out.split("usage: ")[1:]
     assert first == second
+    assert run(["help"]) == run(["help", "recipes"]) == 0
+    assert capsys.readouterr().out == f"usage: {first}mlic recipes  {LISTS['recipes']}\n"
     for command in ("train", "predict", "prepare", "convert", "verify", "recipes", "completion"):
         assert f"\n  {command} " in first
     assert run(["recipes"]) == 0
@@ -40,6 +42,8 @@ def test_lists(capsys):
     ("words", "message"),
     [
         (["trian"], "mlic has no command 'trian', see mlic --help; did you mean 'train'?"),
+        (["--verison"], "did you mean '--version'?"),
+        (["evaluate", "."], "no score file at .: a folder; of a run's it is --workdir"),
         (
             ["options", "momentm"],
             "no option has 'momentm' in name or meaning; did you mean 'optim.",
@@ -54,6 +58,8 @@ def test_lists(capsys):
             ["build-word-vectors", "--classes=cooc", "--package", "--output=x"],
             "did you mean 'coco'?",
         ),
+        # A part of an option is none, as absl has it for modes.
+        (["prepare", "--images=x", "--nam=y"], "did you mean '--name'?"),
         (["voc-server", "wriet"], "did you mean 'write'?"),
     ],
 )
@@ -94,12 +100,13 @@ def test_one_word_for_a_run_and_for_a_file(line, mode):
         (("mlic_jax.predict",), 2, "error: --checkpoint is missing"),
         (("mlic_jax.evaluate",), 2, "error: --workdir is missing, and --checkpoint too"),
         (("mlic_jax.evaluate", "no.npz"), 2, "error: no score file at no.npz"),
+        (("mlic_jax.calibrate", "no.npz"), 2, "error: no score file at no.npz"),
         (("mlic_jax.calibrate",), 2, "error: --workdir is missing, and --checkpoint too"),
         (("mlic_jax.voc_server", "--help"), 0, "usage: mlic voc-server "),
     ],
 )
-def test_every_door_leads_somewhere(words, code, said):
-    answer = as_module(*words)
+def test_every_door_leads_somewhere(words, code, said, without_jax):
+    answer = as_module(*words, path=os.pathsep.join(map(str, (without_jax, ROOT))))
     assert answer.returncode == code
     assert (answer.stdout + answer.stderr).startswith(said)
 
@@ -116,12 +123,14 @@ def test_a_reader_that_ends_early_sees_no_error():
     assert (answer.stdout, answer.stderr) == ("", "")
 
 
-def test_lists_come_without_jax():
-    """Which takes seconds to import."""
-    program = (
-        "import sys; from mlic_jax.__main__ import run; run(['options', 'seed']);"
-        "sys.exit('jax' in sys.modules or 'sklearn' in sys.modules)"
-    )
+def test_lists_and_misspelt_files_need_no_library_of_seconds():
+    program = """
+import sys
+from mlic_jax.__main__ import run
+for words in (["--help"], ["options", "seed"], ["evaluate", "no.npz"], ["calibrate", "no.npz"]):
+    run(words)
+assert not {"jax", "sklearn"} & sys.modules.keys()
+"""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 

@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 
 from mlic_jax.metrics.significance import compare
 from mlic_jax.scores.files import Scores
-from mlic_jax.train.loop import train
+from mlic_jax.train import train
 
 mcar, pooled = Path("runs/notebook"), Path("runs/pooled")
 if not (mcar / "metrics_test.json").exists():

@@ -10,9 +10,9 @@ import numpy as np
 from tiny import tiny_recipe
 
 from mlic_jax.data.scenes import CLASS_NAMES, render
-from mlic_jax.evaluate.run import evaluate_run
+from mlic_jax.evaluate import evaluate_run
 from mlic_jax.predict import Predictor
-from mlic_jax.train.loop import train
+from mlic_jax.train import train
 
 run, own = Path("runs/notebook"), Path("own")
 if not (run / "metrics_test.json").exists():
@@ -38,7 +38,7 @@ config.data.source = "folders"
 config.data.name = "notebook_own"
 config.data.root = str(own)
 config.init_from = str(run)
-train(config, Path("runs/own"))
+train(config, "runs/own")
 
 # %% [markdown]
 # Training evaluates the best checkpoint at its end. So it is done again, here with the mirrored
@@ -46,6 +46,6 @@ train(config, Path("runs/own"))
 
 # %%
 config.eval.flip = True
-metrics = evaluate_run(config, Path("runs/own"))
+metrics = evaluate_run(config, "runs/own")
 print(f"mAP {metrics['mAP']:.1f}, chance {metrics['chance']:.1f}")
 print(Predictor.from_checkpoint("runs/own")(sorted(own.glob("test/*/*.jpg"))[0], top=1))

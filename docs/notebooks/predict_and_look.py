@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 
 from mlic_jax.data.scenes import render
 from mlic_jax.predict import Predictor
-from mlic_jax.train.loop import train
+from mlic_jax.train import train
 
 run = Path("runs/notebook")
 if not (run / "metrics_test.json").exists():

@@ -29,6 +29,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
 }
 
 
@@ -104,11 +105,11 @@ def _escaped(found: re.Match[str]) -> str:
         return rf"\u{ord(character):04x}"
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file. What is none, and might never end, is not waited for.
 
     Raises:
-        Failure: a pipe, a socket or a device, or a link to nothing.
+        Failure: a folder, a pipe, a socket or a device, or a link to nothing.
         OSError: it cannot be read.
     """
     path = Path(path)

@@ -5,7 +5,7 @@ From Python, of a run and the configuration that it was trained with:
     from mlic_jax import recipe
     from mlic_jax.evaluate import evaluate_run
 
-    evaluate_run(recipe("mcar_scenes"), Path("runs/scenes"))["mAP"]
+    evaluate_run(recipe("mcar_scenes"), "runs/scenes")["mAP"]
 """
 
 from typing import Any

@@ -23,6 +23,8 @@ else:
         dtypes = ("float32", "float64")
 
 
+__all__ = ["AnyArray", "Float32Or64", "Outputs", "RowMask", "StageMaps"]
+
 AnyArray = Array | np.ndarray
 
 # Which rows of a batch are real: False for padding. Or what `deal_rows` made of that: the group of

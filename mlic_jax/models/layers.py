@@ -44,7 +44,7 @@ class ConvBatchNorm(nn.Module):
     stride: int = 1
     depthwise: bool = False
     activation: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
-    scale_initializer: Callable = nn.initializers.ones
+    scale_initializer: Callable[..., Float[Array, "..."]] = nn.initializers.ones
     dtype: Any = jnp.float32
     bn_groups: int = 1
     axis: str | None = None
@@ -160,7 +160,7 @@ def scale_and_shift(
     Args:
         members: which rows every group has; of one group alone they do not matter.
     """
-    if len(gain) > 1:
+    if len(gain) > 1 and members is not None:
         of_group = (jnp.where(members[..., None], y[:, None], 0) for y in (gain, shift))
         gain, shift = (jnp.sum(y, axis=0) for y in of_group)
     return at_least_float32(x) * gain[:, None, None] + shift[:, None, None]
@@ -181,12 +181,17 @@ def run_in_order(
         blocks: functions that make them, with their names.
     """
 
-    def run(backbone: nn.Module, x: Array, blocks: Sequence[Callable]) -> Array:
+    def run(backbone: nn.Module, x: Array, blocks: Sequence[Callable[..., nn.Module]]) -> Array:
         for block in blocks:
             x = block(parent=backbone)(x, train, mask)
         return x
 
-    parts = {"none": [], "stage": [blocks], "block": [[block] for block in blocks]}[remat]
+    in_parts: dict[str, list[Sequence[Callable[..., nn.Module]]]] = {
+        "none": [],
+        "stage": [blocks],
+        "block": [[block] for block in blocks],
+    }
+    parts = in_parts[remat]
     for part in parts:
         x = nn.remat(partial(run, blocks=part))(backbone, x)
     return x if parts else run(backbone, x, blocks)

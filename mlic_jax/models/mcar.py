@@ -40,7 +40,7 @@ class MCAR(nn.Module):
     local_size: int = 0
     local_bound: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
 
     def __call__(
@@ -73,7 +73,9 @@ class MCAR(nn.Module):
         """The first look: `global_logits`, `boxes` and `box_classes`, see `__call__`."""
         maps = self.features(images, train, mask)[-1]
         global_logits = self.convclass(global_pool(maps, self.pooling))
-        boxes, box_classes = lax.stop_gradient(self.attend(maps, global_logits, images.shape[1:3]))
+        _, height, width, _ = images.shape
+        found = self.attend(maps, global_logits, (height, width))
+        boxes, box_classes = lax.stop_gradient(found)
         return {"global_logits": global_logits, "boxes": boxes, "box_classes": box_classes}
 
     def look_locally(
@@ -148,7 +150,12 @@ class MCAR(nn.Module):
             return done + part, highest.at[rows].max(logits)
 
         nothing = jnp.full_like(seen["global_logits"], -jnp.inf)
-        _, highest = nn.while_loop(is_left, look, self, (jnp.int32(0), nothing))
+        _, highest = nn.while_loop(
+            is_left,  # type: ignore[arg-type] # Flax says bool, and it is traced
+            look,
+            self,
+            (jnp.int32(0), nothing),
+        )
         return jnp.where(jnp.any(likely, axis=1)[:, None], highest, seen["global_logits"])
 
     def attend(

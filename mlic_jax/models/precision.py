@@ -7,6 +7,7 @@ it; for all else `in_precision` does.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from mlic_jax.models.arrays import Float32Or64
 
 
-def in_precision(precision: str, training: bool) -> AbstractContextManager:
+def in_precision(precision: str, training: bool) -> AbstractContextManager[Any]:
     """Inside, what is traced has a precision of `names.PRECISIONS`.
 
     To be taken inside the function that is traced, around the model's application, and where there

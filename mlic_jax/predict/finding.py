@@ -8,6 +8,12 @@ from mlic_jax.data.image_files import image_suffixes, printable
 from mlic_jax.errors import UsageError
 
 
+def check_is_there(where: str) -> None:
+    """Raises UsageError for what is neither there nor a pattern."""
+    if not os.path.lexists(Path(where)) and not glob.has_magic(where):
+        raise UsageError(f"--images {printable(where)}: there is no such file or folder")
+
+
 def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
     """The folder that all images lie in, and the images, sorted.
 
@@ -18,13 +24,12 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
     Raises:
         UsageError: there is no such folder or file, or no image in it.
     """
+    check_is_there(where)
     path = Path(where)
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         found, closed = _walk(path)
-    elif not os.path.lexists(path) and not glob.has_magic(where):
-        raise UsageError(f"--images {printable(where)}: there is no such file or folder")
     else:
         found, closed = [Path(file) for file in glob.glob(where, recursive=True)], []
         if not found:

@@ -18,7 +18,7 @@ from mlic_jax.data import transforms
 from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.errors import Failure, UsageError, reason
 
-Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | jax.Array
+Source = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | jax.Array
 
 MOST_FETCHED = 50 * 2**20  # bytes of what lies at an address
 PATIENCE = 30.0  # seconds, for an answer and for all of it
@@ -41,13 +41,14 @@ def each_photo(images: Source | Iterable[Source]) -> Iterable[Source]:
     Raises:
         UsageError: it is neither a photo nor a row of them.
     """
-    if is_one(images):
-        return [images]
-    if getattr(images, "shape", ()):
-        return np.asarray(images)
-    if not isinstance(images, Iterable):
-        raise _no_photo(images)
-    return images
+    given: Any = images  # told by what it can do, and not by its type
+    if is_one(given):
+        return [given]
+    if getattr(given, "shape", ()):
+        return np.asarray(given)
+    if not isinstance(given, Iterable):
+        raise _no_photo(given)
+    return given
 
 
 def name_of(source: Source) -> str:
@@ -81,10 +82,11 @@ def read_photo(
         encoded = fetch(source)
     elif isinstance(source, (str, os.PathLike)):
         encoded = read_image_file(source)
-    elif hasattr(source, "shape") and not isinstance(source, _BYTES):
-        return to_rgb(from_array(source))
     else:
-        encoded = source.read() if hasattr(source, "read") else source
+        given: Any = source  # told by what it can do, and not by its type
+        if hasattr(given, "shape") and not isinstance(given, _BYTES):
+            return to_rgb(from_array(given))
+        encoded = given.read() if hasattr(given, "read") else given
         if not isinstance(encoded, _BYTES):
             raise _no_photo(source)
     return transforms.opened(bytes(encoded), to_rgb)
@@ -137,7 +139,8 @@ def fetch(address: str) -> bytes:
     Raises:
         Failure: there is no network, no such page, too much of it, or another kind of address.
     """
-    if _ADDRESS.match(address)[1].lower() not in ("http", "https"):
+    scheme = _ADDRESS.match(address)
+    if scheme is None or scheme[1].lower() not in ("http", "https"):
         raise Failure("not an address of http or https, nor a path of this machine")
     end = time.monotonic() + PATIENCE
     headers = {"User-Agent": "mlic_jax"}  # some refuse whoever says nothing

@@ -14,9 +14,9 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from mlic_jax.data import transforms
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
-from mlic_jax.names import did_you_mean
+from mlic_jax.names import did_you_mean, require_one_of
 from mlic_jax.predict.photos import Source, each_photo, is_one, name_of, read_photo
 from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
@@ -43,6 +43,9 @@ THREADS = 4  # that decode
 NAMED = 5  # labels in the name of a predictor
 
 Thresholds = float | Mapping[str, float]  # of all labels, or of those that are named
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LookOptions(TypedDict, total=False):
@@ -207,11 +210,13 @@ class Predictor:
             Failure, OSError, others: it cannot be read, see `photos.read_photo`.
         """
         image = self.read(source)  # which is upright, whatever its tag still says
-        return annotate_prediction(image, prediction or self(np.asarray(image)))
+        if prediction is None:
+            (prediction,) = self.stream([np.asarray(image)])
+        return annotate_prediction(image, prediction)
 
     def _to_rgb(self, image: Image.Image, name: str) -> Image.Image:
         value_range = self.value_range or transforms.range_of(image)
-        if value_range not in (None, self.value_range, *self._ranges_told):
+        if value_range is not None and value_range not in (self.value_range, *self._ranges_told):
             self._ranges_told.add(value_range)
             black, white = value_range
             print(
@@ -272,10 +277,12 @@ class Predictor:
         )
 
     def _regions(self, known: Prediction, outputs: dict[str, np.ndarray]) -> Iterator[Region]:
-        streams = [
+        if known.height is None or known.width is None:  # it was not read
+            return
+        of_photo, of_regions = (
             calibrated(outputs[name], self.temperature)
             for name in ("global_logits", "local_logits")
-        ]
+        )
         size = self.options.data.image_size
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
@@ -285,7 +292,8 @@ class Predictor:
             yield Region(
                 self.class_names[c],
                 box_in_photo(outputs["boxes"][k], size, known.height, known.width),
-                *(float(stream[c]) for stream in streams),
+                float(of_photo[c]),
+                float(of_regions[c]),
                 outputs["class_maps"][k],
             )
 
@@ -306,8 +314,9 @@ def load_model(
             "--vectors"
         )
     for name, value in look.items():
+        require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
-            config.eval[name] = tuple(value) if name == "scales" else value
+            config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
 
 
@@ -325,14 +334,14 @@ def changed_thresholds(
     class_names: Sequence[str], thresholds: np.ndarray, threshold: Thresholds
 ) -> np.ndarray:
     """The thresholds `[C]` with those that are asked for; see `Predictor.__call__`."""
-    if not isinstance(threshold, Mapping):
-        threshold = dict.fromkeys(class_names, threshold)
+    asked: Mapping[str, Any]  # from people, so it may be anything
+    asked = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
     changed = np.array(thresholds, np.float64)
-    for name, value in threshold.items():
+    for name, value in asked.items():
         if name not in class_names:
             raise UsageError(f"threshold: no label {name!r}{did_you_mean(name, class_names)}")
-        if not 0 <= value <= 1:
-            raise UsageError(f"a threshold is {value}; it must be a probability, 0 to 1")
+        if not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):
+            raise UsageError(f"a threshold is {value!r}; it must be a probability, 0 to 1")
         changed[class_names.index(name)] = value
     return changed
 
@@ -368,10 +377,10 @@ def common_batch_size(images: int, limit: int) -> int:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int
-) -> Iterator[Any]:
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
     """`function` of every item, in order; threads are up to `ahead` items in advance."""
-    under_way: collections.deque = collections.deque()
+    under_way: collections.deque[Future[Result]] = collections.deque()
     for item in items:
         under_way.append(pool.submit(function, item))
         if len(under_way) > ahead:

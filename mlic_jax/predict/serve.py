@@ -20,7 +20,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ def serve(checkpoint: str | Path, host: str = "127.0.0.1", port: int = 7860) -> 
 
 
 def _is_cancelled(record: logging.LogRecord) -> bool:
-    return bool(record.exc_info) and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -175,13 +175,18 @@ def create_app(predictor: Predictor) -> "fastapi.FastAPI":
     )
 
 
+_Scope = dict[str, Any]
+_Receive = Callable[[], Awaitable[dict[str, Any]]]
+_Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
 class _Sealed:
     """Lets the requests of the page through and no others, and adds `POLICY` to every response."""
 
-    def __init__(self, app: Callable):
+    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]]):
         self.app = app
 
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         async def send_sealed(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", POLICY.encode())
@@ -224,7 +229,7 @@ def clean_job(body: bytes) -> bytes | None:
     return json.dumps({"data": [file], **kept}).encode()
 
 
-async def _body(receive: Callable) -> bytes:
+async def _body(receive: _Receive) -> bytes:
     """Of a request; empty where it is longer than `LONGEST_JOB`."""
     body, more = b"", True
     while more:
@@ -236,7 +241,7 @@ async def _body(receive: Callable) -> bytes:
     return body
 
 
-def _with_body(scope: dict, receive: Callable, body: bytes) -> tuple[dict, Callable]:
+def _with_body(scope: _Scope, receive: _Receive, body: bytes) -> tuple[_Scope, _Receive]:
     """A request, with another body."""
     messages = [{"type": "http.request", "body": body}]
 
@@ -249,7 +254,7 @@ def _with_body(scope: dict, receive: Callable, body: bytes) -> tuple[dict, Calla
     return scope | {"headers": [*kept, *new]}, receive_body
 
 
-async def _refuse(send: Callable) -> None:
+async def _refuse(send: _Send) -> None:
     headers = [(b"content-type", b"text/plain")]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": b"this is nothing that the page asks for"})
@@ -277,7 +282,7 @@ def answer(predictor: Predictor, path: Path) -> str:
     """What the model says of a photo, or why it says nothing, as HTML."""
     try:
         image = predictor.read(path)
-        (prediction,) = predictor([np.asarray(image)])
+        (prediction,) = predictor.stream([np.asarray(image)])
         if prediction.error:
             raise Failure(prediction.error)
         annotated = data_uri(shrunk(annotate_prediction(image, prediction), PHOTO_SIDE))
@@ -299,7 +304,7 @@ def answer(predictor: Predictor, path: Path) -> str:
 def label_rows(predictor: Predictor, prediction: Prediction) -> list[dict[str, Any]]:
     """Every label with its probability and its threshold, the likeliest first."""
     thresholds = dict(zip(predictor.class_names, predictor.thresholds.tolist(), strict=True))
-    ranked = sorted(prediction.scores, key=prediction.scores.get, reverse=True)
+    ranked = sorted(prediction.scores, key=prediction.scores.__getitem__, reverse=True)
     return [
         {
             "name": name,
@@ -319,7 +324,7 @@ def region_rows(image: Image.Image, prediction: Prediction) -> list[dict[str, An
         prediction: without an error.
     """
     # The k-th region that `annotate_prediction` draws has the k-th colour.
-    rows = []
+    rows: list[dict[str, Any]] = []
     regions = [region for region in prediction.regions if is_drawn(region.global_probability)]
     below = [region.class_name not in prediction.labels for region in regions]
     for k in np.argsort(below, kind="stable"):

@@ -192,7 +192,7 @@ def _run(options: argparse.Namespace) -> None:
         write_text(recipe, text)
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
-    print_summary(described, roles, output, commands, settings)
+    print_summary(described, roles, recipe, commands, settings)
 
 
 # --- checks and looks at the data
@@ -254,7 +254,7 @@ def count_unlisted(source: Source, settings: Mapping[str, Any]) -> int:
 def print_summary(
     described: Mapping[str, Any],
     roles: Mapping[str, str],
-    output: Path,
+    recipe: Path,
     commands: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
@@ -274,6 +274,6 @@ def print_summary(
             "note: without --init-from a small network starts from nothing; a few hundred photos "
             "ask for pretrained weights, see the README"
         )
-    print(f"\ndata card: {output / 'data_card.html'}; recipe: {output / described['name']}.py\n")
+    print(f"\ndata card: {recipe.parent / 'data_card.html'}; recipe: {recipe}\n")
     for what, command in commands.items():
         print(f"# {what}\n{command}")

@@ -1,12 +1,13 @@
 """The recipe of own data as a Python file, and the commands that come next."""
 
 import hashlib
+import itertools
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlic_jax.command_line import mode_command
 from mlic_jax.config_paths import beside, is_path, seen_from
 from mlic_jax.data.records import Split
 from mlic_jax.files import json_text
@@ -25,19 +26,22 @@ RECIPE = "recipe"  # in data_card.json: the digest of the recipe that was writte
 
 
 def place_of_recipe(output: Path, name: str) -> Path:
-    """Where the recipe is written: beside an earlier one that a person has changed, which is told.
+    """Where the recipe is written: beside earlier ones that a person has changed, which is told.
 
     One whose digest is not known, of an earlier version, counts as changed.
     """
-    recipe, card = output / f"{name}.py", output / "data_card.json"
-    if not recipe.is_file():
-        return recipe
+    card = output / "data_card.json"
     known = json_text.read(card).get(RECIPE) if card.is_file() else None
-    if digest_of(recipe.read_text(encoding="utf-8", errors="replace")) == known:
-        return recipe
-    aside = output / f"{name}_new.py"
-    print(f"{recipe} has been changed and stays as it is; the recipe of now is {aside}")
-    return aside
+    recipe, numbers = output / f"{name}.py", itertools.count(1)
+
+    def is_changed() -> bool:
+        return digest_of(recipe.read_text(encoding="utf-8", errors="replace")) != known
+
+    while recipe.is_file() and is_changed():
+        print(f"{recipe} has been changed and stays as it is; the recipe of now is beside it")
+        number = next(numbers)
+        recipe = output / f"{name}_new{number if number > 1 else ''}.py"
+    return recipe
 
 
 def digest_of(text: str) -> str:
@@ -49,19 +53,15 @@ def command_lines(
     recipe: Path, name: str, roles: Mapping[str, str], images: Path
 ) -> dict[str, str]:
     """What each command is for -> the command, for a shell."""
-
-    def line(*words: str | Path) -> str:
-        return shlex.join(["python", "-m", "mlic_jax.main", *map(str, words)])
-
     run = ("--workdir", f"runs/{name}")
     # Where there is no split to spare, it has to be said that the operating point is of test.
     allowed = ("--config.calibration.allow_test=True",) if roles["val"] == roles["test"] else ()
     return {
-        "train": line("--config", recipe, *run),
-        "evaluate": line("--mode", "evaluate", *run),
-        "calibrate": line("--mode", "calibrate", *run, *allowed),
-        "predict": line(
-            *("--mode", "predict", "--checkpoint", f"runs/{name}"),
+        "train": mode_command("train", "--config", recipe, *run),
+        "evaluate": mode_command("evaluate", *run),
+        "calibrate": mode_command("calibrate", *run, *allowed),
+        "predict": mode_command(
+            *("predict", "--checkpoint", f"runs/{name}"),
             *("--images", images, "--out", f"runs/{name}/predictions"),
         ),
     }
@@ -85,7 +85,7 @@ def recipe_text(
         f"MCAR on {train.name}, {start}: {len(train.class_names)} classes, {len(train)} images to "
         f"train on.\n\n{said}\n\nValidated and evaluated on {held_out}. MSRN, with the label graph "
         f"beside this file: {msrn} and\nanother --workdir. Paths are relative to this file. "
-        "Written by scripts/prepare_data.py;\nevery option is in mlic_jax/config.py."
+        "Written by `mlic prepare`;\n`mlic options` lists every option."
     )
     docstring = docstring.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     lines = []
@@ -101,7 +101,7 @@ def recipe_text(
         "from mlic_jax.config import apply_variant, default_config\n"
         f"from {beside.__module__} import beside\n\n\n"
         "def get_config(variant: str | None = None) -> ConfigDict:\n"
-        f'    """The recipe that prepare_data.py chose for {len(train)} images."""\n'
+        f'    """The recipe that was chosen for {len(train)} images."""\n'
         "    config = default_config()\n"
         f"{''.join(lines)}"
         "    return apply_variant(config, variant)\n"

@@ -1,6 +1,8 @@
 """What an operating point changes, as text and as a picture."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from mlic_jax.files.atomic import write_text, written_whole
 from mlic_jax.metrics.operating_point import (
     BINS,
     TEMPERATURES,
     OperatingPoint,
+    measure,
     reliability,
     sweep,
 )
@@ -71,6 +75,21 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
             f"{precision:>9}  {recall:>6}  {f1:>5}"
         )
     return "\n".join(lines)
+
+
+def write_results(folder: Path, scores: Scores, point: OperatingPoint) -> dict[str, Any]:
+    """Writes `calibration_<split>.json` and `.png` of the split it was learned on.
+
+    Returns:
+        What `measure` says.
+    """
+    values = measure(scores, point)
+    written = {"operating_point": point.to_dict(), **values}
+    path = Path(folder) / f"calibration_{scores.split}.json"
+    write_text(path, json.dumps(written, indent=1, allow_nan=False))
+    with written_whole(path.with_suffix(".png")) as partial:
+        draw(scores, point, values["classes"]).savefig(partial, format="png", dpi=120)
+    return values
 
 
 def draw(scores: Scores, point: OperatingPoint, classes: Sequence[Mapping[str, Any]]) -> Figure:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from mlic_jax.metrics.average_precision import (
     precision_recall_curve,
 )
+from mlic_jax.reports.page import text_width
 from mlic_jax.scores.files import Scores
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def draw_average_precision(
         classes = ranked[start : start + rows]
         height = 0.21 * rows + 0.3  # of a full chart, so that the bars of all are equally thick
         figure = Figure(figsize=(3.4, height))
-        axes = figure.add_axes((0.4, 0.25 / height, 0.45, 1 - 0.3 / height))
+        axes = figure.add_axes((0.44, 0.25 / height, 0.42, 1 - 0.3 / height))
         y = np.arange(len(classes))
         axes.barh(y, final[classes], height=0.62, color=_FINAL)
         if global_stream is not None:
@@ -95,7 +96,7 @@ def draw_average_precision(
         for row, c in enumerate(classes):
             axes.text(131, row, f"{final[c]:.1f}", ha="right", va="center")
         axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xticks=(0, 50, 100))
-        axes.set_yticks(y, [_shortened(names[c], 18) for c in classes], color=_INK)
+        axes.set_yticks(y, [_shortened(names[c], 10.9) for c in classes], color=_INK)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         last = start + len(classes)
@@ -119,7 +120,7 @@ def draw_precision_recall(
     }
     for c, word in reversed(chosen.items()):
         colour, dashes = styles[word]
-        label = f"{word}: {_shortened(scores.class_names[c], 20)}, AP {ap[c]:.1f}"
+        label = f"{word}: {_shortened(scores.class_names[c], 14)}, AP {ap[c]:.1f}"
         recall, precision = _curve(scores.logits[:, c], labels[:, c])
         axes.plot(recall, precision, color=colour, ls=dashes, lw=1.5, label=label)
     recall, precision = _curve(scores.logits, labels)
@@ -207,5 +208,10 @@ def _own_tag(tag: str, prefix: str) -> str:
     return tag
 
 
-def _shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _shortened(name: str, width: float) -> str:
+    """A name, its end cut off where it could be wider than so many sizes of the font."""
+    if text_width(name) <= width:
+        return name
+    while name and text_width(name + "…") > width:
+        name = name[:-1]
+    return name + "…"

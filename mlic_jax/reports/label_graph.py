@@ -6,13 +6,13 @@ another.
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mlic_jax.data.co_occurrence import EDGE_PROBABILITY, attention_mask
+from mlic_jax.reports.page import text_width
 
 EDGES_LISTED = 12
 NAME_LENGTH = 24  # of a name in the picture; the whole one is told when it is pointed at
@@ -124,7 +124,9 @@ def draw(graph: LabelGraph, names: Sequence[str]) -> dict[str, Any]:
             placed[k] |= {"text": _shortened(names[k]), "images": int(graph.class_counts[k])}
     likeliest = graph.group_assignment.argmax(axis=1)
     nodes = [placed[c] | {"group": int(likeliest[c])} for c in range(len(names))]
-    reach = max(abs(node["text_x"]) + _text_width(node["text"]) for node in nodes + headings)
+    reach = max(
+        abs(node["text_x"]) + FONT_SIZE * text_width(node["text"]) for node in nodes + headings
+    )
     probability = graph.probability()
     weight = np.clip((probability - EDGE_PROBABILITY) / (1 - EDGE_PROBABILITY), 0, 1)
     return {
@@ -208,10 +210,3 @@ def _shortened(name: str) -> str:
         return name
     tail = (NAME_LENGTH - 1) // 2
     return name[: NAME_LENGTH - 1 - tail] + "…" + name[-tail:]
-
-
-def _text_width(text: str) -> float:
-    """At least the width of a text in the fonts of the page."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    capital = sum(letter.isupper() for letter in text)
-    return FONT_SIZE * (0.7 * len(text) + 0.2 * capital + 0.5 * wide)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def class_colours(classes: Iterable[int]) -> dict[int, str]:
     """The colour of each class of a photo, by the order in which they first come."""
     distinct = dict.fromkeys(classes)
     return {c: REGION_COLOURS[k % len(REGION_COLOURS)] for k, c in enumerate(distinct)}
+
+
+def text_width(text: str) -> float:
+    """At least the width of a text in the fonts of the pages, in sizes of the font."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    capital = sum(letter.isupper() for letter in text)
+    return 0.7 * len(text) + 0.2 * capital + 0.5 * wide
 
 
 def data_uri(image: Image.Image) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from mlic_jax.command_line import mode_command
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
@@ -33,7 +34,6 @@ from mlic_jax.files.atomic import write_text
 Tree = dict[str, Any]
 T = TypeVar("T")
 
-RECOVER = "--mode=train --recover sets it aside and goes on from the last good one"
 DAMAGED = "damaged"  # the folder of a run where checkpoints are set aside
 
 
@@ -79,7 +79,7 @@ def run_checkpoints(workdir: Path) -> list[Path]:
     return [*steps_in(folder), *steps_in(folder / "latest"), *steps_in(folder / "best")]
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path | str) -> Path:
     """The folder of the checkpoint that `path` means; see `load_weights`.
 
     Raises:
@@ -87,6 +87,11 @@ def find_checkpoint(path: Path) -> Path:
         Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
     """
     path = Path(os.path.realpath(path))  # whose names say what run it is of
+    if path.is_file():
+        convert = "a checkpoint of PyTorch becomes one by `mlic convert`"
+        raise UsageError(
+            f"no checkpoint at {path}: it is a file, and a checkpoint a folder; {convert}"
+        )
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
     if path.name == "checkpoints" and steps_in(path):
@@ -177,7 +182,8 @@ def check_digests(checkpoint: Path, items: Collection[str] = ("variables", "trai
 
 def _advice(checkpoint: Path) -> str:
     if checkpoint.name.isdigit():
-        return f"Of a run, {RECOVER}"
+        go_on = mode_command("train", "--recover", "...")
+        return f"Of a run, `{go_on}` sets it aside and goes on from the last good one"
     return "Delete it, and convert it again"
 
 

@@ -116,7 +116,7 @@ def knows(compiler_options: tuple[tuple[str, str], ...]) -> bool:
     return True
 
 
-def compile_ahead(name: str, function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
+def compile_ahead(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
     """Compiles a jitted function, and says on the log how long it took.
 
     Args:

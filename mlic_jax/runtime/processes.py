@@ -87,7 +87,7 @@ def joined(mode: flags.FlagHolder[str], modes: Collection[str]) -> Iterator[None
         yield
         return
     if mode.value not in modes:
-        raise UsageError(f"--mode={mode.value} is for one process: leave --distributed out")
+        raise UsageError(f"{mode.value} is for one process: leave --distributed out")
     import jax
 
     initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

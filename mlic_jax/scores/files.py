@@ -82,7 +82,8 @@ class Scores:
         """
         path, what = Path(path), "a score file of mlic_jax"
         if not path.is_file():
-            raise UsageError(f"no score file at {path}")
+            run = ": a folder; of a run's it is --workdir" if path.is_dir() else ""
+            raise UsageError(f"no score file at {path}{run}")
         arrays = npz.read(path, what)
         fields: dict[str, Any] = {
             field.name: arrays[field.name]

@@ -7,7 +7,7 @@ From Python:
 
     config = recipe("mcar_scenes")
     config.epochs = 2
-    train(config, Path("runs/scenes"))
+    train(config, "runs/scenes")
 """
 
 from typing import Any

@@ -13,6 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax import checkpoint_config
+from mlic_jax.command_line import refuse_addresses
+from mlic_jax.config import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: Path | str,
     profile: bool = False,
     recover: bool = False,
     allow_changes: bool = False,
@@ -55,12 +57,14 @@ def train(
         allow_changes: resume with options that change what has been.
 
     Raises:
-        UsageError: the configuration does not fit the data, the devices or the run in `workdir`, or
-            another process is training there.
+        UsageError: the configuration is not sound, or does not fit the data, the devices or the run
+            in `workdir`, or another process is training there.
         Failure: an image cannot be read, the loss is no longer finite, a checkpoint is damaged or
             cannot be written.
     """
-    options = TrainOptions.of(config)
+    refuse_addresses([str(workdir)])
+    check_config(config)
+    options, workdir = TrainOptions.of(config), Path(workdir)
     if options.eval.global_scores:
         raise UsageError("eval.global_scores is of weights that exist: leave it empty in training")
     processes.check_shared("--workdir", workdir)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax import config_paths
 from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.command_line import mode_command
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint import run_of
@@ -97,7 +98,7 @@ def check_resumable(
     if grave and saved.get("step") == last_step:
         raise UsageError(
             f"the run in {path} is complete: nothing is left to be trained with {describe(grave)}; "
-            "--mode=evaluate takes options of evaluation"
+            f"{mode_command('evaluate')} takes options of evaluation"
         )
     return changes
 

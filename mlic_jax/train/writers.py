@@ -2,9 +2,9 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
-
-from tensorboardX import SummaryWriter
+from typing import Any
 
 from mlic_jax.files.atomic import write_text
 
@@ -23,7 +23,7 @@ class MetricWriter:
         self._path = workdir / "metrics.jsonl"
         self._drop_after(first_step, validated)
         self._lines = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._events = _event_writer(workdir / "tensorboard", purge_step=first_step + 1)
 
     def _drop_after(self, last_step: int, validated: bool) -> None:
         if not self._path.exists():
@@ -58,3 +58,15 @@ class MetricWriter:
         """Flushes and closes both."""
         self._lines.close()
         self._events.close()
+
+
+def _event_writer(folder: Path, purge_step: int) -> Any:
+    """tensorboardX's, kept from importing PyTorch: two seconds for nothing that scalars need."""
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.setdefault("torch", None)  # None: there is no such module
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden is None:
+            del modules["torch"]
+    return SummaryWriter(str(folder), purge_step=purge_step)

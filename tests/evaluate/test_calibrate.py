@@ -11,7 +11,7 @@ from PIL import Image
 from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import calibrate
+from mlic_jax.evaluate import calibrate, calibrate_score_file
 from mlic_jax.metrics import operating_point
 from mlic_jax.metrics.operating_point import (
     OperatingPoint,
@@ -349,7 +349,7 @@ def test_from_score_files_alone(tmp_path, capsys):
     test.save(tmp_path / "test.npz")
     arguments = [str(tmp_path / "val.npz"), "--rule", "per_class"]
     applied = ["--apply", str(tmp_path / "test.npz"), "--output", str(tmp_path / "out")]
-    assert calibrate.main([*arguments, *applied]) == 0
+    assert calibrate_score_file.main([*arguments, *applied]) == 0
     printed = capsys.readouterr().out
     point = learn_operating_point(val, "per_class")
     assert calibration.summary(point) in printed
@@ -367,9 +367,9 @@ def test_the_test_split_only_when_told_and_then_named(tmp_path, capsys):
     random_scores(1, split="test").save(tmp_path / "test.npz")
     same = [str(tmp_path / "val.npz"), "--apply", str(tmp_path / "val.npz")]
     for arguments in ([str(tmp_path / "test.npz")], same):
-        assert calibrate.main(arguments) == 2
+        assert calibrate_score_file.main(arguments) == 2
         assert "--allow-test" in capsys.readouterr().err
-        assert calibrate.main([*arguments, "--allow-test"]) == 0
+        assert calibrate_score_file.main([*arguments, "--allow-test"]) == 0
         assert "learned on the test split" in capsys.readouterr().out
 
 
@@ -377,11 +377,11 @@ def test_wrong_command_lines(tmp_path, capsys):
     path = tmp_path / "val.npz"
     random_scores(0).save(path)
     random_scores(0, classes=4, split="test").save(tmp_path / "other.npz")
-    assert calibrate.main([str(tmp_path / "none.npz")]) == 2
-    assert calibrate.main([str(path), "--rule", "best"]) == 2
-    assert calibrate.main([str(path), "--rule", "recall"]) == 2
-    assert calibrate.main([str(path), "--apply", str(tmp_path / "other.npz")]) == 2
-    assert calibrate.main([str(path), "--rule", "recall", "--target", "0.9"]) == 0
+    assert calibrate_score_file.main([str(tmp_path / "none.npz")]) == 2
+    assert calibrate_score_file.main([str(path), "--rule", "best"]) == 2
+    assert calibrate_score_file.main([str(path), "--rule", "recall"]) == 2
+    assert calibrate_score_file.main([str(path), "--apply", str(tmp_path / "other.npz")]) == 2
+    assert calibrate_score_file.main([str(path), "--rule", "recall", "--target", "0.9"]) == 0
     assert capsys.readouterr().err.count("error: ") == 4
 
 

@@ -15,6 +15,7 @@ from mlic_jax.data.records import Record
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import run
 from mlic_jax.evaluate.run import MetricOptions
+from mlic_jax.evaluate.score_file import main
 from mlic_jax.metrics import significance
 from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.metrics.classification import evaluate_scores
@@ -123,7 +124,7 @@ def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsy
     path = tmp_path / "scores.npz"
     scores.save(path)
     values = run.compute_metrics(scores, MetricOptions.of(config.eval))
-    assert run.main([str(path), "--json", str(tmp_path / "metrics.json")]) == 0
+    assert main([str(path), "--json", str(tmp_path / "metrics.json")]) == 0
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again == {name: values[name] for name in again}
     assert f"{values['mAP']:.1f}" in capsys.readouterr().out
@@ -172,7 +173,7 @@ def test_protocol_and_label_policy_of_the_command_line(
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
     options = ["--protocol", protocol, "--json", str(written)]
     options += ["--label-policy", policy] if policy else []
-    assert run.main([str(path), *options]) == 0
+    assert main([str(path), *options]) == 0
     values = evaluate_file(path, protocol, policy)
     assert json.loads(written.read_text()) == values
     printed = capsys.readouterr().out
@@ -204,7 +205,7 @@ def test_equal_scores_are_said_and_rank_as_the_command_line_says(score_file, tmp
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
     scores = Scores.load(path)
     dataclasses.replace(scores, logits=np.zeros_like(scores.logits)).save(path)
-    assert run.main([str(path), "--ties", "average", "--json", str(written)]) == 0
+    assert main([str(path), "--ties", "average", "--json", str(written)]) == 0
     values = json.loads(written.read_text())
     assert values["ties"] == "average" and values["mAP"] == pytest.approx(values["chance"])
     worst, best = values["tied"]["mAP"]
@@ -214,10 +215,10 @@ def test_equal_scores_are_said_and_rank_as_the_command_line_says(score_file, tmp
 
 def test_table_of_classes(score_file, tmp_path, capsys):
     path, written = score_file("a.npz"), tmp_path / "metrics.json"
-    assert run.main([str(path), "--per-class"]) == 0
+    assert main([str(path), "--per-class"]) == 0
     options = ["--per-class", "--bootstrap", "40", "--json", str(written)]
     plain = capsys.readouterr().out.splitlines()[-5:]
-    assert run.main([str(path), *options]) == 0
+    assert main([str(path), *options]) == 0
     with_intervals = capsys.readouterr().out.splitlines()[-5:]
 
     values = json.loads(written.read_text())
@@ -240,7 +241,7 @@ def test_table_of_classes(score_file, tmp_path, capsys):
 def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, capsys):
     path, noisy = score_file("a.npz"), score_file("b.npz", noise=2.0)
     options = ["--against", str(noisy), "--bootstrap", "50", "--json", str(tmp_path / "m.json")]
-    assert run.main([str(path), "--protocol", "q2l", *options]) == 0
+    assert main([str(path), "--protocol", "q2l", *options]) == 0
     values = json.loads((tmp_path / "m.json").read_text())
     ours, other = Scores.load(path), Scores.load(noisy)
     labels = np.where(ours.labels == 0, -1, ours.labels)  # as q2l says
@@ -256,7 +257,7 @@ def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, cap
     assert f"= {test['difference']:+.2f}, " in printed
     assert f"p = {test['p_value']:.2g} (paired bootstrap, 50 resamples)" in printed
 
-    assert run.main([str(path), "--bootstrap", "0"]) == 2
+    assert main([str(path), "--bootstrap", "0"]) == 2
     assert "it must be at least 1" in capsys.readouterr().err
 
 
@@ -270,10 +271,10 @@ def test_intervals_and_paired_test_of_the_command_line(score_file, tmp_path, cap
 )
 def test_a_paired_test_needs_the_same_images(changes, message, score_file, capsys):
     path, other = score_file("a.npz"), score_file("b.npz", **changes)
-    assert run.main([str(path), "--against", str(other)]) == 2
+    assert main([str(path), "--against", str(other)]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
-    assert run.main([str(path), "--against", str(path.with_name("none.npz"))]) == 2
+    assert main([str(path), "--against", str(path.with_name("none.npz"))]) == 2
 
 
 def test_the_global_stream_is_ranked_as_the_protocol_says(scored, config):
@@ -286,9 +287,9 @@ def test_the_global_stream_is_ranked_as_the_protocol_says(scored, config):
 
 
 def test_score_files_that_are_none(tmp_path, capsys):
-    assert run.main([str(tmp_path / "nothing.npz")]) == 2
+    assert main([str(tmp_path / "nothing.npz")]) == 2
     (tmp_path / "text.npz").write_text("no")
-    assert run.main([str(tmp_path / "text.npz")]) == 1
+    assert main([str(tmp_path / "text.npz")]) == 1
     np.savez(tmp_path / "other.npz", logits=np.zeros(3))
     with pytest.raises(Failure, match="not a score file"):
         Scores.load(tmp_path / "other.npz")

@@ -1,5 +1,7 @@
 """Batch normalisation as PyTorch trains it, checked against its definition in NumPy float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,12 @@ from mlic_jax.models.layers import (
 )
 
 pytestmark = pytest.mark.numerical
+
+
+@partial(jax.jit, static_argnums=0)
+def train(module, variables, x, mask=None):
+    """Outputs and updates, compiled whole, which is sooner done than for every operation."""
+    return module.apply(variables, x, True, mask, mutable=["batch_stats"])
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def normalised(variables, y, mean, var):
 
 def test_training_normalises_by_the_batch_and_follows_with_the_unbiased_variance(layer):
     module, variables, x = layer
-    out, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    out, updates = train(module, variables, x)
     y = convolved(variables, x)
     flat = y.reshape(-1, 4)
     np.testing.assert_allclose(
@@ -68,15 +76,13 @@ def test_where_nothing_is_real_everything_stays_finite(layer):
         assert of_nothing.any() or groups == 2
         np.testing.assert_array_equal(mean[of_nothing], 7)
         np.testing.assert_array_equal(var[of_nothing], 3)
-        out, updates = module.clone(bn_groups=groups).apply(
-            variables, batch, True, mask, mutable=["batch_stats"]
-        )
+        out, updates = train(module.clone(bn_groups=groups), variables, batch, mask)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, updates)))
         if not mask.any():
             jax.tree.map(
                 np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"]
             )
-    _, updates = module.apply(variables, x[:1, :1, :1], True, mutable=["batch_stats"])
+    _, updates = train(module, variables, x[:1, :1, :1])
     np.testing.assert_allclose(
         updates["batch_stats"]["var"], 0.9 * variables["batch_stats"]["var"], rtol=1e-6
     )
@@ -95,9 +101,7 @@ def test_padding_changes_neither_outputs_nor_statistics_nor_gradients(layer):
     mask = jnp.arange(8) < 5
 
     def loss(params, images, mask):
-        out, updates = module.apply(
-            {**variables, "params": params}, images, True, mask, mutable=["batch_stats"]
-        )
+        out, updates = train(module, {**variables, "params": params}, images, mask)
         return jnp.sum(jnp.sin(out[:5])), updates
 
     gradient_of = jax.value_and_grad(loss, has_aux=True)
@@ -144,10 +148,8 @@ def test_groups_of_the_batch_are_normalised_apart_and_the_first_moves_the_statis
     """As replicas of PyTorch: each sees its rows alone, and what is saved is the first one's."""
     module, variables, x = layer
     x = jnp.concatenate([x, x[:1] + 1])
-    out, updates = module.clone(bn_groups=3).apply(variables, x, True, mutable=["batch_stats"])
-    alone = [
-        module.apply(variables, x[i : i + 2], True, mutable=["batch_stats"]) for i in (0, 2, 4)
-    ]
+    out, updates = train(module.clone(bn_groups=3), variables, x)
+    alone = [train(module, variables, x[i : i + 2]) for i in (0, 2, 4)]
     np.testing.assert_allclose(out, jnp.concatenate([y for y, _ in alone]), rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, alone[0][1])
 
@@ -157,31 +159,28 @@ def test_groups_share_the_real_rows_whatever_padding_holds(layer, groups):
     """With every remainder, each group as if it were alone; and no gradient is not finite."""
     module, variables, x = layer
     x = jax.random.normal(jax.random.key(2), (8, 3, 2, 6))
+    grouped = module.clone(bn_groups=groups)
 
     @jax.jit
-    def apply(params, images, mask):
-        variables_ = {**variables, "params": params}
-        layer = module.clone(bn_groups=groups)
-        return layer.apply(variables_, images, True, mask, mutable=["batch_stats"])
-
-    def loss(params, images, mask):
-        out, _ = apply(params, images, mask)
+    @jax.grad
+    def gradient_of(params, images, mask):
+        out, _ = train(grouped, {**variables, "params": params}, images, mask)
         return jnp.sum(jnp.where(mask[:, None, None, None], jnp.sin(out), 0))
 
     for real in range(9):
         mask = jnp.arange(8) < real
         images = jnp.where(mask[:, None, None, None], x, 1e3)
-        out, updates = apply(variables["params"], images, mask)
+        out, updates = train(grouped, variables, images, mask)
         share = max(-(-real // groups), 1)
         for start in range(0, real, share):
             rows = slice(start, min(start + share, real))
-            alone, moved = module.apply(variables, x[rows], True, mutable=["batch_stats"])
+            alone, moved = train(module, variables, x[rows])
             np.testing.assert_allclose(out[rows], alone, rtol=1e-4, atol=1e-4)
             if start == 0:
                 jax.tree.map(
                     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, moved
                 )
-        gradient = jax.grad(loss)(variables["params"], images, mask)
+        gradient = gradient_of(variables["params"], images, mask)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradient)))
 
 
@@ -194,11 +193,9 @@ def test_in_bfloat16_statistics_are_float32(layer):
         array.astype(jnp.bfloat16).astype(jnp.float32)
         for array in (x, variables["params"]["kernel"])
     )
-    out, updates = module.clone(dtype=jnp.bfloat16).apply(
-        variables, x, True, mutable=["batch_stats"]
-    )
+    out, updates = train(module.clone(dtype=jnp.bfloat16), variables, x)
     assert out.dtype == jnp.bfloat16
-    expected, exact = module.apply(variables, x, True, mutable=["batch_stats"])
+    expected, exact = train(module, variables, x)
     y = convolved(variables, x).reshape(-1, 4)
     rounding, deviation = 2**-8 * np.abs(y).max(axis=0), y.std(axis=0)
     # Of a value that is normalised: its own rounding, the mean's, and the deviation's times it.

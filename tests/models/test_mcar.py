@@ -160,7 +160,7 @@ def test_local_size_is_that_of_the_crops_alone(model, apply, variables, images):
     small = jax.jit(model.clone(local_size=32).apply)(variables, images)
     for name in ("global_logits", "boxes", "box_classes"):
         np.testing.assert_array_equal(small[name], out[name])
-    crops = crop_and_resize(images, out["boxes"], 32).reshape(-1, 32, 32, 3)
+    crops = crop_and_resize(images, jnp.asarray(out["boxes"]), 32).reshape(-1, 32, 32, 3)
     per_crop = apply(variables, crops)["global_logits"].reshape(3, 2, NUM_CLASSES)
     np.testing.assert_allclose(small["local_logits"], per_crop.max(axis=1), rtol=1e-4, atol=1e-4)
     assert not np.allclose(small["local_logits"], out["local_logits"], atol=1e-2)
@@ -194,7 +194,7 @@ def scored_by_brightness():
         model = mcar.MCAR(Brightness(ran.append), NUM_CLASSES, "gwp", 3, 0.47, "exact", 32, bound)
         out = jax.device_get(jax.jit(model.apply)(weights, images))
         jax.effects_barrier()
-        crops = crop_and_resize(images, out["boxes"], 32).mean(axis=(2, 3, 4))
+        crops = crop_and_resize(images, jnp.asarray(out["boxes"]), 32).mean(axis=(2, 3, 4))
         per_crop = jnp.stack([crops, crops**2], axis=-1) @ kernel
         return out, ran, np.asarray(per_crop)
 

@@ -236,7 +236,7 @@ def test_thresholds_and_numbers_of_labels_are_asked_for(predictor, photos):
     name = predictor.class_names[0]
     with pytest.raises(UsageError, match=rf"no label '{name}s'; did you mean '{name}'\?$"):
         predictor(photos[0], threshold={f"{name}s": 0.5})
-    for wrong in (1.5, -0.1, float("nan"), {name: 2}):
+    for wrong in (1.5, -0.1, float("nan"), "0.5", {name: 2}):
         with pytest.raises(UsageError, match="must be a probability, 0 to 1"):
             predictor(photos[0], threshold=wrong)
     for wrong in (0, 13, 2.5):
@@ -387,6 +387,8 @@ def test_arguments_go_before_the_checkpoint(run, checkpoint, tmp_path):
         Predictor.from_checkpoint(checkpoint, scales=[50])
     with pytest.raises(UsageError, match="batch_size is 0"):
         Predictor.from_checkpoint(checkpoint, batch_size=0)
+    with pytest.raises(UsageError, match=r"'fllip'; known are .*; did you mean 'flip'\?"):
+        Predictor.from_checkpoint(checkpoint, fllip=True)
 
 
 def test_options_that_are_newer_than_the_checkpoint(run, checkpoint, tmp_path):

@@ -79,6 +79,12 @@ def test_true_boxes_have_the_names_and_colours_of_their_classes(described, split
         assert re.findall("<text .*?>(.*?)</text>", drawing) == titles
         colours = re.findall(' stroke="(.*?)"', drawing)
         assert re.findall('<text fill="(.*?)"', drawing) == colours
+        # A name starts in the left half or ends in the right one, so that there is room for it.
+        width = float(re.search('viewBox="0 0 ([0-9.]+)', drawing)[1])
+        texts = re.findall(' x="([0-9.]+)" text-anchor="(.*?)"', drawing)
+        assert len(texts) == len(titles)
+        room = [float(x) if anchor == "end" else width - float(x) for x, anchor in texts]
+        assert min(room) > 0.45 * width
         assert len({*zip(titles, colours, strict=True)}) == len({*titles})
         assert len({*colours}) == min(len({*titles}), len(REGION_COLOURS))
 

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -15,7 +16,7 @@ from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.reports import charts, evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
-from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, class_colours
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, class_colours, text_width
 from mlic_jax.scores.files import Scores
 
 SIZE = 64
@@ -142,7 +143,8 @@ def train_log(tmp_path_factory):
 
 
 def objects_at(i):
-    return np.array([[4, 8, 20, 40], [0, 0, SIZE, SIZE]]), np.array([i % 12, 3])
+    x = 28 if i % 2 else 8
+    return np.array([[4, x, 20, x + 32], [0, 0, SIZE, SIZE]]), np.array([i % 12, 3])
 
 
 @pytest.fixture(scope="module")
@@ -560,6 +562,15 @@ def test_labels_are_marked_by_word_and_sign_and_not_by_colour_alone(page, scores
     assert set(seen) == {"label hit", "label missed", "label wrong", "label unknown"}
 
 
+def test_long_names_of_classes_are_cut_to_the_room_beside_the_bars():
+    names = ["Neutrophil (segmented), mature", "W" * 20, "猫" * 20]
+    (chart,) = charts.draw_average_precision(names, np.array([50.0, 40.0, 30.0]))
+    drawn = re.findall(r"<!-- (.*…) -->", chart)
+    assert [name[0] for name in drawn] == ["N", "W", "猫"]
+    axis = float(re.search(r'<use [^>]*x="([\d.]+)"', chart)[1])  # points, as the font's 9.5
+    assert all(9.5 * text_width(name) < axis for name in drawn)
+
+
 def test_true_boxes_are_there_on_demand(page, tmp_path, scores):
     for image_id, figure in figures(page).items():
         i = int(image_id.removeprefix("photo"))
@@ -571,8 +582,12 @@ def test_true_boxes_are_there_on_demand(page, tmp_path, scores):
         assert drawn == [colours[i % 12], colours[3]]
         outlines = [e.attributes.get("stroke") for e in objects.find("rect")]
         assert outlines == [None, drawn[0], None, drawn[1]]
+        # The box in the upper left has its name at its left edge; one on the right ends there.
+        anchors = [e.attributes["text-anchor"] for e in objects.find("text")]
+        assert anchors == (["end", "start"] if i % 2 else ["start", "start"])
         first = objects.find("rect")[1].attributes
-        assert [first[name] for name in ("x", "y", "width", "height")] == ["8", "4", "32", "16"]
+        x = "28" if i % 2 else "8"
+        assert [first[name] for name in ("x", "y", "width", "height")] == [x, "4", "32", "16"]
     (switch,) = (e for e in page.find("input") if e.attributes["id"] == "show-objects")
     assert "checked" not in switch.attributes
     without = open_page(tmp_path, scores)
@@ -612,7 +627,7 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path):
     assert len(page.find("img")) == evaluation_page.GALLERY_SIZE
     assert [row.find("th")[0].text for row in page.find("table")[1].find("tr")[1:]] == names
     drawn = {text.text for text in page.find("div", class_="bars")[0].find("text")}
-    assert drawn >= {"<b>&x", "a'\"><img src=x>", "$x$_^", "猫", 'id="#010101', "n" * 17 + "…"}
+    assert drawn >= {"<b>&x", "a'\"><img src=x>", "$x$_^", "猫", 'id="#010101', "n" * 14 + "…"}
     assert {figure.split(">")[0] for figure in figures(page)} == {"<i"}
 
 

@@ -54,6 +54,9 @@ def test_no_checkpoint_where_there_is_none(tmp_path):
         load_weights(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="it holds neither one nor a run with one"):
         load_weights(tmp_path)
+    (tmp_path / "best.pth").write_bytes(b"PyTorch's")
+    with pytest.raises(UsageError, match=r"it is a file, .* by `mlic convert`"):
+        load_weights(tmp_path / "best.pth")
     assert latest_checkpoint(tmp_path) is None
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.evaluate import calibrate
-from mlic_jax.evaluate.run import main
+from mlic_jax.evaluate import calibrate_score_file, score_file
 from mlic_jax.scores.files import Scores
 
 IMAGES, CLASSES = 6, 3
@@ -66,7 +65,7 @@ def test_a_tampered_file_is_one_line(write, changes, reason, capsys):
     with pytest.raises(Failure, match=reason) as failure:
         Scores.load(path)
     assert str(path) in str(failure.value)
-    for command in (main, calibrate.main):
+    for command in (score_file.main, calibrate_score_file.main):
         assert command([str(path)]) == 1
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -74,7 +73,7 @@ def test_a_tampered_file_is_one_line(write, changes, reason, capsys):
 def test_logits_beyond_float32_are_not_finite(write, capsys):
     path = write(logits=np.full((IMAGES, CLASSES), 1e300))
     assert np.isinf(Scores.load(path).logits).all()
-    assert main([str(path)]) == 1
+    assert score_file.main([str(path)]) == 1
     assert "scores are not finite" in capsys.readouterr().err
 
 
@@ -82,6 +81,6 @@ def test_names_with_line_breaks_do_not_break_the_line(write, tmp_path, capsys):
     path = write(set_name=np.array("a\nb\x1b"))
     other = tmp_path / "other.npz"
     np.savez(other, **FIELDS | {"image_ids": FIELDS["image_ids"][::-1]})
-    assert main([str(path), "--against", str(other)]) == 2
+    assert score_file.main([str(path), "--against", str(other)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and r"a\nb\x1b val" in error

@@ -99,7 +99,7 @@ def read_module(path):
 
 
 def printed_commands(output):
-    return [line for line in output.splitlines() if line.startswith("python -m")]
+    return [line for line in output.splitlines() if line.startswith(("python -m", "mlic "))]
 
 
 @pytest.fixture
@@ -349,6 +349,19 @@ def test_given_again(run, table, capsys):
         assert "ours is prepared again: labels.csv changed" in capsys.readouterr().out
 
 
+def test_commands_are_those_of_the_program_that_was_called(run, table, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mlic prepare"])
+    assert run("--images", "data", "--name", "ours") == 0
+    assert printed_commands(capsys.readouterr().out) == [
+        "mlic train --config own/ours/ours.py --workdir runs/ours",
+        "mlic evaluate --workdir runs/ours",
+        "mlic calibrate --workdir runs/ours --config.calibration.allow_test=True",
+        "mlic predict --checkpoint runs/ours --images data/photos --out runs/ours/predictions",
+    ]
+    recipe, card = (Path("own/ours", name).read_text() for name in ("ours.py", "data_card.html"))
+    assert "mlic train --config" in recipe and "python -m" not in recipe + card
+
+
 def test_a_recipe_that_was_edited_stays(run, table, capsys):
     arguments = ("--images", "data", "--name", "ours")
     assert run(*arguments) == 0
@@ -360,9 +373,18 @@ def test_a_recipe_that_was_edited_stays(run, table, capsys):
         assert run(*arguments) == 0
         said = capsys.readouterr().out
         assert "own/ours/ours.py has been changed and stays as it is" in said
+        assert "recipe: own/ours/ours_new.py\n" in said
         assert "--config own/ours/ours_new.py" in said
         assert recipe.read_text() == edited
+    aside = Path("own/ours/ours_new.py")
+    aside.write_text(edited + "# mine\n")
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{recipe} has been changed" in said and f"{aside} has been changed" in said
+    assert "--config own/ours/ours_new2.py" in said
+    assert (recipe.read_text(), aside.read_text()) == (edited, edited + "# mine\n")
     recipe.unlink()
+    aside.unlink()
     assert run(*arguments) == 0 and "has been changed" not in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.evaluate import evaluate_run
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
@@ -272,7 +273,7 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
 
 def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, capsys):
     config.epochs, config.eval.every = 3, 2
-    train(config, tmp_path)
+    train(config, str(tmp_path))
     lines = metric_lines(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
     assert [line["epoch"] for line in lines if "val/mAP" in line] == [2, 3]  # and at the end
@@ -397,6 +398,20 @@ def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkey
     monkeypatch.undo()
     train(config, tmp_path)
     assert (tmp_path / "metrics_test.json").exists()
+
+
+@pytest.mark.parametrize("run", [train, evaluate_run])
+def test_from_python_too_a_wrong_option_is_named(config, tmp_path, run):
+    config.batch_size = 0
+    with pytest.raises(UsageError, match="batch_size is 0; it must be positive"):
+        run(config, tmp_path)
+
+
+def test_from_python_too_an_address_is_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="gs://runs/a is no path of this machine"):
+        train(config, "gs://runs/a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_must_divide_among_the_devices(config, tmp_path):

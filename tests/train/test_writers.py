@@ -1,6 +1,9 @@
 """Curves on disk: readable by programs and by TensorBoard, exact after a resume."""
 
 import json
+import os
+import subprocess
+import sys
 
 from tensorboardX.proto import event_pb2
 
@@ -70,3 +73,19 @@ def test_damaged_lines_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(good + b"\n".join(damaged))
     MetricWriter(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
+def test_writing_imports_no_pytorch(tmp_path):
+    """Which tensorboardX does where it is installed, as it seems to be here."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    program = f"""
+import importlib.util, sys
+from mlic_jax.train.writers import MetricWriter
+writer = MetricWriter({str(tmp_path)!r}, 0)
+writer.write(1, {{"loss": 0.5}})
+writer.close()
+assert "torch" not in sys.modules and importlib.util.find_spec("torch")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert events(tmp_path) == [(1, "loss")]

@@ -109,7 +109,8 @@ class TfdsSet:
             "(training does not need it)"
         )
         try:
-            builder = tfds.builder(name, data_dir=self._data_dir, file_format="array_record")
+            with contextlib.redirect_stdout(io.StringIO()):  # its banners
+                builder = tfds.builder(name, data_dir=self._data_dir, file_format="array_record")
             if not builder.is_prepared():
                 if without_tensorflow and name.startswith(_NEED_TENSORFLOW):
                     raise advice  # before it downloads for an hour

@@ -38,6 +38,7 @@ class ResidualBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != outputs:
             project = self.layer(outputs, 1, self.stride, name="downsample")
             shortcut = project(x, train, mask)
+        shapes: tuple[tuple[int, int, int], ...]  # features, size and stride
         if self.bottleneck:
             shapes = ((self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1))
         else:

@@ -25,7 +25,7 @@ def _maximum(features: Array) -> Array:
     return jnp.max(features, axis=(1, 2))
 
 
-POOLINGS: dict[str, Callable] = {
+POOLINGS: dict[str, Callable[[Float[Array, "B h w F"]], Float[Array, "B F"]]] = {
     "avg": _average,
     "max": _maximum,
     "gwp": lambda features: (_maximum(features) + _average(features)) / 2,

@@ -148,7 +148,7 @@ def exact_interval(
     )
 
 
-def _widen_as_released(start: Array, end: Array, length: int):
+def _widen_as_released(start: Array, end: Array, length: int) -> tuple[Array, Array]:
     """Widens intervals of at most m = ceil(L / 8); each rule sees the result of the one before."""
     shortest = -(-length // 8)
     pad = shortest - (end - start)
@@ -187,7 +187,11 @@ def clean_interval(
     return start, jnp.maximum(end, start + shortest)
 
 
-LOCALIZERS: dict[str, Callable] = {"exact": exact_interval, "clean": clean_interval}
+Interval = tuple[Int32[Array, "*batch"], Int32[Array, "*batch"]]
+LOCALIZERS: dict[str, Callable[[Float32Or64[Array, "*batch L"], float], Interval]] = {
+    "exact": exact_interval,
+    "clean": clean_interval,
+}
 
 
 def crop_and_resize(
@@ -215,7 +219,7 @@ def crops_by_gathering(
     down, across = down[..., :, None, None], across[..., None, :, None]
 
     @jax.vmap
-    def gather(image, rows, columns):
+    def gather(image: Array, rows: Array, columns: Array) -> Array:
         return image[rows[:, :, None], columns[:, None, :]]
 
     upper = gather(images, top, left) * (1 - across) + gather(images, top, right) * across

@@ -13,7 +13,7 @@ where e >= 0 and else at its minimum.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -65,7 +65,11 @@ def spatial_attention(
     return _attend(features, embeddings)[0]
 
 
-def _attend(features, embeddings):
+Partial = Float32Or64[Array, "..."]
+Sums = tuple[Partial, Partial, Partial]  # as `Moments`, of parts in other shapes
+
+
+def _attend(features: Array, embeddings: Array) -> tuple[Array, Moments]:
     """The result, and what the gradients need beside the arguments."""
     f, e, middle, largest = _prepare(features, embeddings)
     sums = lax.platform_dependent(f, e, largest, cpu=sums_by_position, default=sums_by_label)
@@ -74,12 +78,12 @@ def _attend(features, embeddings):
     return middle + mean, (total, mean, second / total - jnp.square(mean))
 
 
-def _forward(features, embeddings):
+def _forward(features: Array, embeddings: Array) -> tuple[Array, tuple[Array, Array, Moments]]:
     out, moments = _attend(features, embeddings)
     return out, (features, embeddings, moments)
 
 
-def _backward(saved, g):
+def _backward(saved: tuple[Array, Array, Moments], g: Array) -> tuple[Array, Array]:
     features, embeddings, (total, mean, variance) = saved
     f, e, _, largest = _prepare(features, embeddings)
     # The weights as the sums of this platform have them.
@@ -92,7 +96,7 @@ def _backward(saved, g):
 spatial_attention.defvjp(_forward, _backward)
 
 
-def _prepare(features, embeddings):
+def _prepare(features: Array, embeddings: Array) -> tuple[Array, Array, Array, Array]:
     """Both in the sums' dtype, f counted from the middle of its range; and the largest e f.
 
     An offset of f changes no weight, but the variance, a difference of squares, would lose its
@@ -122,13 +126,13 @@ def sums_by_position(
         largest: max_p e f_p.
     """
 
-    def add_positions(sums, f):  # [K, B, 1, D]
+    def add_positions(sums: Sums, f: Array) -> tuple[Sums, None]:  # [K, B, 1, D]
         w = exp_of_negative(embeddings[None, None] * f - largest[None])
         # In one reduction: apart, each of the three would compute the weights anew.
         terms = lax.reduce((w, w * f, w * jnp.square(f)), zero, add, (0,))
         return add(sums, tuple(terms)), None
 
-    def add_block(sums, block):
+    def add_block(sums: Sums, block: Array) -> tuple[Sums, None]:
         return add(sums, lax.scan(add_positions, zeros, block)[0]), None
 
     add = partial(jax.tree.map, jnp.add)
@@ -159,11 +163,11 @@ def gradient_by_labels(
         exp: of numbers that are not positive.
     """
 
-    def of_label(label):
+    def of_label(label: Sequence[Array]) -> Array:
         e, largest, mean, scale = (x[..., None, :] for x in label)
         return scale * exp(e * features - largest) * (1 + e * (features - mean))
 
-    def add_labels(gradient, labels):
+    def add_labels(gradient: Array, labels: Sequence[Sequence[Array]]) -> tuple[Array, None]:
         return gradient + sum(map(of_label, labels)), None
 
     by_label = (embeddings[:, None], *(jnp.moveaxis(x, 1, 0) for x in (largest, mean, scale)))
@@ -205,10 +209,12 @@ def sums_by_label(
     On a CPU it takes half as long again.
     """
 
-    def of_label(label):
+    def of_label(label: tuple[Array, Array]) -> Sums:
         e, largest = label
         w = jnp.exp(e[None, None] * features - largest[:, None])
-        return tuple(jnp.sum(x, axis=1) for x in (w, w * features, w * jnp.square(features)))
+        total, first, second = w, w * features, w * jnp.square(features)
+        return jnp.sum(total, axis=1), jnp.sum(first, axis=1), jnp.sum(second, axis=1)
 
     sums = lax.map(of_label, (embeddings, jnp.moveaxis(largest, 1, 0)))
-    return tuple(jnp.moveaxis(x, 0, 1) for x in sums)
+    total, first, second = (jnp.moveaxis(x, 0, 1) for x in sums)
+    return total, first, second

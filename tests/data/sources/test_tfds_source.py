@@ -269,7 +269,7 @@ def test_a_failed_download_is_one_line(empty_server, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["voc/2007", "voc/2012", "coco/2014"])
-def test_without_tensorflow_the_extra_is_named_before_any_download(name, tmp_path):
+def test_without_tensorflow_the_extra_is_named_before_any_download(name, tmp_path, capsys):
     try:
         import tensorflow  # noqa: F401
     except ImportError:
@@ -280,3 +280,4 @@ def test_without_tensorflow_the_extra_is_named_before_any_download(name, tmp_pat
     with pytest.raises(UsageError, match=r"TensorFlow: pip install 'mlic_jax\[tfds\]'"):
         source.class_names  # noqa: B018
     assert not list(tmp_path.rglob("*.tar"))
+    assert capsys.readouterr() == ("", "")

@@ -12,8 +12,17 @@ from mlic_jax.models.ops import regions
 
 pytestmark = pytest.mark.numerical
 CROPPERS = pytest.mark.parametrize(
-    "crop", [regions.crop_and_resize, regions.crops_by_gathering, regions.crops_by_products]
+    "crop",
+    [
+        jax.jit(crop, static_argnums=2)
+        for crop in (regions.crop_and_resize, regions.crops_by_gathering, regions.crops_by_products)
+    ],
+    ids=["crop_and_resize", "crops_by_gathering", "crops_by_products"],
 )
+# Compiled whole, which is sooner done than for every operation by itself.
+exact_interval = jax.jit(regions.exact_interval, static_argnums=1)
+clean_interval = jax.jit(regions.clean_interval, static_argnums=1)
+class_regions = jax.jit(regions.class_regions, static_argnums=(1, 2, 3))
 
 
 def literal_interval(scores: list[float], threshold: float) -> tuple[int, int]:
@@ -45,7 +54,7 @@ def literal_interval(scores: list[float], threshold: float) -> tuple[int, int]:
 
 def assert_intervals(profiles: np.ndarray, threshold: float) -> None:
     profiles = np.asarray(profiles, np.float32)
-    start, end = jax.jit(regions.exact_interval, static_argnums=1)(profiles, threshold)
+    start, end = exact_interval(profiles, threshold)
     level = float(np.float32(threshold))
     expected = [literal_interval(profile, level) for profile in profiles.tolist()]
     np.testing.assert_array_equal(np.stack([start, end], axis=-1), expected)
@@ -72,7 +81,7 @@ def test_exact_interval_on_random_profiles(length):
         assert_intervals(np.concatenate([smooth, narrow, quantised]), threshold)
 
 
-def interval(profile, threshold=0.5, function=regions.exact_interval):
+def interval(profile, threshold=0.5, function=exact_interval):
     start, end = function(jnp.array(profile, jnp.float32), threshold)
     return int(start), int(end)
 
@@ -103,7 +112,7 @@ def test_a_score_at_the_threshold_is_no_crossing():
 
 def test_exact_interval_is_never_empty_nor_outside():
     profiles = np.random.default_rng(0).random((5000, 40)).astype(np.float32) ** 8
-    start, end = regions.exact_interval(jnp.array(profiles), 0.5)
+    start, end = exact_interval(jnp.array(profiles), 0.5)
     assert np.all((start >= 0) & (start < end) & (end <= 40))
 
 
@@ -119,7 +128,7 @@ def test_exact_interval_is_never_empty_nor_outside():
     ],
 )
 def test_clean_interval(profile, expected):
-    assert interval(profile, function=regions.clean_interval) == expected
+    assert interval(profile, function=clean_interval) == expected
 
 
 def upsample(maps: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -135,7 +144,7 @@ def upsample(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 )
 def test_profiles_are_the_maxima_of_the_upsampled_map(coarse, fine):
     maps = np.random.default_rng(0).random((6, *coarse)).astype(np.float32)
-    rows, columns = regions.profiles(jnp.array(maps), fine)
+    rows, columns = jax.jit(regions.profiles, static_argnums=1)(maps, fine)
     # Of values below 1: four products of three numbers, no more than eight roundings of 6e-8.
     for i in range(len(maps)):
         full = upsample(maps[i].astype(np.float64), *fine)
@@ -153,7 +162,7 @@ def test_normalise_profile():
 def test_class_regions_has_rows_before_columns():
     blob = np.full((1, 8, 8), 0.1, np.float32)
     blob[0, 1:3, 4:7] = 0.9
-    y1, x1, y2, x2 = regions.class_regions(jnp.array(blob), (64, 64), 0.5, "exact")[0]
+    y1, x1, y2, x2 = class_regions(jnp.array(blob), (64, 64), 0.5, "exact")[0]
     assert y2 - y1 < x2 - x1
     assert (y1 + y2) / 2 < 32 < (x1 + x2) / 2
 
@@ -163,7 +172,7 @@ def test_class_regions_has_rows_before_columns():
 def test_class_regions_are_the_intervals_of_both_normalised_profiles(localizer, low, high):
     """Maps whose values, all on one side of the threshold perhaps, differ along either axis."""
     maps = np.random.default_rng(18).uniform(low, high, (2, 6, 7, 5)).astype(np.float32)
-    found = regions.class_regions(jnp.array(maps), (224, 160), 0.45, localizer)
+    found = class_regions(jnp.array(maps), (224, 160), 0.45, localizer)
     assert found.shape == (2, 6, 4) and found.dtype == jnp.int32
     for place in np.ndindex(2, 6):
         full = upsample(maps[place].astype(np.float64), 224, 160)
@@ -174,7 +183,7 @@ def test_class_regions_are_the_intervals_of_both_normalised_profiles(localizer, 
             if localizer == "exact":
                 sides.append(literal_interval(normalised.tolist(), 0.45))
             else:
-                sides.append(interval(normalised, 0.45, regions.clean_interval))
+                sides.append(interval(normalised, 0.45, clean_interval))
         (y1, y2), (x1, x2) = sides
         np.testing.assert_array_equal(found[place], [y1, x1, y2, x2])
 
@@ -206,7 +215,7 @@ def test_crop_and_resize(crop, size):
         ]
     )
     height, width = (size, size) if size else (12, 10)
-    crops = jax.jit(crop, static_argnums=2)(images, boxes.astype(np.int32), size)
+    crops = crop(images, boxes.astype(np.int32), size)
     assert crops.shape == (2, 3, height, width, 3)
     # Of values below 1, with weights that sum to 1: along either axis a rounding of a weight, of
     # its difference from 1, of two products and of their sum, 6e-8 each.
