@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
-from mlic_jax.data.pipeline import TRAIN_CROPS
+from mlic_jax.data.pipeline import CACHES, TRAIN_CROPS
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
@@ -38,6 +38,7 @@ CHOICES = {
     "model.localizer": LOCALIZERS,
     "model.head": HEADS,
     "data.train_crop": TRAIN_CROPS,
+    "data.cache": CACHES,
     "data.on_corrupt": ("fail", "skip"),
     "loss.label_policy": POLICIES,
     "optim.name": ("sgd", "adamw"),
@@ -131,6 +132,9 @@ def default_config() -> ConfigDict:
     # What is black and what white of images of more than 8 bits, such as (0, 4095) for 12; ():
     # told from those of the set.
     config.data.range = ()
+    # pixels: photos squashed to image_size are kept beside the prepared set, decoded once; none.
+    config.data.cache = "none"
+    config.data.cache_gib = 10.0  # that the pixels kept of a set may take
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4  # that decode, in this process or in each of them
     config.data.image_size = 448  # a multiple of 32
@@ -291,6 +295,7 @@ def check_config(config: ConfigDict) -> None:
         "keep_checkpoints": config.keep_checkpoints,
         "eval.every": config.eval.every,
         "eval.batch_size": config.eval.batch_size,
+        "data.cache_gib": config.data.cache_gib,
         "data.threads": config.data.threads,
         "optim.learning_rate": config.optim.learning_rate,
         "optim.reference_batch": config.optim.reference_batch,

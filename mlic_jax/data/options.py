@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mlic_jax.data.pipeline import TrainCrop
+from mlic_jax.data.pipeline import Cache, TrainCrop
 from mlic_jax.options import Options
 
 
@@ -42,6 +42,8 @@ class DataOptions(Options):
     on_corrupt: Literal["fail", "skip"]
     upright: bool
     range: tuple[float, float] | tuple[()]
+    cache: Cache
+    cache_gib: float
     workers: int
     threads: int
     image_size: int

@@ -17,6 +17,7 @@ from PIL import Image
 from mlic_jax.command_line import hush_pillow
 from mlic_jax.data import transforms
 from mlic_jax.data.records import Split
+from mlic_jax.data.records.pixels import Squares, open_squares
 from mlic_jax.errors import Failure, UsageError
 
 # First words of the two kinds of random streams; without them (seed, epoch) and (seed, epoch, 0)
@@ -25,6 +26,8 @@ _ORDER, _CROP = 1, 2
 
 TrainCrop = Literal["squash", "random_resized_crop", "multi_scale"]
 TRAIN_CROPS: tuple[TrainCrop, ...] = get_args(TrainCrop)
+Cache = Literal["none", "pixels"]
+CACHES: tuple[Cache, ...] = get_args(Cache)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -43,6 +46,8 @@ def batches(
     first_step: int = 0,
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
+    cache: Cache = "none",
+    cache_gib: float = 10.0,
     workers: int = 0,
     threads: int = 4,
     process_index: int = 0,
@@ -64,6 +69,9 @@ def batches(
         train_crop: "squash"; "random_resized_crop" with the share of the area in `crop_scale`; or
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
+        cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
+            are the same. A line says where they are kept, or why not: crops are never.
+        cache_gib: what the images kept of a set may take; see `open_squares`.
         workers: processes that decode, each with `threads` threads; 0 decodes in this process.
         threads: that decode, each a whole batch.
         process_index: which rows of the global batch are ours: the process_index-th part of them.
@@ -95,9 +103,16 @@ def batches(
         )
     if train_crop not in TRAIN_CROPS:
         raise UsageError(f"train_crop is {train_crop!r}; it must be one of {TRAIN_CROPS}")
+    if cache not in CACHES:
+        raise UsageError(f"cache is {cache!r}; it must be one of {CACHES}")
     steps = epochs * steps_per_epoch(len(split), batch_size)
     if not 0 <= first_step <= steps:
         raise UsageError(f"first_step is {first_step} and the run has {steps} steps")
+    squares = None
+    if cache == "pixels" and train_crop == "squash":
+        squares = open_squares(split, image_size, cache_gib)
+    elif cache == "pixels":
+        print(f"pixels are not kept: crops ({train_crop}) are of other pixels every time")
     rows = batch_size // process_count
     source = _Batches(
         split=split,
@@ -110,6 +125,7 @@ def batches(
         steps=steps,
         train_crop=train_crop,
         crop_scale=crop_scale,
+        squares=squares,
     )
     return _iterate(source, workers, threads)
 
@@ -128,6 +144,7 @@ class _Batches:
     steps: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
+    squares: Squares | None  # kept on disk
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker, whose process knows nothing of what the command said of warnings."""
@@ -144,21 +161,28 @@ class _Batches:
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
         batch = np.pad(batch, (0, self.batch_size - len(batch)), constant_values=-1)
         index = batch[self.rows].astype(np.int32)
-        size, classes = self.image_size, len(self.split.class_names)
-        images = np.zeros((len(index), size, size, 3), np.uint8)
-        labels = np.full((len(index), classes), -1, np.int8)
-        for row, i in enumerate(index[index >= 0]):  # padding is always last
-            images[row], labels[row] = self._load(int(i), epoch)
+        images = np.empty((len(index), self.image_size, self.image_size, 3), np.uint8)
+        labels = np.full((len(index), len(self.split.class_names)), -1, np.int8)
+        real = index[index >= 0]  # padding is always last
+        for row, i in enumerate(real):
+            self._load(int(i), epoch, images[row])
+        images[len(real) :] = 0
+        labels[: len(real)] = self.split.labels()[real]
         return {"image": images, "labels": labels, "index": index, "mask": index >= 0}
 
-    def _load(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _load(self, i: int, epoch: int, pixels: np.ndarray) -> None:
+        """Fills in the pixels of an image, uint8 [S, S, 3]."""
+        if self.squares and self.squares.read(i, pixels):
+            return
         record = self.split[i]
         try:
             image = self.split.decode(record)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
         rng = np.random.default_rng((_CROP, self.seed, epoch, i))
-        return self._to_square(image, rng), record.labels
+        pixels[:] = self._to_square(image, rng)
+        if self.squares:
+            self.squares.write(i, pixels)
 
     def _to_square(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         if self.train_crop == "random_resized_crop":

@@ -209,6 +209,8 @@ class Evaluator:
             batch_size=rows,
             image_size=views.host_size(self.options),
             shuffle=False,
+            cache=self.options.data.cache,
+            cache_gib=self.options.data.cache_gib,
             workers=self.options.data.workers,
             threads=self.options.data.threads,
             process_index=jax.process_index(),

@@ -219,6 +219,8 @@ def training_batches(
         first_step=first_step,
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
+        cache=options.data.cache,
+        cache_gib=options.data.cache_gib,
         workers=options.data.workers,
         threads=options.data.threads,
         process_index=jax.process_index(),

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from comparison import Sizes
@@ -104,8 +105,10 @@ class Dataset:
         return np.array(image), self._labels[i]
 
 
-def pipeline(given: dict[str, np.ndarray], sizes: Sizes) -> Callable[[], dict[str, np.ndarray]]:
-    """A case: an epoch of ours, in one thread a core."""
+def pipeline(
+    given: dict[str, np.ndarray], sizes: Sizes, cache: Literal["none", "pixels"] = "none"
+) -> Callable[[], dict[str, np.ndarray]]:
+    """A case: an epoch of ours, in one thread a core; of pixels that are kept, not the first."""
     from mlic_jax.data.pipeline import batches
 
     split = prepared(split_bytes(given), given["labels"])
@@ -117,11 +120,15 @@ def pipeline(given: dict[str, np.ndarray], sizes: Sizes) -> Callable[[], dict[st
             image_size=sizes["image_size"],
             shuffle=False,
             threads=available_cores(),
+            cache=cache,
         )
         return sampled(
             (batch["image"][batch["mask"]], batch["labels"][batch["mask"]]) for batch in epoch
         )
 
+    if cache == "pixels":
+        with contextlib.redirect_stdout(io.StringIO()):
+            run()
     return run
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlic_jax.config import default_config
-from mlic_jax.data import records, sources, transforms
+from mlic_jax.data import pipeline, records, sources, transforms
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import changes, shards, stamps, writing
 from mlic_jax.errors import Failure, UsageError
@@ -93,6 +94,39 @@ def test_changed_annotations_are_prepared_again(before, after, train, data, look
     )
     assert re.search("own is prepared again: labels.csv changed\n", capsys.readouterr().out)
     assert looked_at == []  # no photo changed
+
+
+def test_pixels_that_are_kept_are_those_of_the_photos_there_now(data, jpeg):
+    """Other labels leave them there; another photo does not, nor other ways to see all."""
+
+    def files():
+        return sorted(file.name for file in Path(data.prepared_dir, "own").glob("pixels/*"))
+
+    def kept():
+        """The files that are there before a pass over both splits, and after it."""
+        splits = open_splits(data)
+        before = files()
+        for role in ("train", "val"):
+            options = dict(batch_size=2, image_size=16, shuffle=False)
+            passes = [
+                list(pipeline.batches(splits[role], cache=cache, **options))
+                for cache in ("pixels", "none")
+            ]
+            for batch, decoded in zip(*passes, strict=True):
+                np.testing.assert_array_equal(batch["image"], decoded["image"])
+        return before, files()
+
+    before, first = kept()
+    assert before == [] and [file.partition("-")[0] for file in first] == ["train", "val"]
+    _edit(data, "a.jpg,cat", "a.jpg,dog")
+    assert kept() == (first, first)
+    with open(_photo(data, "a"), "wb") as photo:
+        photo.write(jpeg(9))
+    before, second = kept()
+    assert before == first[1:] == second[1:] and second[0] != first[0]
+    data.upright = True
+    before, third = kept()
+    assert before == [] and not {*third} & {*second}
 
 
 def test_photos_that_change_splits_are_told_of(data, capsys):

@@ -240,6 +240,39 @@ def test_resize_is_pillows_own():
     np.testing.assert_array_equal(transforms.resize(image, 32), want)
 
 
+# What Pillow 11 and 12 make of `_noise(20, 9)`, 4 x 4 pixels.
+PORTRAIT = """
+    677688 929375 968094 819280
+    767c78 727a80 836886 897186
+    849987 75686c 747963 77626f
+    7f86a6 5d8f70 6a7088 797787
+"""
+
+
+def test_portraits_are_resized_across_first_on_every_version_of_pillow():
+    image = Image.fromarray(_noise(20, 9))
+    want = np.frombuffer(bytes.fromhex(PORTRAIT), np.uint8).reshape(4, 4, 3)
+    down = image.resize((9, 4), Image.Resampling.BILINEAR)
+    assert (np.asarray(down.resize((4, 4), Image.Resampling.BILINEAR)) != want).any()
+    np.testing.assert_array_equal(transforms.resize(image, 4), want)
+
+
+@pytest.mark.parametrize("height, down_first", [(700, False), (701, True)])
+def test_ribbons_are_resized_down_first_as_their_rows_could_fill_memory(height, down_first):
+    image = Image.fromarray(_noise(height, 7))
+    orders = [(7, 64), (64, height)]
+    down, across = (
+        np.asarray(
+            image.resize(first, Image.Resampling.BILINEAR).resize(
+                (64, 64), Image.Resampling.BILINEAR
+            )
+        )
+        for first in orders
+    )
+    assert (down != across).any()
+    np.testing.assert_array_equal(transforms.resize(image, 64), down if down_first else across)
+
+
 def test_crop_rectangles_fit_and_have_the_asked_area_and_aspect():
     rng = np.random.default_rng(0)
     shares = []

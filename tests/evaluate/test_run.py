@@ -74,6 +74,19 @@ def test_an_image_without_a_score_is_missed(scored, config, monkeypatch):
         scoring.Evaluator(eval_step, split, ScoreOptions.of(config), devices.create_mesh())({})
 
 
+def test_evaluation_keeps_pixels_as_the_configuration_says(scored, config, capsys):
+    _, split = scored(2)
+    config.data.cache, config.data.cache_gib = "pixels", 1e-9
+
+    def eval_step(_, batch):
+        logits = batch["labels"].astype(np.float32)
+        return {"logits": logits, "labels": batch["labels"], "index": batch["index"]}
+
+    scoring.Evaluator(eval_step, split, ScoreOptions.of(config), devices.create_mesh())({})
+    assert "tiny_scenes test, 64 px) are not kept" in (line := capsys.readouterr().out)
+    assert line.endswith("and data.cache_gib is 1e-09\n")
+
+
 def test_evaluation_looks_as_its_own_options_say(config):
     as_trained = scoring.create_eval_model(ScoreOptions.of(config), 12, {})
     assert (as_trained.top_n, as_trained.local_size, as_trained.local_bound) == (2, 0, 0)

@@ -317,10 +317,10 @@ def test_attention_by_label_is_the_reference(torch_tuned):
         ("spatial_attention", (), 2),
         ("localise_crop", (), 1),
         ("metrics", (), 1),
-        ("pipeline", (), 1),
+        ("pipeline", (), 2),
         ("mcar", ("MobileNetV2", "inference"), 1),
         ("msrn", ("inference",), 1),
-        ("limits", ("pipeline",), 1),
+        ("limits", ("pipeline",), 2),
     ],
 )
 def test_all_variants_compute_the_same(tmp_path, name, only, tasks):

@@ -59,9 +59,10 @@ def test_options_that_change_what_has_been_are_refused_unless_allowed(compare, n
 
 
 def test_options_of_how_a_run_is_done_are_only_told(compare):
-    assert compare([("log_every", 7), ("data.workers", 1)]) == {
+    assert compare([("log_every", 7), ("data.workers", 1), ("data.cache", "pixels")]) == {
         "log_every": (1, 7),
         "data.workers": (0, 1),
+        "data.cache": ("none", "pixels"),
     }
 
 

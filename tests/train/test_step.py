@@ -231,6 +231,14 @@ def test_batches_of_training_are_as_the_configuration_says(config):
         jax.tree.map(np.testing.assert_array_equal, batch, wanted)
 
 
+def test_training_keeps_pixels_as_the_configuration_says(config, capsys):
+    config.data.cache, config.data.cache_gib = "pixels", 1e-9
+    options = TrainOptions.of(config)
+    training_batches(sources.open_splits(options.data), options, first_step=0).close()
+    assert "tiny_scenes train, 64 px) are not kept" in (line := capsys.readouterr().out)
+    assert line.endswith("and data.cache_gib is 1e-09\n")
+
+
 def test_statistics_move_once_for_every_part_that_is_not_padding(take_step, batch):
     """Rows are dealt out in turns: of eight parts the last three hold nothing but padding."""
     _, state, metrics = take_step(accumulation=8)

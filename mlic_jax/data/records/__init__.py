@@ -4,7 +4,8 @@ A prepared set is a folder `<prepared_dir>/<name>/` in the layout of TensorFlow 
 by `tfds.builder_from_directory`), plus of every split a small `index_<split>.npz` with the image
 ids and labels, so that counting positives reads no images; `prepared.json`, how its images are to
 be seen; and what it was made from, `annotations.json` and `stamps_<split>.npz`, so that it is
-noticed when that changes. TensorFlow is imported neither to write nor to read.
+noticed when that changes; and in the folder `pixels` squashed photos, where they are to be kept.
+TensorFlow is imported neither to write nor to read.
 
 The feature dict of a record:
   image     encoded bytes exactly as the source had them

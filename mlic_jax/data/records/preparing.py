@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlic_jax.data import transforms
-from mlic_jax.data.records import stamps
+from mlic_jax.data.records import pixels, stamps
 from mlic_jax.data.records.changes import NOT_NOTED, Comparison, compare
 from mlic_jax.data.records.checking import Journal, Scan, scan_split
 from mlic_jax.data.records.contract import (
@@ -169,6 +169,7 @@ def _prepare(
         raise Failure(f"writing {records} failed: {error}") from error
     moved = _moved(final, scans) if earlier else []
     if final.exists():
+        pixels.take_over(final, records)
         final.rename(staging / "old")
     records.rename(final)
     shutil.rmtree(staging)

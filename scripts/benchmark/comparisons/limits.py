@@ -2,7 +2,8 @@
 
 - MCAR's inference against its backbone alone on as many images: each, and each of its regions.
 - Its training step against three times the forward pass.
-- The input pipeline against decoding alone, in as many threads.
+- The input pipeline against decoding alone, in as many threads; and of pixels that are kept,
+  against a copy of as many in memory.
 - The backbone alone in both frameworks. Where PyTorch's takes less than ours, the convolutions
   themselves are what stands between MCAR and its targets.
 """
@@ -112,6 +113,20 @@ def decoding(given: dict[str, np.ndarray], _: Sizes) -> Run:
     return run
 
 
+def copying(given: dict[str, np.ndarray], sizes: Sizes) -> Run:
+    """Nothing but copying batches of pixels out of memory, one a thread."""
+    encoded, threads = photos.split_bytes(given), ThreadPoolExecutor(available_cores())
+    photographs = photos.Dataset(encoded, given["labels"], sizes["image_size"])
+    pixels = np.stack([photographs[i][0] for i in range(len(encoded))])
+    starts = range(0, len(pixels), sizes["batch"])
+
+    def run() -> dict[str, Any]:
+        copies = threads.map(lambda start: pixels[start : start + sizes["batch"]].copy(), starts)
+        return {"corners": np.concatenate([copy[:, 0, 0] for copy in copies])}
+
+    return run
+
+
 def against_limit(name: str, backbone: str, ours: Callable, limit: Callable, **sizes: int) -> Task:
     subject = models.mcar(backbone)
     cases = (
@@ -159,14 +174,28 @@ COMPARISON = Comparison(
                 ),
             )
         ),
-        Task(
-            "input pipeline; limit: decoding alone",
-            photos.inputs,
-            (Case("ours", "host", photos.pipeline), Case("limit", "host", decoding)),
-            sizes={"images": 512, "batch": 16},
-            tolerance=None,
-            measures_memory=False,
-            shows_rate=True,
+        *(
+            Task(
+                name,
+                photos.inputs,
+                (Case("ours", "host", ours), limit),
+                sizes={"images": 512, "batch": 16},
+                tolerance=None,
+                measures_memory=False,
+                shows_rate=True,
+            )
+            for name, ours, limit in (
+                (
+                    "input pipeline; limit: decoding alone",
+                    photos.pipeline,
+                    Case("limit", "host", decoding),
+                ),
+                (
+                    "input pipeline, kept pixels; limit: a copy in memory",
+                    partial(photos.pipeline, cache="pixels"),
+                    Case("limit", "host", copying, time_target=0.5),
+                ),
+            )
         ),
         *(
             alone(f"{title} alone, {what}", backbone, ours, theirs, **sizes)

@@ -1,0 +1,180 @@
+"""The squares that the photos of a split are squashed to, kept in a file: decoded once, then read.
+
+The file of a split and a size lies in the folder `pixels` of the prepared set. It holds squares,
+uint8 [N, S, S, 3], and behind them a mark each, uint64 [N]: 0 while the square is not there, else
+2^32 and its checksum. Until it is written all of it is sparse. Whoever decodes a photo first, be it
+a thread, a worker or another run, writes the square and then its mark; two who do so at once write
+the same bytes. A square that does not fit its mark, because a process was killed as it wrote or
+power failed, is as good as none, and so is what a file that was cut short lacks.
+
+The name of a file tells all that its pixels follow from, so none is ever read for another.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import weakref
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic_jax.data import transforms
+from mlic_jax.data.records.reading import Split, prepared_splits, read_prepared
+from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
+from mlic_jax.errors import Failure
+
+FOLDER = "pixels"
+_NAME = re.compile(r"(\w+)-(\d+)-[0-9a-f]+\.pixels")  # the split, the size, what decides the pixels
+_GIB = 2**30
+
+
+class Squares:
+    """The squares of a split at one size, as far as its photos were decoded.
+
+    Threads and processes may use the same file at a time. Pickles as its path and opens it again.
+    """
+
+    def __init__(self, path: Path, count: int, size: int):
+        """Opens the file of `count` squares of `size` pixels a side; raises OSError."""
+        self.path = path
+        self._count, self._size, self._bytes = count, size, 3 * size**2
+        try:
+            self._file, self.is_writable = os.open(path, os.O_RDWR), True
+        except OSError:
+            self._file, self.is_writable = os.open(path, os.O_RDONLY), False
+        weakref.finalize(self, os.close, self._file)
+        self._is_known = np.zeros(count, bool)  # to be whole, to this process
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._count, self._size)
+
+    def count(self) -> int:
+        """How many squares are there."""
+        marks = os.pread(self._file, 8 * self._count, self._bytes * self._count)
+        return int(np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64)))
+
+    def read(self, position: int, square: np.ndarray) -> bool:
+        """Fills in a square, uint8 [S, S, 3] without gaps; False: it is not there.
+
+        Raises:
+            Failure: the disk does not give it.
+        """
+        is_known = self._is_known[position]
+        try:
+            mark = None if is_known else os.pread(self._file, 8, self._at(position))
+            if mark == bytes(8):
+                return False
+            size = os.preadv(self._file, [square.data], self._bytes * position)
+        except OSError as error:
+            raise Failure(f"{self.path} cannot be read: {error.strerror}; delete it") from error
+        is_there = size == self._bytes and (is_known or mark == _mark(square))
+        self._is_known[position] = is_there
+        return is_there
+
+    def write(self, position: int, square: np.ndarray) -> None:
+        """Keeps a square, uint8 [S, S, 3] without gaps; where the disk is full, none any more."""
+        if not self.is_writable:
+            return
+        try:
+            self._put(square.data, self._bytes * position)
+            self._put(_mark(square), self._at(position))
+            self._is_known[position] = True
+        except OSError as error:
+            self.is_writable = False
+            print(f"{self.path}: no more pixels are kept: {error.strerror}")
+
+    def _at(self, position: int) -> int:
+        """Where the mark of a square is."""
+        return self._bytes * self._count + 8 * position
+
+    def _put(self, content: memoryview | bytes, at: int) -> None:
+        if os.pwrite(self._file, content, at) < memoryview(content).nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _mark(square: np.ndarray) -> bytes:
+    return (2**32 + zlib.crc32(square.data)).to_bytes(8, "little")
+
+
+def _reopen(path: Path, count: int, size: int) -> Squares | None:
+    """In a worker; None where somebody has removed the file meanwhile."""
+    try:
+        return Squares(path, count, size)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=8)  # so that a line is said once, and a checksum computed once
+def open_squares(split: Split, size: int, most: float) -> Squares | None:
+    """The squares of a split, in a file that is made where there is none.
+
+    A line says where they are kept, or why they are not; without them photos are decoded as ever.
+
+    Args:
+        split: of a prepared set.
+        size: S, of a side.
+        most: GiB that all such files of the set may take.
+    """
+    pixels = f"pixels of {len(split):,} photos ({split.name} {split.split}, {size} px)"
+    try:
+        path = _path(split.directory, split.split, size)
+        total = (3 * size**2 + 8) * len(split)
+        if not path.exists():
+            _make(path, total, most)
+        squares = Squares(path, len(split), size)
+        kept = f"{pixels} are kept in {path}, {total / _GIB:,.2f} GiB: {squares.count():,} so far"
+    except (OSError, Failure) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"{pixels} are not kept, photos are decoded anew: {reason}")
+        return None
+    print(kept if squares.is_writable else f"{kept}; it cannot be written to")
+    return squares
+
+
+def take_over(earlier: Path, directory: Path) -> None:
+    """Moves the files of an earlier set whose photos are the same to a set of the same name."""
+    splits = prepared_splits(directory)
+    for path in (earlier / FOLDER).glob("*.pixels"):
+        name = _NAME.fullmatch(path.name)
+        if name and name[1] in splits and path.name == _path(directory, name[1], int(name[2])).name:
+            (directory / FOLDER).mkdir(exist_ok=True)
+            path.rename(directory / FOLDER / path.name)
+
+
+def _path(directory: Path, split: str, size: int) -> Path:
+    """The file of the squares that the photos of a split now have; raises Failure."""
+    prepared = read_prepared(directory)
+    photos = Made.load(stamps_file(directory, split)).readable().digests.tolist()
+    seen = [prepared.upright, prepared.value_range, *transforms.versions()]
+    key = digest_of(json.dumps(seen).encode() + b"".join(photos))[:16]
+    return directory / FOLDER / f"{split}-{size}-{key}.pixels"
+
+
+def _make(path: Path, total: int, most: float) -> None:
+    """Makes a sparse file of `total` bytes, in place of those with other pixels of its photos.
+
+    Raises:
+        Failure: that would be too many.
+        OSError: it cannot be written.
+    """
+    others = [other for other in path.parent.glob("*.pixels") if other != path]
+    for other in others:  # a name ends in what decides the pixels
+        if other.name.split("-")[:2] == path.name.split("-")[:2]:
+            other.unlink(missing_ok=True)
+    there = sum(other.stat().st_size for other in others if other.exists())
+    wanted, free = f"they take {total / _GIB:,.2f} GiB", shutil.disk_usage(path.parents[1]).free
+    if there + total > most * _GIB:
+        raise Failure(
+            f"{wanted} beside the {there / _GIB:,.2f} that lie in {path.parent}, and "
+            f"data.cache_gib is {most:g}"
+        )
+    if total > free:
+        raise Failure(f"{wanted}, and {free / _GIB:,.2f} are free on the disk of {path.parent}")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        file.truncate(total)  # whoever else makes it at this moment does the same
