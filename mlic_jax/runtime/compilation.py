@@ -95,7 +95,7 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def jit(function: Callable, **options: Any) -> jax.stages.Wrapped:
+def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
     """`jax.jit` for what looks at images: on a CPU XLA gets `CPU_OPTIONS`.
 
     Args:
