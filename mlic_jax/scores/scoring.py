@@ -250,7 +250,7 @@ def make_evaluator(
     split: Split,
     options: ScoreOptions,
     mesh: jax.sharding.Mesh,
-    global_outputs: Mapping[str, np.ndarray] | None = None,
+    global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] | None = None,
 ) -> Evaluator:
     """What scores a split, compiled; on features that are computed once where they are wanted.
 

@@ -5,6 +5,7 @@ million values here some are so near to that edge that float32 puts them on eith
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -139,8 +140,9 @@ def both(torch, source_tensors, in_float64):
 
     @jax.jit
     def run(params):
-        out = model.apply(variables | {"params": params}, images)
-        loss, _ = total_loss(out, targets, np.ones_like(targets))
+        present = jnp.asarray(targets)
+        out = model.apply(variables | {"params": params}, jnp.asarray(images))
+        loss, _ = total_loss(out, present, jnp.ones_like(present))
         return loss, out
 
     with jax.enable_x64(True):
