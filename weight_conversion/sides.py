@@ -25,6 +25,7 @@ from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.models.precision import in_precision
+from mlic_jax.runtime import compilation
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
@@ -156,7 +157,7 @@ class JaxSide:
             maps = state["intermediates"]["features"]["__call__"][0]
             return _named_stages(maps) | outputs
 
-        self.apply = jax.jit(apply)
+        self.apply = compilation.jit(apply)
 
     def run(self, images: np.ndarray) -> Arrays:
         """Normalised images [B, S, S, 3] -> the stages "stage1", ... and the model's outputs."""

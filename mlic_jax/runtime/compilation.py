@@ -1,6 +1,7 @@
 """Compiling programs: before they are needed, with a line that says so, and once for many runs."""
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
@@ -16,6 +17,12 @@ from mlic_jax.runtime import profiling
 logger = logging.getLogger(__name__)
 
 MOST_KEPT = 2 * 1024**3  # bytes of programs that are kept when a run starts
+
+# To YNNPACK, products and reductions alone. By default XLA's CPU backend hands it convolutions too,
+# and so makes the gradients of their kernels several times slower.
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 def keep_programs() -> None:
@@ -86,6 +93,27 @@ def make_deterministic() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+
+
+def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+    """`jax.jit` for what looks at images: on a CPU XLA gets `CPU_OPTIONS`.
+
+    Args:
+        function: of arrays.
+        options: of `jax.jit`.
+    """
+    on_cpu = jax.default_backend() == "cpu" and knows(tuple(CPU_OPTIONS.items()))
+    return jax.jit(function, compiler_options=CPU_OPTIONS if on_cpu else None, **options)
+
+
+@functools.cache
+def knows(compiler_options: tuple[tuple[str, str], ...]) -> bool:
+    """Whether this XLA has such options, and for them such values: some are experimental."""
+    try:
+        jax.jit(lambda: 0, compiler_options=dict(compiler_options)).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def compile_ahead(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:

@@ -95,7 +95,7 @@ def make_eval_step(
         return outputs | {name: batch[name] for name in ("labels", "index") if name in batch}
 
     step = on_own_rows(eval_step, options, mesh, specs)
-    return jax.jit(step, out_shardings=devices.replicated(mesh))
+    return compilation.jit(step, out_shardings=devices.replicated(mesh))
 
 
 def batch_rows(options: ScoreOptions, mesh: jax.sharding.Mesh) -> int:

@@ -17,7 +17,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.features.store import as_computed
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
-from mlic_jax.runtime import devices
+from mlic_jax.runtime import compilation, devices
 from mlic_jax.train.augment import augment, augment_views
 from mlic_jax.train.losses import smooth_targets, total_loss
 from mlic_jax.train.optim import group_multipliers
@@ -94,7 +94,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return compilation.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_gradient(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from mlic_jax.config import default_config
 from mlic_jax.models import create_model
 from mlic_jax.models.inputs import InputOptions, normalise
+from mlic_jax.runtime import compilation
 from mlic_jax.train.losses import total_loss
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
@@ -177,7 +178,7 @@ def jax_inference(
 ) -> Callable[[], dict[str, Any]]:
     config = subject.recipe(sizes)
     images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
-    apply = jax.jit(subject.model(given, sizes).apply)
+    apply = compilation.jit(subject.model(given, sizes).apply)
     variables, name = given["variables"], _SCORES[config.model.name]
     # All outputs leave the compiled function, or it would not compute the local stream.
     return lambda: {name: apply(variables, images)[name]}
@@ -212,7 +213,7 @@ def jax_forwards(
     images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     labels = given["batch"]["labels"]
 
-    @jax.jit
+    @compilation.jit
     def forward(variables):
         outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return total_loss(outputs, labels > 0, labels != 0)[0], updates
@@ -227,7 +228,7 @@ def jax_kept(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[
     images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     labels = given["batch"]["labels"]
 
-    @jax.jit
+    @compilation.jit
     def forward(variables):
         def loss_of(params):
             outputs, _ = model.apply(

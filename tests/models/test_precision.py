@@ -83,7 +83,7 @@ def prediction(config):
     return precisions(step, variables_of(model, config), {"image": batch["image"]})
 
 
-@pytest.mark.parametrize("name", ["mcar", "msrn"])
+@pytest.mark.parametrize("name", ["pooled", "mcar", "msrn"])
 def test_what_decides_a_result_is_computed_in_full(config, name):
     config.model.name = name
     config.eval.scales = (96,)  # resized on the device, by products
@@ -92,7 +92,7 @@ def test_what_decides_a_result_is_computed_in_full(config, name):
     assert prediction(config) == expected
 
 
-@pytest.mark.parametrize("name", ["mcar", "msrn"])
+@pytest.mark.parametrize("name", ["pooled", "mcar", "msrn"])
 def test_only_the_trunk_is_trained_in_fewer_bits(config, name):
     """Products that are no convolutions are those of classifiers, regions, crops and labels."""
     config.model.name = name

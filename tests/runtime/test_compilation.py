@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlic_jax.models.ops.convolution import plain_gradients
 from mlic_jax.runtime import compilation, devices
-from mlic_jax.runtime.compilation import compile_ahead, keep_programs, make_deterministic
+from mlic_jax.runtime.compilation import compile_ahead, jit, keep_programs, make_deterministic
 from mlic_jax.train.loop import train
 
 OPTIONS = (
@@ -108,6 +109,31 @@ def test_compiling_ahead_says_where_the_program_came_from(caplog):
     assert compiled(jnp.ones(3)).tolist() == [7, 7, 7]
     with pytest.raises(TypeError, match="compiled"):
         compiled(jnp.ones(4))
+
+
+@pytest.fixture
+def kernel_gradient():
+    """The gradient of a kernel, a function of three arrays, and the shapes of these."""
+    shapes = ((2, 16, 16, 32), (3, 3, 32, 32), (2, 16, 16, 32))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return lambda x, kernel, g: plain_gradients(x, kernel, g)[1], arrays
+
+
+def test_xla_computes_convolutions_itself(kernel_gradient):
+    """By default YNNPACK does, and is slow at this one."""
+    function, arrays = kernel_gradient
+    by_default, ours = (j(function).lower(*arrays).compile().as_text() for j in (jax.jit, jit))
+    assert "ynn_fusion" in by_default
+    assert "ynn_fusion" not in ours and " convolution(" in ours
+
+
+@pytest.mark.parametrize(
+    "options", [{"xla_cpu_of_another_time": "1"}, dict.fromkeys(compilation.CPU_OPTIONS, "ANOTHER")]
+)
+def test_an_xla_that_knows_no_such_option_does_without(monkeypatch, kernel_gradient, options):
+    monkeypatch.setattr(compilation, "CPU_OPTIONS", options)
+    function, arrays = kernel_gradient
+    assert "ynn_fusion" in jit(function).lower(*arrays).compile().as_text()
 
 
 def test_a_step_moves_nothing_to_its_devices():

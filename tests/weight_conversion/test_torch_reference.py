@@ -292,6 +292,6 @@ def test_intervals_agree_on_profiles_full_of_ties(torch):
     for length in (7, 8, 20, 33):
         profiles = rng.choice([0, 0.3, 0.5, 0.7, 1], (400, length)).astype(np.float32)
         profiles = np.sort(profiles, axis=1) if length == 33 else profiles
-        ours = np.stack(jax.jit(exact_interval)(profiles, 0.5), axis=1)
+        ours = np.stack(jax.jit(exact_interval, static_argnums=1)(profiles, 0.5), axis=1)
         theirs = [interval(torch.from_numpy(profile), 0.5) for profile in profiles]
         np.testing.assert_array_equal(ours, theirs)

@@ -37,8 +37,9 @@ def ours(part: str, depthwise: bool) -> Callable:
         import jax
 
         from mlic_jax.models.ops.convolution import convolve
+        from mlic_jax.runtime.compilation import jit
 
-        @jax.jit
+        @jit
         def compute(maps, kernel, gradient):
             def convolved(maps, kernel):
                 return convolve(maps, kernel, depthwise=depthwise)

@@ -24,6 +24,7 @@ from models import Subject
 
 from mlic_jax.models import create_backbone
 from mlic_jax.models.inputs import InputOptions, normalise
+from mlic_jax.runtime import compilation
 
 Run = Callable[[], dict[str, Any]]
 
@@ -40,7 +41,7 @@ def our_forward(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Run:
 def our_gradient(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Run:
     features, variables, images = _alone(subject, given, sizes)
 
-    @jax.jit
+    @compilation.jit
     def step(variables, images):
         def loss_of(params):
             maps, updates = features.apply(
@@ -91,7 +92,7 @@ def _alone(subject: Subject, given: dict[str, Any], sizes: Sizes) -> tuple[Any, 
 def _forward(features: Any, variables: dict, images: jax.Array, copies: int) -> Run:
     """The last map, [B, F, h, w], of so many copies of the images."""
 
-    @jax.jit
+    @compilation.jit
     def last_map(variables, images):
         return jnp.moveaxis(features.apply(variables, images)[-1], 3, 1)
 
