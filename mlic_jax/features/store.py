@@ -110,7 +110,7 @@ class Backbone:
             with in_precision(self.options.precision, views.training):
                 return look(weights, batch)
 
-        jitted = jax.jit(run, out_shardings=devices.replicated(self.mesh))
+        jitted = compilation.jit(run, out_shardings=devices.replicated(self.mesh))
         program = compilation.compile_ahead(name, jitted, self.weights, batch)
         return lambda rows: program(self.weights, devices.to_devices(rows, self.mesh))
 

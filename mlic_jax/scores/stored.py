@@ -62,12 +62,12 @@ def make_stored_step(
     the store, see `open_regions`.
     """
     seen = store.abstract_batch(rows, 1)["seen"]
-    of_seen = partial(_score, model, options.model.precision)
+    of_seen = partial(_score, model, options.model.precision, store.image_size)
     find_regions = None
     if regions is not None:
         find_regions = compile_find_regions(model, store, weights, seen, training=False)
         seen = seen | regions.abstract(rows, model.top_n)
-    jitted = jax.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
+    jitted = compilation.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
     score = compilation.compile_ahead("the evaluation step", jitted, weights, seen)
 
     def of_view(variables: Any, view: np.ndarray, index: np.ndarray) -> dict[str, Any]:
@@ -101,11 +101,15 @@ def compile_find_regions(
         with in_precision(store.backbone.options.precision, training):
             return apply(variables, as_computed(seen), size, method="find_regions")
 
-    jitted = jax.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
+    jitted = compilation.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
     return compilation.compile_ahead("the choice of regions", jitted, weights, seen)
 
 
-def _score(model: nn.Module, precision: str, variables: Any, seen: Any) -> dict[str, jax.Array]:
+def _score(
+    model: nn.Module, precision: str, size: int, variables: Any, seen: Any
+) -> dict[str, jax.Array]:
     apply: Callable[..., Any] = model.apply
     with in_precision(precision, training=False):
+        if hasattr(model, "locate"):  # a head that attends
+            return apply(variables, as_computed(seen), (size, size), method="locate")
         return apply(variables, as_computed(seen), method="score")
