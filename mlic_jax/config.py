@@ -67,7 +67,7 @@ def default_config() -> ConfigDict:
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.checkpoint_every = 1000  # steps; every evaluation saves too
     config.keep_checkpoints = 2  # the latest so many; the best in validation is kept beside them
-    config.init_from = ""  # a converted checkpoint whose backbone training starts from
+    config.init_from = ""  # a converted checkpoint, or a run, whose backbone training starts from
     config.init_prior = 0.0  # probability every label starts with (Lin et al. 2017); 0: no prior
     # Batch normalisation keeps the statistics that it started with, for sets of few batches.
     config.freeze_statistics = False

@@ -13,6 +13,7 @@ chosen here is yet to be measured, with the options that are printed.
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -27,7 +29,7 @@ from mlic_jax import recipes
 from mlic_jax.command_line import Parser, exit_code, parse_flags, show_log
 from mlic_jax.config import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate.run import compute_metrics
 from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import write_text
@@ -36,15 +38,16 @@ from mlic_jax.names import POOLINGS
 from mlic_jax.runtime import devices
 from mlic_jax.scores.scoring import create_eval_model, stored_evaluator
 from mlic_jax.scores.stored import open_plain_store
-from mlic_jax.train.loop import training_order
+from mlic_jax.train.loop import check_validation, training_order
 from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import initial_variables, label_constants, start_weights
+from mlic_jax.train.start import class_weights, initial_variables, label_constants, start_weights
 from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's rate
 DECAYS = (0.0, 1e-4, 1e-3)
+POOLED = ("pooled", "mcar")  # models that read `model.pooling`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,12 @@ class Try:
     learning_rate: float
     weight_decay: float
     pooling: str
-    mean_ap: float  # percent
+    mean_ap: float | None  # percent; None: it diverged
     seconds: float
+
+    def said(self) -> str:
+        """The mAP, for a line."""
+        return "diverged" if self.mean_ap is None else f"{self.mean_ap:.2f}"
 
     def flags(self) -> str:
         """What to give to a run for the same head."""
@@ -81,10 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, more = parser.parse_known_args(arguments)
         show_log()
         config = read_config(options.config, more)
+        if options.poolings and config.model.name not in POOLED:
+            raise UsageError(f"{config.model.name} does not pool: leave --poolings")
+        if options.output and options.output.is_dir():
+            raise UsageError(f"--output {options.output} is a folder; give a file")
         rates = options.rates or [factor * config.optim.learning_rate for factor in FACTORS]
         poolings = options.poolings or [config.model.pooling]
-        tries = search(config, list(itertools.product(rates, options.decays, poolings)))
+        grid = itertools.product(rates, options.decays, poolings)
+        tries = search([with_try(config, *one) for one in grid])
         print(table(tries))
+        if tries[0].mean_ap is None:
+            raise Failure("every try diverged: give lower --rates")
         print(f"the best on val: {tries[0].flags()}")
         if options.output:
             about = {"set": config.data.name, "split": config.data.splits.val}
@@ -107,12 +121,22 @@ def read_config(recipe: str, arguments: Sequence[str]) -> ConfigDict:
     return flag.value
 
 
-def search(config: ConfigDict, grid: Sequence[tuple[float, float, str]]) -> list[Try]:
-    """Trains a head for each (rate, decay, pooling); the best on `val` first."""
-    options, mesh = TrainOptions.of(config), devices.create_mesh()
+def with_try(config: ConfigDict, rate: float, decay: float, pooling: str) -> ConfigDict:
+    """The configuration of a run with these; raises UsageError where no run could use them."""
+    own = config.copy_and_resolve_references()
+    own.optim.learning_rate, own.optim.weight_decay = rate, decay
+    own.model.pooling = pooling
+    check_config(own)
+    return own
+
+
+def search(configs: Sequence[ConfigDict]) -> list[Try]:
+    """Trains a head for each, of a rate, decay and pooling of its own; the best on `val` first."""
+    options, mesh = TrainOptions.of(configs[0]), devices.create_mesh()
     check_batch_size(options, mesh)
     splits = sources.open_splits(options.data)
     splits = {role: splits[role] for role in ("train", "val")}
+    check_validation(splits["val"])
     classes = len(splits["train"].class_names)
     constants = label_constants(options, splits["train"])
     inputs = label_inputs.arguments_of(constants)
@@ -126,7 +150,7 @@ def search(config: ConfigDict, grid: Sequence[tuple[float, float, str]]) -> list
     epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), options.batch_size)
     key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
 
-    def train(options: TrainOptions) -> float:
+    def train(options: TrainOptions) -> float | None:
         model = create_model(options.model, classes, **inputs)
         scale = rate_scale(options.optim, options.batch_size, classes)
         schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
@@ -136,7 +160,14 @@ def search(config: ConfigDict, grid: Sequence[tuple[float, float, str]]) -> list
         shardings = devices.lying(state, mesh)
         state = devices.lay_out(state, shardings)
         step = make_train_step(
-            spread(model, devices.ROWS), optimizer, schedule, options, mesh, shardings
+            spread(model, devices.ROWS),
+            optimizer,
+            schedule,
+            options,
+            mesh,
+            shardings,
+            epoch_steps,
+            class_weights(options.loss, splits["train"]),
         )
         step = compile_stored_step(step, model, store, regions, options, state, key)
         batches = store.batches(training_order(splits["train"], options, 0))
@@ -145,27 +176,36 @@ def search(config: ConfigDict, grid: Sequence[tuple[float, float, str]]) -> list
         weights = {"params": state.params, "batch_stats": state.batch_stats}
         eval_model = create_eval_model(options, classes, constants)
         evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
-        return compute_metrics(evaluator(weights), options.eval)["mAP"]
+        scores = evaluator(weights)
+        if not np.isfinite(scores.logits).all():
+            return None
+        return compute_metrics(scores, options.eval)["mAP"]
 
     tries = []
-    for rate, decay, pooling in grid:
-        with config.unlocked():
-            own = config.copy_and_resolve_references()
-        own.optim.learning_rate, own.optim.weight_decay = rate, decay
-        own.model.pooling = pooling
+    for config in configs:
+        options = TrainOptions.of(config)
         begin = time.monotonic()
-        mean_ap = train(TrainOptions.of(own))
-        tries.append(Try(rate, decay, pooling, mean_ap, time.monotonic() - begin))
-        print(f"{tries[-1].flags()}: val mAP {mean_ap:.2f}, {tries[-1].seconds:.1f} s", flush=True)
-    return sorted(tries, key=lambda one: -one.mean_ap)
+        mean_ap = train(options)
+        tries.append(
+            Try(
+                options.optim.learning_rate,
+                options.optim.weight_decay,
+                options.model.pooling,
+                mean_ap,
+                time.monotonic() - begin,
+            )
+        )
+        said = tries[-1].said()
+        print(f"{tries[-1].flags()}: val mAP {said}, {tries[-1].seconds:.1f} s", flush=True)
+    return sorted(tries, key=lambda one: math.inf if one.mean_ap is None else -one.mean_ap)
 
 
 def table(tries: Sequence[Try]) -> str:
     """A line for every try."""
-    lines = ["  rate      decay     pooling  val mAP  seconds"]
+    lines = ["  rate      decay     pooling   val mAP  seconds"]
     lines += [
-        f"  {one.learning_rate:<9g} {one.weight_decay:<9g} {one.pooling:<8} {one.mean_ap:7.2f} "
-        f"{one.seconds:8.1f}"
+        f"  {one.learning_rate:<9g} {one.weight_decay:<9g} {one.pooling:<8} {one.said():>8}"
+        f"{one.seconds:9.1f}"
         for one in tries
     ]
     return "\n".join(lines)

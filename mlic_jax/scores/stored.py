@@ -62,7 +62,8 @@ def make_stored_step(
     the store, see `open_regions`.
     """
     seen = store.abstract_batch(rows, 1)["seen"]
-    of_seen = partial(_score, model, options.model.precision, store.image_size)
+    size = (store.image_size, store.image_size)
+    of_seen = partial(_score, model, options.model.precision, size)
     find_regions = None
     if regions is not None:
         find_regions = compile_find_regions(model, store, weights, seen, training=False)
@@ -106,10 +107,11 @@ def compile_find_regions(
 
 
 def _score(
-    model: nn.Module, precision: str, size: int, variables: Any, seen: Any
+    model: nn.Module, precision: str, size: tuple[int, int], variables: Any, seen: Any
 ) -> dict[str, jax.Array]:
+    """With the regions that a head attends to, where it does."""
     apply: Callable[..., Any] = model.apply
     with in_precision(precision, training=False):
-        if hasattr(model, "locate"):  # a head that attends
-            return apply(variables, as_computed(seen), (size, size), method="locate")
+        if hasattr(model, "locate"):
+            return apply(variables, as_computed(seen), size, method="locate")
         return apply(variables, as_computed(seen), method="score")

@@ -74,11 +74,7 @@ def train(
     mesh = devices.create_mesh()
     check_batch_size(options, mesh)
     splits = processes.first_alone(lambda: sources.open_splits(options.data))
-    if not (splits["val"].labels() > 0).any():
-        raise UsageError(
-            f"data.splits.val is {splits['val'].split!r}, where no label is known to be present: "
-            "no checkpoint could be told to be the best"
-        )
+    check_validation(splits["val"])
     if options.batch_size > len(splits["train"]):
         logger.warning(
             "batch_size is %d and there are %d images to train with: a step sees all, and padding",
@@ -198,6 +194,15 @@ def train(
             print("stopped before the final evaluation, saved; the same command continues")
             return
     evaluate_run(config, workdir)
+
+
+def check_validation(split: Split) -> None:
+    """Raises UsageError where a split tells nothing of what is better."""
+    if not (split.labels() > 0).any():
+        raise UsageError(
+            f"data.splits.val is {split.split!r}, where no label is known to be present: "
+            "no checkpoint could be told to be the best"
+        )
 
 
 def validate_step(

@@ -68,16 +68,19 @@ def start_weights(
 ) -> dict[str, Any]:
     """Puts into fresh variables what a new run is to start from.
 
-    From `init_from` it takes the whole model where that has the same classes, else the
-    backbone and what else does not depend on the classes; then `init_prior` decides the bias
-    of a classifier that is fresh.
+    From `init_from` it takes the whole model where that has the same classes and is the same model,
+    or has the same arrays; else the backbone and what else does not depend on the classes. Then
+    `init_prior` decides the bias of a classifier that is fresh.
     """
     modules: set[str] = set()
     if options.init_from:
         loaded, info = load_weights(Path(options.init_from))
-        whole = info.get("class_names") == class_names
+        name = info.get("config", {}).get("model", {}).get("name", options.model.name)
+        ours, theirs = (jax.tree.map(jnp.shape, v["params"]) for v in (variables, loaded))
+        is_same_model = name == options.model.name or ours == theirs  # MCAR's are pooled's
+        whole = is_same_model and info.get("class_names") == class_names
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
-        source = f"{options.init_from} ({info.get('arch', options.model.name)})"
+        source = f"{options.init_from} ({info.get('arch', name)})"
         variables = merge_weights(variables, loaded, modules, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
     (classifier,) = CLASSIFIERS & variables["params"].keys()

@@ -23,6 +23,7 @@ def recipe(config, tmp_path):
     config.data.views, config.data.prepared_dir = 2, str(tmp_path / "prepared")
     config.freeze_statistics, config.optim.multipliers.features = True, 0.0
     config.features.store = True
+    config.loss.name, config.loss.tau, config.loss.class_weights = "splc", 0.4, "inverse"
     text = (
         "import json\nfrom mlic_jax.config import default_config\n"
         "def get_config():\n    config = default_config()\n"
@@ -34,11 +35,12 @@ def recipe(config, tmp_path):
 
 def test_each_try_is_worth_what_a_run_is(search, recipe, tmp_path, capsys):
     file, config = recipe
-    grid = ["--rates", 0.05, 0.5, "--decays", 0.01, "--poolings", "avg"]
+    grid = ["--rates", 0.05, 1e38, 0.5, "--decays", 0.01, "--poolings", "avg"]
     assert search("--config", file, "--output", tmp_path / "out.json", *grid) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["set"], found["split"]) == ("tiny_scenes", "val")
-    assert sorted(one["learning_rate"] for one in found["tries"]) == [0.05, 0.5]
+    assert sorted(one["learning_rate"] for one in found["tries"][:2]) == [0.05, 0.5]
+    assert (found["tries"][2]["learning_rate"], found["tries"][2]["mean_ap"]) == (1e38, None)
     assert found["tries"][0]["mean_ap"] >= found["tries"][1]["mean_ap"]
     folder = Path(config.data.prepared_dir) / "tiny_scenes.features"
     assert sorted(store.name.split("-")[0] for store in folder.iterdir()) == ["train", "val"]
@@ -61,6 +63,10 @@ def test_each_try_is_worth_what_a_run_is(search, recipe, tmp_path, capsys):
         (["--config.data.views=0"], "data.views is 0"),
         (["--poolings", "min"], "invalid choice: 'min'"),
         (["extra"], "unexpected argument 'extra'"),
+        (["--rates", 0.1, "nan"], "optim.learning_rate is nan"),
+        (["--decays", -1], "optim.weight_decay is -1"),
+        (["--poolings", "max", "--config.model.name=csra"], "csra does not pool"),
+        (["--output", "."], "is a folder"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(search, recipe, capsys, arguments, said):

@@ -223,6 +223,27 @@ def test_a_new_run_takes_what_fits_its_classes(config, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("name", "takes_classifier"), [("csra", False), ("pooled", True)])
+def test_another_model_of_the_same_classes_takes_what_it_has_too(
+    config, tmp_path, name, takes_classifier
+):
+    """To another head the backbone alone; a pooled model has all the arrays of MCAR's."""
+    names = ["a", "b", "c"]
+    given = jax.device_get(
+        initial_variables(create_model(config.model, 3), TrainOptions.of(config))
+    )
+    about = {"class_names": names, "config": {"model": {"name": "mcar"}}}
+    save_weights(tmp_path / "weights", given, about)
+    config.init_from, config.seed, config.model.name = str(tmp_path / "weights"), 5, name
+    options = TrainOptions.of(config)
+    fresh = initial_variables(create_model(config.model, 3), options)
+    params = start_weights(fresh, options, names)["params"]
+    jax.tree.map(np.testing.assert_array_equal, params["features"], given["params"]["features"])
+    classifier = {"csra": "head", "pooled": "convclass"}[name]
+    expected = given["params"] if takes_classifier else fresh["params"]
+    jax.tree.map(np.testing.assert_array_equal, params[classifier], expected[classifier])
+
+
 def test_of_another_model_all_is_taken_that_does_not_depend_on_the_labels():
     def model(**sizes):
         params = {name: {"kernel": np.zeros((size, 2))} for name, size in sizes.items()}
