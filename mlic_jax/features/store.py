@@ -157,7 +157,8 @@ class Store:
         directory = Path(split.directory)
         self.folder = directory.with_name(f"{directory.name}.features") / f"{split.split}-{name}"
         with _alone_in(self.folder):
-            write_text(self.folder / "about.json", json.dumps(about, indent=1))
+            if not (self.folder / "about.json").exists():  # which may lie where nobody may write
+                write_text(self.folder / "about.json", json.dumps(about, indent=1))
             self._rows = [self._open_view(view) for view in range(views.count)]
             self._complete()
 
