@@ -17,7 +17,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Gives the path of a file to write beside `path`, which takes its place at the end.
 
     Its folder is made where it is missing. If the block raises, nothing is left and what stood at
-    `path` before still does.
+    `path` before still does. An OSError of it names `path`: that of a full disk names nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +25,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -30,6 +30,19 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_that_was_to_be(tmp_path):
+    path = tmp_path / "file.txt"
+    (tmp_path / ".file.txt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        write_text(path, "all of it")
+    assert full.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as taken:
+        write_text(path, "all of it")
+    assert taken.value.filename == str(path)
+
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("one", "two", "folder")
 
