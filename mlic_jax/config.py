@@ -1,11 +1,7 @@
 """Every option, what it means and the published default; a recipe in `configs/` changes a few."""
 
-import math
-from collections.abc import Iterator, Sequence
-
 from ml_collections import ConfigDict
 
-from mlic_jax.command_line import refuse_addresses
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import CACHES, TRAIN_CROPS
 from mlic_jax.errors import UsageError
@@ -23,7 +19,6 @@ from mlic_jax.names import (
     PRECISIONS,
     REMATS,
     did_you_mean,
-    require_one_of,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -308,156 +303,3 @@ def apply_msrn_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.optim.milestones = (30,)
     config.eval.protocol = "msrn"
     return apply_variant(config, variant)
-
-
-def check_config(config: ConfigDict) -> None:
-    """Refuses values that no run could use, before anything is read or written.
-
-    Raises:
-        UsageError: names the option, its value and what it may be.
-    """
-    refuse_addresses(_texts(config))
-    size = config.data.image_size
-    if size < 32 or size % 32:
-        raise UsageError(
-            f"data.image_size is {size}; it must be a positive multiple of 32, the stride of the "
-            "last feature map"
-        )
-    check_scales(config.eval.scales)
-    positive = {
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "accumulation": config.accumulation,
-        "log_every": config.log_every,
-        "checkpoint_every": config.checkpoint_every,
-        "keep_checkpoints": config.keep_checkpoints,
-        "eval.every": config.eval.every,
-        "eval.batch_size": config.eval.batch_size,
-        "data.cache_gib": config.data.cache_gib,
-        "data.threads": config.data.threads,
-        "optim.learning_rate": config.optim.learning_rate,
-        "optim.reference_batch": config.optim.reference_batch,
-    }
-    for option, value in positive.items():
-        if not 0 < value < math.inf:
-            raise UsageError(f"{option} is {value}; it must be positive")
-    check_ranges(config)
-    if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
-        raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
-    for option, known in CHOICES.items():
-        require_one_of(option, config[option], known)
-    if not config.data.source or not config.data.name:
-        raise UsageError("data.source and data.name are empty; take a recipe of configs/")
-    if config.features.store:
-        check_storable(config)
-
-
-def check_storable(config: ConfigDict) -> None:
-    """Raises UsageError where features that are computed once would not serve a whole run."""
-    if config.optim.multipliers.get("features", 1.0) or not config.freeze_statistics:
-        raise UsageError(
-            "features.store is for a backbone that stays as it is: set "
-            "optim.multipliers.features=0 and freeze_statistics=True, or leave features.store"
-        )
-    if not config.data.views:
-        raise UsageError(
-            "features.store needs a number of views, and data.views is 0, another view every "
-            "epoch: set data.views, such as --config.data.views=8"
-        )
-    if config.shard_fc1:
-        raise UsageError("features.store is not for shard_fc1: leave one of them")
-
-
-def check_ranges(config: ConfigDict) -> None:
-    """Raises UsageError for a number that is outside of its range, or that nothing would use."""
-    optim = config.optim
-    shares = {
-        "init_prior": config.init_prior,
-        "loss.label_smoothing": config.loss.label_smoothing,
-        "loss.clip": config.loss.clip,
-        "loss.tau": config.loss.tau,
-        "optim.momentum": optim.momentum,
-    }
-    for option, value in shares.items():
-        if not 0 <= value < 1:
-            raise UsageError(f"{option} is {value}; it must be at least 0 and below 1")
-    for option, value in (
-        ("augment.jitter", config.augment.jitter),
-        ("optim.floor", optim.floor),
-        ("loss.alpha", config.loss.alpha),
-        ("loss.delta", config.loss.delta),
-    ):
-        if not 0 <= value <= 1:
-            raise UsageError(f"{option} is {value}; it must be 0 to 1")
-    if not 0 <= config.seed < 2**31:
-        raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
-    least_zero = {
-        "data.workers": config.data.workers,
-        "loss.gamma": config.loss.gamma,
-        "loss.gamma_present": config.loss.gamma_present,
-        "loss.gamma_absent": config.loss.gamma_absent,
-        "data.views": config.data.views,
-        "optim.clip_norm": optim.clip_norm,
-        "optim.reference_classes": optim.reference_classes,
-        "optim.weight_decay": optim.weight_decay,
-        "optim.warmup_epochs": optim.warmup_epochs,
-        "eval.min_positives": config.eval.min_positives,
-        **{f"optim.multipliers.{name}": value for name, value in optim.multipliers.items()},
-    }
-    for option, value in least_zero.items():
-        if not 0 <= value < math.inf:
-            raise UsageError(f"{option} is {value}; it must be at least 0")
-    check_rows(config)
-    if optim.warmup_epochs > config.epochs:
-        raise UsageError(
-            f"optim.warmup_epochs is {optim.warmup_epochs:g}, of {config.epochs} epochs: the rate "
-            "would never be reached"
-        )
-    if optim.nesterov and optim.name != "sgd":
-        raise UsageError(f"optim.nesterov is for optim.name sgd, not {optim.name}")
-    if optim.floor and optim.schedule != "cosine":
-        raise UsageError(f"optim.floor is for optim.schedule cosine, not {optim.schedule}")
-
-
-def check_rows(config: ConfigDict) -> None:
-    """Raises UsageError for a row of numbers that is too short, out of its range or in disorder."""
-    above_zero = "above 0", lambda x: 0 < x < math.inf
-    rows = {  # the numbers, how many there must be, what each must be
-        "augment.mean": (config.augment.mean, 3, "finite", math.isfinite),
-        "augment.std": (config.augment.std, 3, *above_zero),
-        "data.crop_scale": (
-            config.data.crop_scale,
-            2,
-            "above 0 and at most 1",
-            lambda x: 0 < x <= 1,
-        ),
-        "data.scenes_sizes": (config.data.scenes_sizes, 3, *above_zero),
-        "optim.milestones": (config.optim.milestones, None, *above_zero),
-    }
-    for option, (row, count, what, is_in_range) in rows.items():
-        numbers = [x for x in row if isinstance(x, int | float) and is_in_range(x)]
-        if len(numbers) != (count or len(row)):
-            many = f"{count} numbers" if count else "numbers"
-            raise UsageError(f"{option} is {tuple(row)}; it must be {many}, each {what}")
-    if len(set(config.optim.milestones)) < len(config.optim.milestones):
-        raise UsageError(f"optim.milestones is {config.optim.milestones}; each must be there once")
-    if config.data.crop_scale[0] > config.data.crop_scale[1]:
-        raise UsageError(f"data.crop_scale is {config.data.crop_scale}; it must be (least, most)")
-
-
-def check_scales(scales: Sequence[object]) -> None:
-    """Raises UsageError where a size of `eval.scales` is not one that a model can see."""
-    for size in scales:
-        if not isinstance(size, int) or size < 32 or size % 32:
-            raise UsageError(
-                f"eval.scales has {size!r}; sizes must be positive multiples of 32, as 448 and 512"
-            )
-
-
-def _texts(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Every `option=value` that is a text."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _texts(value, f"{prefix}{name}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{name}={value}"

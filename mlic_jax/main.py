@@ -26,7 +26,7 @@ from mlic_jax.command_line import (
     required,
     show_log,
 )
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from mlic_jax import recipes
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.command_line import Parser, asked_of_config, exit_code, parse_flags
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax import recipes
 from mlic_jax.command_line import Parser, exit_code, parse_flags, show_log
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate.run import compute_metrics

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.evaluate.run import MetricOptions, compute_metrics
 from mlic_jax.models import create_model

@@ -16,7 +16,7 @@ STOREYS = (
     ("train",),
     ("evaluate", "predict", "prepare"),
     ("reports", "checkpoint_config"),
-    ("recipes",),
+    ("recipes", "config_checks"),
     ("config", "config_paths"),
     ("metrics", "scores"),
     ("features",),
@@ -39,7 +39,14 @@ ONLY_IN = {
 # Where a configuration is known: what makes one, asks for one or keeps one, and the doors, which
 # make typed options of it. Whoever is behind them takes those.
 OF_CONFIGURATIONS = {
-    *("config.py", "recipes.py", "command_line.py", "checkpoint_config.py", "options.py"),
+    *(
+        "config.py",
+        "config_checks.py",
+        "recipes.py",
+        "command_line.py",
+        "checkpoint_config.py",
+        "options.py",
+    ),
     *("prepare/settings.py", "train/resume.py"),
 }
 DOORS = {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import sources, transforms
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Record, Split

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mlic_jax.checkpoint_config import own_config
-from mlic_jax.config import check_scales
+from mlic_jax.config_checks import check_scales
 from mlic_jax.data import transforms
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.config_paths import seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax import checkpoint_config
 from mlic_jax.command_line import refuse_addresses
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.features.regions import Regions

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.config import check_config, default_config
+from mlic_jax.config import default_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError

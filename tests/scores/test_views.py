@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import render

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.checkpoint_config import set_up
-from mlic_jax.config import check_config
+from mlic_jax.config_checks import check_config
 from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import CLASS_NAMES, render
