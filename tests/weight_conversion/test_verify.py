@@ -441,13 +441,18 @@ def test_a_split_that_is_not_there(torch, trunk_file, prepared_set, capsys):
     assert code == 2 and "no split 'val'" in errors and "test" in errors
 
 
-def test_a_backbone_without_reference(torch, checkpoint, photo_folder, tmp_path, capsys):
-    metadata = info("mcar")
-    metadata["config"]["model"]["backbone"] = "resnet10"
+@pytest.mark.parametrize(("name", "backbone"), [("mcar", "resnet10"), ("csra", "resnet18")])
+def test_a_model_without_reference(
+    torch, checkpoint, photo_folder, tmp_path, capsys, name, backbone
+):
+    metadata = info(name)
+    metadata["config"]["model"]["backbone"] = backbone
     variables, _ = sides.load_weights(checkpoint)
-    save_weights(tmp_path / "small", variables, metadata)
-    code, _, errors = run(capsys, "--checkpoint", tmp_path / "small", "--data", photo_folder)
-    assert code == 2 and "no PyTorch reference of mcar on resnet10" in errors
+    if name == "csra":
+        variables["params"]["head"] = variables["params"].pop("convclass")
+    save_weights(tmp_path / "other", variables, metadata)
+    code, _, errors = run(capsys, "--checkpoint", tmp_path / "other", "--data", photo_folder)
+    assert code == 2 and f"no PyTorch reference of {name} on {backbone}" in errors
 
 
 def test_without_torch_it_says_what_to_install(trunk_file, photo_folder, capsys, monkeypatch):
