@@ -17,6 +17,11 @@ Measured on coco128 (126 photos to train on, 128 to evaluate) with ImageNet weig
 still took its few crowds for present: mAP 54.7 over the 33 classes with 3 positives or more in both
 halves, 47.5 over all, the best of six validations on the evaluated half; the global stream alone
 46.9 over all, chance 7.3; 11 minutes on two CPU cores.
+
+With `--config.features.store=True --config.data.views=8 --config.model.region_grid=16` the backbone
+runs once over each of 8 views of a photo, and over regions with edges on a grid, four in ten of
+which are met again: mAP 55.2 and 54.2 over the 33, 49.0 and 47.9 over all with seeds 0 and 1
+(without the grid 55.4 and 49.1 with seed 0), in 130 s of CPU time.
 """
 
 from ml_collections import ConfigDict

@@ -110,7 +110,7 @@ class Backbone:
             with in_precision(self.options.precision, views.training):
                 return look(weights, batch)
 
-        jitted = jax.jit(run, out_shardings=devices.replicated(self.mesh))
+        jitted = compilation.jit(run, out_shardings=devices.replicated(self.mesh))
         program = compilation.compile_ahead(name, jitted, self.weights, batch)
         return lambda rows: program(self.weights, devices.to_devices(rows, self.mesh))
 
@@ -157,7 +157,8 @@ class Store:
         directory = Path(split.directory)
         self.folder = directory.with_name(f"{directory.name}.features") / f"{split.split}-{name}"
         with _alone_in(self.folder):
-            write_text(self.folder / "about.json", json.dumps(about, indent=1))
+            if not (self.folder / "about.json").exists():  # which may lie where nobody may write
+                write_text(self.folder / "about.json", json.dumps(about, indent=1))
             self._rows = [self._open_view(view) for view in range(views.count)]
             self._complete()
 

@@ -27,18 +27,23 @@ _GIB = 2**30
 class Rows:
     """Rows by their number, `count` arrays of one shape and type; behind them all marks.
 
-    Until it is written all of the file is sparse.
+    Until it is written all of the file is sparse. One that cannot be written to is read.
     """
 
-    def __init__(self, path: Path, count: int, shape: tuple[int, ...], dtype: Any):
-        """Opens a file, which is made where there is none.
+    def __init__(
+        self, path: Path, count: int, shape: tuple[int, ...], dtype: Any, create: bool = True
+    ):
+        """Opens a file.
+
+        Args:
+            create: make it where there is none.
 
         Raises:
-            Failure: it cannot be.
+            Failure: it cannot be opened.
         """
         self.path, self.shape, self.dtype = Path(path), tuple(shape), np.dtype(dtype)
         self._count, self._bytes = count, int(np.prod(shape)) * self.dtype.itemsize
-        self._file = _open(self.path)
+        self._file, self.is_writable = _open(self.path, create)
         weakref.finalize(self, os.close, self._file)
         self._is_known = np.zeros(count, bool)  # to be whole, to this process
         self.damaged = 0  # rows that `missing` found to be so
@@ -51,6 +56,12 @@ class Rows:
         with _failing(self.path, "read"):
             self.damaged = sum(any(os.pread(self._file, 8, self._at(i))) for i in gone.tolist())
         return gone
+
+    def count(self) -> int:
+        """How many rows have a mark, whole or not."""
+        with _failing(self.path, "read"):
+            marks = os.pread(self._file, 8 * self._count, self._at(0))
+        return int(np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64)))
 
     def read(self, number: int, row: np.ndarray) -> bool:
         """Fills in a row, of `shape` and `dtype` without gaps; False: it is not there.
@@ -103,7 +114,7 @@ class KeyedRows:
         """
         fields = [("key", "<i4", (key,)), ("mark", "<u8"), ("values", np.dtype(dtype), shape)]
         self.path, self._record = Path(path), np.dtype(fields)
-        self._file = _open(self.path)
+        self._file, _ = _open(self.path)
         weakref.finalize(self, os.close, self._file)
         self._places: dict[tuple[int, ...], int] = {}
         record = np.empty((), self._record)
@@ -177,10 +188,17 @@ def _failing(path: Path, what: str) -> Iterator[None]:
         raise Failure(f"{path} cannot be {what}: {error.strerror}") from error
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, create: bool = True) -> tuple[int, bool]:
+    """A descriptor, and whether it may be written to."""
     with _failing(path, "opened"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | create * os.O_CREAT, 0o666), True
+        except OSError:
+            if not path.is_file():
+                raise
+            return os.open(path, os.O_RDONLY), False
 
 
 def _as_bytes(array: np.ndarray) -> memoryview:

@@ -68,7 +68,7 @@ def make_stored_step(
     if regions is not None:
         find_regions = compile_find_regions(model, store, weights, seen, training=False)
         seen = seen | regions.abstract(rows, model.top_n)
-    jitted = jax.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
+    jitted = compilation.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
     score = compilation.compile_ahead("the evaluation step", jitted, weights, seen)
 
     def of_view(variables: Any, view: np.ndarray, index: np.ndarray) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def compile_find_regions(
         with in_precision(store.backbone.options.precision, training):
             return apply(variables, as_computed(seen), size, method="find_regions")
 
-    jitted = jax.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
+    jitted = compilation.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
     return compilation.compile_ahead("the choice of regions", jitted, weights, seen)
 
 

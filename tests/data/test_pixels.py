@@ -204,7 +204,10 @@ def test_a_disk_that_is_full_on_the_way(prepared, split, capsys):
     with files_of_at_most(4 * 3 * SIZE**2 + 50):
         assert_as_decoded(split)
     path = files_of(prepared)[0]
-    assert f"{path}: no more pixels are kept: File too large\n" in capsys.readouterr().out
+    assert (
+        f"{path} cannot be written: File too large: no more pixels are kept\n"
+        in capsys.readouterr().out
+    )
     assert_as_decoded(records.open_split(prepared, "train"))
     assert squares_of(prepared).count() == COUNT
 

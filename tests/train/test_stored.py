@@ -42,7 +42,7 @@ def curves(workdir):
     return [{k: v for k, v in line.items() if k not in of_clock} for line in lines_of(workdir)]
 
 
-@pytest.mark.parametrize("name", ["pooled", "mcar", "msrn", "csra"])
+@pytest.mark.parametrize("name", ["pooled", "mcar", "msrn", "ml_decoder"])
 def test_a_run_is_that_which_computes_the_same_views(frozen, tmp_path, name):
     """The losses of every step, the validations and the final scores.
 

@@ -1,22 +1,15 @@
 """The squares that the photos of a split are squashed to, kept in a file: decoded once, then read.
 
 The file of a split and a size lies in the folder `pixels` of the prepared set. It holds squares,
-uint8 [N, S, S, 3], and behind them a mark each, uint64 [N]: 0 while the square is not there, else
-2^32 and its checksum. Until it is written all of it is sparse. Whoever decodes a photo first, be it
-a thread, a worker or another run, writes the square and then its mark; two who do so at once write
-the same bytes. A square that does not fit its mark, because a process was killed as it wrote or
-power failed, is as good as none, and so is what a file that was cut short lacks.
+uint8 [N, S, S, 3], as `files/rows.py` keeps rows. Whoever decodes a photo first, be it a thread, a
+worker or another run, writes its square.
 
 The name of a file tells all that its pixels follow from, so none is ever read for another.
 """
 
-import errno
 import json
-import os
 import re
 import shutil
-import weakref
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,86 +20,40 @@ from mlic_jax.data import transforms
 from mlic_jax.data.records.reading import Split, prepared_splits, read_prepared
 from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
 from mlic_jax.errors import Failure
+from mlic_jax.files.rows import Rows
 
 FOLDER = "pixels"
 _NAME = re.compile(r"(\w+)-(\d+)-[0-9a-f]+\.pixels")  # the split, the size, what decides the pixels
 _GIB = 2**30
 
 
-class Squares:
+class Squares(Rows):
     """The squares of a split at one size, as far as its photos were decoded.
 
-    Threads and processes may use the same file at a time. Pickles as its path and opens it again.
+    Pickles as its path and opens it again. Where a disk takes no more, photos are decoded instead.
     """
 
     def __init__(self, path: Path, count: int, size: int):
-        """Opens the file of `count` squares of `size` pixels a side; raises OSError."""
-        self.path = path
-        self._count, self._size, self._bytes = count, size, 3 * size**2
-        try:
-            self._file, self.is_writable = os.open(path, os.O_RDWR), True
-        except OSError:
-            self._file, self.is_writable = os.open(path, os.O_RDONLY), False
-        weakref.finalize(self, os.close, self._file)
-        self._is_known = np.zeros(count, bool)  # to be whole, to this process
+        """Opens the file of `count` squares of `size` pixels a side; raises Failure."""
+        super().__init__(path, count, (size, size, 3), np.uint8, create=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._count, self._size)
+        return _reopen, (self.path, self._count, self.shape[0])
 
-    def count(self) -> int:
-        """How many squares are there."""
-        marks = os.pread(self._file, 8 * self._count, self._bytes * self._count)
-        return int(np.count_nonzero(np.frombuffer(marks[: len(marks) // 8 * 8], np.uint64)))
-
-    def read(self, position: int, square: np.ndarray) -> bool:
-        """Fills in a square, uint8 [S, S, 3] without gaps; False: it is not there.
-
-        Raises:
-            Failure: the disk does not give it.
-        """
-        is_known = self._is_known[position]
-        try:
-            mark = None if is_known else os.pread(self._file, 8, self._at(position))
-            if mark == bytes(8):
-                return False
-            size = os.preadv(self._file, [square.data], self._bytes * position)
-        except OSError as error:
-            raise Failure(f"{self.path} cannot be read: {error.strerror}; delete it") from error
-        is_there = size == self._bytes and (is_known or mark == _mark(square))
-        self._is_known[position] = is_there
-        return is_there
-
-    def write(self, position: int, square: np.ndarray) -> None:
+    def write(self, number: int, row: np.ndarray) -> None:
         """Keeps a square, uint8 [S, S, 3] without gaps; where the disk is full, none any more."""
         if not self.is_writable:
             return
         try:
-            self._put(square.data, self._bytes * position)
-            self._put(_mark(square), self._at(position))
-            self._is_known[position] = True
-        except OSError as error:
+            super().write(number, row)
+        except Failure as failure:
             self.is_writable = False
-            print(f"{self.path}: no more pixels are kept: {error.strerror}")
-
-    def _at(self, position: int) -> int:
-        """Where the mark of a square is."""
-        return self._bytes * self._count + 8 * position
-
-    def _put(self, content: memoryview | bytes, at: int) -> None:
-        if os.pwrite(self._file, content, at) < memoryview(content).nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _mark(square: np.ndarray) -> bytes:
-    return (2**32 + zlib.crc32(square.data)).to_bytes(8, "little")
+            print(f"{failure}: no more pixels are kept")
 
 
 def _reopen(path: Path, count: int, size: int) -> Squares | None:
     """In a worker; None where somebody has removed the file meanwhile."""
-    try:
-        return Squares(path, count, size)
-    except FileNotFoundError:
-        return None
+    return Squares(path, count, size) if path.exists() else None
 
 
 @lru_cache(maxsize=8)  # so that a line is said once, and a checksum computed once
