@@ -5,6 +5,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -96,7 +97,8 @@ def checkpoint(torch, trunk_file, prepared_set, tmp_path_factory):
     likely = np.argsort(-pooled @ kernel - convclass["bias"], axis=1)[:, :2]
     scores = 1 / (1 + np.exp(-np.moveaxis(maps @ kernel + convclass["bias"], -1, 1)))
     chosen = np.take_along_axis(scores, likely[:, :, None, None], axis=1)
-    edges = [normalise_profile(profile) - 0.47 for profile in profiles(chosen, (SIZE, SIZE))]
+    of_chosen = profiles(jnp.asarray(chosen), (SIZE, SIZE))
+    edges = [normalise_profile(profile) - 0.47 for profile in of_chosen]
     assert min(np.abs(edge).min() for edge in edges) > 1e-5  # where no rounding moves a region
     variables = read.variables | {"params": {**read.variables["params"], "convclass": convclass}}
     path = tmp_path_factory.mktemp("mcar") / "checkpoint"
