@@ -83,4 +83,4 @@ def _table(arch: str, layout: str) -> Layout:
     for table in LAYOUTS:
         if table.name == layout and arch in table.archs:
             return table
-    raise UsageError(f"there are no {layout} names of {arch}")
+    raise UsageError(f"there are no {layout} names of {arch}, so no PyTorch model to read it")

@@ -78,9 +78,9 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
         raise UsageError(f"the image size is {size}; it must be a positive multiple of 32")
     model = _model_options(info)
     names: Sequence[str] = ()
-    if model.name != "trunk":
+    if model.name != "trunk" and not (names := info.get("class_names") or ()):  # a file without
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]
-        names = info.get("class_names") or [str(c) for c in range(len(classifier["bias"]))]
+        names = [str(c) for c in range(len(classifier["bias"]))]
     return Checkpoint(
         name=path.name,
         variables={name: variables[name] for name in ("params", "batch_stats")},

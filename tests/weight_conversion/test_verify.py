@@ -5,6 +5,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -96,7 +97,8 @@ def checkpoint(torch, trunk_file, prepared_set, tmp_path_factory):
     likely = np.argsort(-pooled @ kernel - convclass["bias"], axis=1)[:, :2]
     scores = 1 / (1 + np.exp(-np.moveaxis(maps @ kernel + convclass["bias"], -1, 1)))
     chosen = np.take_along_axis(scores, likely[:, :, None, None], axis=1)
-    edges = [normalise_profile(profile) - 0.47 for profile in profiles(chosen, (SIZE, SIZE))]
+    of_chosen = profiles(jnp.asarray(chosen), (SIZE, SIZE))
+    edges = [normalise_profile(profile) - 0.47 for profile in of_chosen]
     assert min(np.abs(edge).min() for edge in edges) > 1e-5  # where no rounding moves a region
     variables = read.variables | {"params": {**read.variables["params"], "convclass": convclass}}
     path = tmp_path_factory.mktemp("mcar") / "checkpoint"
@@ -441,13 +443,18 @@ def test_a_split_that_is_not_there(torch, trunk_file, prepared_set, capsys):
     assert code == 2 and "no split 'val'" in errors and "test" in errors
 
 
-def test_a_backbone_without_reference(torch, checkpoint, photo_folder, tmp_path, capsys):
-    metadata = info("mcar")
-    metadata["config"]["model"]["backbone"] = "resnet10"
+@pytest.mark.parametrize(("name", "backbone"), [("mcar", "resnet10"), ("csra", "resnet18")])
+def test_a_model_without_reference(
+    torch, checkpoint, photo_folder, tmp_path, capsys, name, backbone
+):
+    metadata = info(name)
+    metadata["config"]["model"]["backbone"] = backbone
     variables, _ = sides.load_weights(checkpoint)
-    save_weights(tmp_path / "small", variables, metadata)
-    code, _, errors = run(capsys, "--checkpoint", tmp_path / "small", "--data", photo_folder)
-    assert code == 2 and "no PyTorch reference of mcar on resnet10" in errors
+    if name == "csra":
+        variables["params"]["head"] = variables["params"].pop("convclass")
+    save_weights(tmp_path / "other", variables, metadata)
+    code, _, errors = run(capsys, "--checkpoint", tmp_path / "other", "--data", photo_folder)
+    assert code == 2 and f"no PyTorch reference of {name} on {backbone}" in errors
 
 
 def test_without_torch_it_says_what_to_install(trunk_file, photo_folder, capsys, monkeypatch):
