@@ -265,6 +265,13 @@ def test_bounds_are_probabilities(config, bound):
         scoring.create_eval_model(ScoreOptions.of(config), 12, {})
 
 
+@pytest.mark.parametrize("option, value", [("local_size", 32), ("local_bound", 0.3)])
+def test_a_model_that_looks_once_has_no_second_look_to_change(config, option, value):
+    config.model.name, config.eval[option] = "pooled", value
+    with pytest.raises(UsageError, match=f"eval.{option} is for the second look of mcar, and poo"):
+        scoring.create_eval_model(ScoreOptions.of(config), 12, {})
+
+
 def test_a_checkpoint_from_before_an_option(config, tmp_path):
     model = config.model.to_dict()
     older = {name: value for name, value in model.items() if name != "head"}

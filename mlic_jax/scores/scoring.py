@@ -50,6 +50,10 @@ def create_eval_model(
 
     Args:
         constants: variables of which the collection `label_inputs` is used, if it is there.
+
+    Raises:
+        UsageError: an option is unknown, out of its range, or for a second look at a model that
+            looks once.
     """
     look = options.eval
     as_seen = dataclasses.replace(
@@ -59,6 +63,12 @@ def create_eval_model(
     )
     model = create_model(as_seen, num_classes, **label_inputs.arguments_of(constants))
     if not isinstance(model, MCAR):
+        for option in ("local_size", "local_bound"):
+            if getattr(look, option):
+                raise UsageError(
+                    f"eval.{option} is for the second look of mcar, and {options.model.name} looks "
+                    "once: leave it 0"
+                )
         return model
     if not 0 <= look.local_bound < 1:
         raise UsageError(
