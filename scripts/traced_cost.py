@@ -63,6 +63,8 @@ def cost_of(function: Callable, *arguments: Any, platform: str | None = None) ->
     Args:
         platform: `cpu`, `cuda` or `tpu`, where the program would run; None: this machine's.
     """
+    if isinstance(function, jax.stages.Wrapped):  # which may have no compiler's options in a trace
+        function = jax.jit(function.__wrapped__)
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     return _Program(platform or jax.default_backend()).cost(jaxpr)

@@ -26,7 +26,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.filename in (None, str(partial)):
+        if error.errno and error.filename in (None, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
     finally:

@@ -37,6 +37,8 @@ class _ToySource:
     class_names: tuple[str, ...] = ("ant", "bee", "cat")
     description: dict = dataclasses.field(default_factory=lambda: {"kind": "toy"})
     annotation_files: tuple = ()
+    own_splits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self):

@@ -180,16 +180,15 @@ def test_per_label_head_has_few_weights(build):
 def test_training_step(build):
     """Every parameter gets a finite gradient, and padding changes neither that nor statistics."""
     model, variables, _ = build()
-    known = np.arange(BATCH) < BATCH - 1
+    known = jnp.arange(BATCH) < BATCH - 1
 
     @jax.jit
     def gradients_and_statistics(images):
         def loss(params):
-            state = {**variables, "params": params}
+            state = jax.tree.map(jnp.asarray, {**variables, "params": params})
             out, updates = model.apply(state, images, True, known, mutable=["batch_stats"])
-            return total_loss(out, TARGETS, np.broadcast_to(known[:, None], TARGETS.shape))[
-                0
-            ], updates
+            of_labels = jnp.broadcast_to(known[:, None], TARGETS.shape)
+            return total_loss(out, jnp.asarray(TARGETS), of_labels)[0], updates
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 

@@ -357,7 +357,8 @@ def test_logits_are_averaged_over_views(config, fresh_run, photos, tmp_path):
     classifier = variables["params"]["convclass"]
     classifier["kernel"] = 8 * classifier["kernel"]
     save_weights(tmp_path / "pooled", variables, metadata)
-    reference = jax.jit(partial(create_model(config.model, 12).apply, variables))
+    model = create_model(config.model, 12)
+    reference = partial(jax.jit(model.apply), variables)
     # Five of the eight devices have two rows each, of which the last is padding.
     predictor = Predictor.from_checkpoint(tmp_path / "pooled", batch_size=9, scales=[96])
     (prediction,) = predictor(photos[:1])

@@ -233,7 +233,7 @@ def test_batches_of_training_are_as_the_configuration_says(config):
     usual = {"batch_size": 8, "image_size": 32, "seed": 3, "shuffle": True, "epochs": 2}
     crops = {"train_crop": "random_resized_crop", "crop_scale": (0.3, 0.4)}
     expected = list(pipeline.batches(splits["train"], first_step=2, **usual, **crops))
-    got = list(training_batches(splits, options, first_step=2))
+    got = list(training_batches(splits["train"], options, first_step=2))
     assert len(got) == len(expected) == 4
     for batch, wanted in zip(got, expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, wanted)
@@ -242,7 +242,8 @@ def test_batches_of_training_are_as_the_configuration_says(config):
 def test_training_keeps_pixels_as_the_configuration_says(config, capsys):
     config.data.cache, config.data.cache_gib = "pixels", 1e-9
     options = TrainOptions.of(config)
-    training_batches(sources.open_splits(options.data), options, first_step=0).close()
+    split = sources.open_splits(options.data)["train"]
+    training_batches(split, options, first_step=0).close()
     assert "tiny_scenes train, 64 px) are not kept" in (line := capsys.readouterr().out)
     assert line.endswith("and data.cache_gib is 1e-09\n")
 
