@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 NAMES = ("predict_and_look", "fine_tune", "compare_runs")
@@ -17,7 +15,6 @@ def test_all_are_tried():
     assert cells == {*NAMES}
 
 
-@pytest.mark.slow
 def test_the_notebooks(tmp_path):
     """In one folder: they share the first run."""
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
