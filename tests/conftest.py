@@ -1,6 +1,8 @@
 """No dtype or rank promoted and eight CPU devices for every test; sets and settings they share."""
 
+import contextlib
 import os
+import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -134,3 +136,19 @@ def fresh_run() -> Callable:
 def config(make_config):
     """`make_config` for a test to change."""
     return make_config()
+
+
+@pytest.fixture(scope="session")
+def files_of_at_most() -> Callable:
+    """(bytes) -> a context; inside, writing more into a file fails, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -188,18 +187,7 @@ def test_a_disk_that_is_too_small(split, capsys):
     assert line.endswith(f" are free on the disk of {split.directory}/pixels\n")
 
 
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """Inside, writing more into a file fails, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_disk_that_is_full_on_the_way(prepared, split, capsys):
+def test_a_disk_that_is_full_on_the_way(prepared, split, capsys, files_of_at_most):
     open_squares(split, SIZE, 10.0)
     with files_of_at_most(4 * 3 * SIZE**2 + 50):
         assert_as_decoded(split)

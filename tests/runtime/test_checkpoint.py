@@ -1,9 +1,7 @@
 """Saving and restoring: exact, atomic, refusing what does not fit."""
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 
 import jax.numpy as jnp
@@ -234,18 +232,7 @@ def test_metadata_change_and_the_rest_stays(tmp_path):
     assert read_metadata(latest_checkpoint(tmp_path)) == {"step": 4, "names": ["a"]}
 
 
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """Inside, writing more into a file fails, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path, files_of_at_most):
     saved_run(tmp_path, (1,))
     checkpoints = RunCheckpoints(tmp_path)
     large = {"noise": np.random.default_rng(0).random(50_000)}
@@ -259,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path):
     assert steps_of(tmp_path) == [1, 2]
 
 
-def test_weights_that_cannot_be_written_leave_nothing(tmp_path):
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path, files_of_at_most):
     large = {"params": {"noise": np.random.default_rng(0).random(50_000)}}
     with (
         files_of_at_most(100_000),

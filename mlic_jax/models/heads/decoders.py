@@ -28,7 +28,7 @@ class MLDecoder(nn.Module):
 
     Attributes:
         num_classes: C.
-        width: of tokens and queries, a multiple of 8; the feed-forward layer is 8/3 as wide.
+        width: of tokens and queries, a multiple of 24; the feed-forward layer is 8/3 as wide.
     """
 
     num_classes: int
