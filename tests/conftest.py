@@ -1,6 +1,7 @@
 """No dtype or rank promoted and eight CPU devices for every test; sets and settings they share."""
 
 import contextlib
+import logging
 import os
 import resource
 from collections.abc import Callable
@@ -42,6 +43,17 @@ LONGEST = ("test_campaign.py", "test_processes.py", "test_main.py", "test_loop.p
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """What a test, or a library that it calls, sets of the log is not there for the next one."""
+    loggers = [logging.getLogger(), logging.getLogger("mlic_jax")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,7 @@ def test_a_damaged_row_is_noticed_and_computed_again(frozen, open_store, caplog)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+    caplog.clear()
     caplog.set_level(logging.INFO)
     repaired, _ = open_store(frozen)
     assert "1 rows of the features of 20 photos" in caplog.text
@@ -177,6 +178,7 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(frozen, open_store, caplog,
     with pytest.raises(KeyboardInterrupt):
         open_store(frozen)
     monkeypatch.undo()
+    caplog.clear()
     caplog.set_level(logging.INFO)
     resumed, _ = open_store(frozen)
     assert views_computed(caplog) == [VIEWS * PHOTOS - 25]
