@@ -74,11 +74,12 @@ def compile_stored_step(
     ) -> tuple[TrainState, dict[str, Any]]:
         weights = {"params": state.params, "batch_stats": state.batch_stats}
         boxes = find_regions(weights, batch["seen"])["boxes"]
-        before = regions.asked, regions.known
+        asked, known = regions.asked, regions.known
         of_regions = regions.read(*devices.to_host((batch["view"], batch["index"], boxes)))
         seen = batch["seen"] | devices.to_devices(of_regions, mesh)
         state, metrics = train_step(state, batch | {"seen": seen}, key)
-        known = (regions.known - before[1]) / (regions.asked - before[0])
-        return state, metrics | {"known_regions": np.float32(known)}
+        asked, known = regions.asked - asked, regions.known - known
+        share = known / asked if asked else 1.0  # of padding nothing is asked for
+        return state, metrics | {"known_regions": np.float32(share)}
 
     return step
