@@ -48,7 +48,10 @@ SAYING = (
 # What of the model training alone knows.
 _OF_TRAINING = ("model.bn_groups",)
 # Options of `data` that are the model's, whatever the set.
-_OF_MODEL = ("image_size", "train_crop", "crop_scale", "views", "word_vectors", "label_graph")
+_OF_MODEL = (
+    *("image_size", "train_crop", "crop_scale", "views", "views_seed", "word_vectors"),
+    "label_graph",
+)
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
 LONGEST_NAME = 100  # characters of a folder there

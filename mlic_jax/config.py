@@ -131,7 +131,8 @@ def default_config() -> ConfigDict:
     config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
     # msrn: a file of `mlic build-word-vectors`, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
-    config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
+    # msrn: a file; identity: no label attends to others; empty: counted on the training split
+    config.data.label_graph = ""
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     # Which split of the set is trained on, validated on and evaluated in the end.
@@ -152,6 +153,9 @@ def default_config() -> ConfigDict:
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
     config.data.views = 0
+    # What these views are drawn from; -1: the seed of the run. Runs of other seeds that have it in
+    # common see the same views, so that one store of features serves them all.
+    config.data.views_seed = -1
 
     config.features = ConfigDict()
     # Of a frozen backbone, what the head needs of every view of every photo is computed once and

@@ -90,8 +90,12 @@ def check_ranges(config: ConfigDict) -> None:
     ):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} is {value}; it must be 0 to 1")
-    if not 0 <= config.seed < 2**31:
-        raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    for option, seed, least in (
+        ("seed", config.seed, 0),
+        ("data.views_seed", config.data.views_seed, -1),
+    ):
+        if not least <= seed < 2**31:
+            raise UsageError(f"{option} is {seed}; it must be at least {least} and below 2^31")
     least_zero = {
         "data.workers": config.data.workers,
         "loss.gamma": config.loss.gamma,

@@ -48,6 +48,7 @@ def train(
     profile: bool = False,
     recover: bool = False,
     allow_changes: bool = False,
+    evaluate: bool = True,
 ) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
@@ -58,6 +59,7 @@ def train(
         profile: trace a few steps into `<workdir>/profile`, see `profiling.profiled`.
         recover: set damaged checkpoints aside before, and go on from the last good one.
         allow_changes: resume with options that change what has been.
+        evaluate: in the end, on the test split; for whoever has yet to choose among runs: not.
 
     Raises:
         UsageError: the configuration is not sound, or does not fit the data, the devices or the run
@@ -190,10 +192,11 @@ def train(
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
-        if stop_at(step + 1):  # after the last step
+        if evaluate and stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
             return
-    evaluate_run(config, workdir)
+    if evaluate:
+        evaluate_run(config, workdir)
 
 
 def check_validation(split: Split) -> None:
@@ -259,6 +262,7 @@ def training_batches(
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,
+        crop_seed=options.views_seed,
         cache=options.data.cache,
         cache_gib=options.data.cache_gib,
         workers=options.data.workers,

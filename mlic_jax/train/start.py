@@ -15,6 +15,7 @@ from mlic_jax.data import co_occurrence, label_inputs
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
+from mlic_jax.names import IDENTITY
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.losses import LossOptions
@@ -41,7 +42,9 @@ def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
             f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
-    graph = options.data.label_graph or co_occurrence.from_split(split, options.loss.label_policy)
+    counted = {"": co_occurrence.from_split, IDENTITY: co_occurrence.without_edges}
+    given = options.data.label_graph
+    graph = counted[given](split, options.loss.label_policy) if given in counted else given
     known = label_inputs.read(graph, options.data.word_vectors, split.class_names)
     return {"label_inputs": known}
 

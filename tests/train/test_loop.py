@@ -267,6 +267,19 @@ def test_frozen_statistics_stay_as_they_are(make_config):
     assert all(jax.tree.leaves(moved))
 
 
+def test_msrn_may_know_of_no_label_what_it_occurs_with(make_config):
+    config = make_config()
+    config.model.name, config.data.word_vectors = "msrn", "one_hot"
+    masks = {}
+    for graph in ("", "identity"):
+        config.data.label_graph = graph
+        options = TrainOptions.of(config)
+        constants = label_constants(options, sources.open_splits(options.data)["train"])
+        masks[graph] = label_inputs.arguments_of(constants)["attention_mask"]
+    np.testing.assert_array_equal(masks["identity"], np.eye(len(masks[""]), dtype=bool))
+    assert masks[""].sum() > len(masks[""])
+
+
 def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
     config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
     config.epochs = 1

@@ -19,6 +19,7 @@ def frozen(make_config, tmp_path):
         config = make_config()
         config.data.prepared_dir = str(tmp_path / "prepared")
         config.epochs, config.data.views, config.eval.every = 4, 2, 2
+        config.data.views_seed = 5  # another than that of order and weights
         config.data.train_crop = "random_resized_crop"
         config.freeze_statistics, config.optim.multipliers.features = True, 0.0
         config.model.name, config.eval.flip = name, True
