@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,16 +25,15 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
-from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import (
-    class_weights,
+    first_state_and_step,
     initial_variables,
     label_constants,
     start_weights,
     write_overview,
 )
-from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
+from mlic_jax.train.step import TrainState, check_batch_size
 from mlic_jax.train.step_log import StepLog
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
@@ -93,8 +91,6 @@ def train(
     constants = label_constants(options, splits["train"])
     model = create_model(options.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = create_eval_model(options, num_classes, constants)
-    scale = rate_scale(options.optim, options.batch_size, num_classes)
-    schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
@@ -110,11 +106,7 @@ def train(
     variables = initial_variables(model, options)
     if not resumed:
         variables = start_weights(variables, options, metadata["class_names"])
-    optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    shardings = devices.lying(state, mesh, options.shard_fc1)
-    state = devices.lay_out(state, shardings)
-    whole, model = model, spread(model, devices.ROWS, options.shard_fc1)
+    state, one_step = first_state_and_step(model, variables, options, splits["train"], mesh)
     if options.shard_fc1:
         eval_model = spread(eval_model, devices.ROWS, shard_fc1=True)
 
@@ -133,20 +125,10 @@ def train(
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        one_step = make_train_step(
-            model,
-            optimizer,
-            schedule,
-            options,
-            mesh,
-            shardings,
-            epoch_steps,
-            class_weights(options.loss, splits["train"]),
-        )
         if options.features.store:
-            store = open_training_store(whole, weights, splits["train"], options, mesh)
-            regions = open_regions(store, whole)
-            train_step = compile_stored_step(one_step, whole, store, regions, options, state, key)
+            store = open_training_store(model, weights, splits["train"], options, mesh)
+            regions = open_regions(store, model)
+            train_step = compile_stored_step(one_step, model, store, regions, options, state, key)
             batches = store.batches(training_order(splits["train"], options, step))
         else:
             size, batch_size = options.data.image_size, options.batch_size
