@@ -37,6 +37,7 @@ CHOICES = {
     "data.train_crop": TRAIN_CROPS,
     "data.cache": CACHES,
     "data.on_corrupt": ("fail", "skip"),
+    "data.dropped_labels": ("absent", "unknown"),
     "features.dtype": ("float32", "float16"),
     "loss.name": LOSSES,
     "loss.reduction": ("mean", "sum"),
@@ -135,6 +136,12 @@ def default_config() -> ConfigDict:
     config.data.label_graph = ""
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
+    # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
+    config.data.keep_labels = 1.0
+    config.data.one_positive = False  # instead: of the labels present in a photo one
+    # What the others are: absent (missing labels; of those that are absent all are kept) | unknown.
+    config.data.dropped_labels = "absent"
+    config.data.labels_seed = 0  # of what is kept, whatever the seed of the run
     # Which split of the set is trained on, validated on and evaluated in the end.
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read

@@ -133,7 +133,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
     """Trains a head for each, of a rate, decay and pooling of its own; the best on `val` first."""
     options, mesh = TrainOptions.of(configs[0]), devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = sources.open_splits(options.data)
+    splits = sources.open_to_train(options.data)
     splits = {role: splits[role] for role in ("train", "val")}
     check_validation(splits["val"])
     classes = len(splits["train"].class_names)

@@ -73,7 +73,7 @@ def train(
     processes.check_shared("--workdir", workdir)
     mesh = devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = processes.first_alone(lambda: sources.open_splits(options.data))
+    splits = processes.first_alone(lambda: sources.open_to_train(options.data))
     check_validation(splits["val"])
     if options.batch_size > len(splits["train"]):
         logger.warning(

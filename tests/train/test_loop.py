@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.data.kept_labels import kept_of
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -281,8 +282,9 @@ def test_msrn_may_know_of_no_label_what_it_occurs_with(make_config):
 
 
 def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
+    """The graph counts the labels that are kept to train on."""
     config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
-    config.epochs = 1
+    config.epochs, config.data.keep_labels = 1, 0.5
     with pytest.raises(UsageError, match="mlic build-word-vectors --prepared"):
         train(config, tmp_path)
     split = sources.open_splits(DataOptions.of(config.data))["train"]
@@ -294,7 +296,8 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
 
     known = load_weights(tmp_path / "run")[0]["label_inputs"]
     np.testing.assert_array_equal(known["word_vectors"], words.vectors)
-    positives = split.labels() >= 0  # as_positive
+    positives = kept_of(split.labels(), DataOptions.of(config.data)) >= 0  # as_positive
+    assert (positives.sum(axis=0) < (split.labels() >= 0).sum(axis=0)).any()
     np.testing.assert_array_equal(known["class_counts"], positives.sum(axis=0))
     first = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
     assert "global_mAP" not in first
