@@ -156,7 +156,9 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
         schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
         optimizer = create_optimizer(options.optim, start["params"], schedule)
         opt_state = optimizer.init(start["params"])
-        state = TrainState(jnp.int32(0), **jax.tree.map(jnp.copy, start), opt_state=opt_state)
+        average = jax.tree.map(jnp.copy, start) if options.optim.ema else None
+        first = jax.tree.map(jnp.copy, start)
+        state = TrainState(jnp.int32(0), **first, opt_state=opt_state, average=average)
         shardings = devices.lying(state, mesh)
         state = devices.lay_out(state, shardings)
         step = make_train_step(
@@ -173,7 +175,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
         batches = store.batches(training_order(splits["train"], options, 0))
         for _, batch in devices.on_devices(batches, mesh):
             state, _ = step(state, batch, key)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables(options.eval.weights)
         eval_model = create_eval_model(options, classes, constants)
         evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
         scores = evaluator(weights)
