@@ -43,7 +43,7 @@ DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
 # ...and those of them that decide what the model says of an image, in prediction too.
 SAYING = (
     *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
-    *("eval.local_bound", "eval.flip", "eval.scales"),
+    *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
 )
 # What of the model and the data training alone knows.
 _OF_TRAINING = (
@@ -186,6 +186,8 @@ def with_options(config: ConfigDict, options: Mapping[str, Any], path: Path) -> 
     Raises:
         UsageError: one is unknown, of another type, or decides the arrays of the checkpoint.
     """
+    if "recipe" in options:
+        raise UsageError(f"--config.recipe is how to train, and {path} is trained: leave it")
     changed = config.copy_and_resolve_references().lock()
     for name, value in options.items():
         try:

@@ -15,6 +15,8 @@ BACKBONES = (
     "mobilenet_v2",
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
+# Of training, as its papers set it; see `mlic_jax/training_recipes.py`.
+RECIPES = ("released", "asl", "csra", "q2l")
 CLASS_WEIGHTS = ("none", "inverse", "effective")
 POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")

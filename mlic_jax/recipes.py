@@ -6,6 +6,7 @@ is wrong in one is said in a line, with its file and line.
 
 import ast
 import inspect
+import itertools
 import linecache
 import re
 import sys
@@ -21,6 +22,7 @@ from mlic_jax.command_line import parse_flags
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
 from mlic_jax.names import did_you_mean
+from mlic_jax.training_recipes import with_recipe
 
 _PACKAGE = Path(__file__).parent
 # In a checkout beside the package, in an installed wheel within it.
@@ -146,18 +148,33 @@ def no_option(name: str) -> str:
 
 
 class _RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """Of `--config RECIPE`: also refuses options of it, in `argv`, that the recipe has not."""
+    """Of `--config RECIPE`: refuses options of it, in `argv`, that the recipe has not.
+
+    And trains as `--config.recipe=NAME` there says, before any other option is set.
+    """
 
     def __init__(self, name: str, argv: Sequence[str] | None):
         self._name, self._argv = name, argv
 
     def parse(self, recipe: str) -> ConfigDict:
         config = load(recipe)
-        for word in sys.argv if self._argv is None else self._argv:
+        words = list(sys.argv if self._argv is None else self._argv)
+        if name := _last_value(words, f"{self._name}.recipe"):
+            config = with_recipe(config, name)
+        for word in words:
             found = re.match(rf"--?(?:no)?{self._name}\.([\w.]+)(?:=|$)", word)
             if found and not _has(config, found[1]):
                 raise UsageError(no_option(found[1]))
         return config
+
+
+def _last_value(words: Sequence[str], option: str) -> str:
+    """What a command line says an option is, as `--option=value` or in two words; else ""."""
+    value = ""
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if found := re.fullmatch(rf"--?{re.escape(option)}(=(.*))?", word):
+            value = found[2] if found[1] else following
+    return value
 
 
 def _has(config: ConfigDict, name: str) -> bool:

@@ -13,6 +13,7 @@ was killed. A run that fails is red, and the others are done.
 On every axis options may stand beside a name, as in `csra:model.csra_heads=4,init_prior=0`.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from comparison.runs import Outcome, Worker, evaluate, run
 from tqdm import tqdm
 
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
 
 
@@ -138,7 +139,10 @@ def run_cell(
     good = [one for one in tries if one[1].mean_ap is not None]
     rate, outcome, folder = max(good, key=lambda one: one[1].mean_ap) if good else tries[0]
     if good and not list(folder.glob("metrics_*.json")):
-        worker.do(evaluate, cell, rate, folder)
+        try:
+            worker.do(evaluate, cell, rate, folder)
+        except (Failure, UsageError) as error:
+            outcome = dataclasses.replace(outcome, mean_ap=None, error=str(error))
     values = {f"{of:g}" if of else "": tried.mean_ap for of, tried, _ in tries}
     return Done(set_name, cell, rate, outcome, folder, values)
 

@@ -156,7 +156,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
         batches = store.batches(training_order(splits["train"], options, 0))
         for _, batch in devices.on_devices(batches, mesh):
             state, _ = step(state, batch, key)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables(options.eval.weights)
         eval_model = create_eval_model(options, classes, constants)
         evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
         scores = evaluator(weights)

@@ -114,7 +114,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """The mean rank `[M]` of methods by their values `[blocks, M]`: 1 is the highest, ties share."""
+    """The mean rank `[M]` of methods by their values `[blocks, M]`: 1 is best, ties share."""
     return scipy.stats.rankdata(-values, axis=1).mean(axis=0)
 
 

@@ -17,7 +17,7 @@ from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate.run import MetricOptions, compute_metrics, evaluate_run
+from mlic_jax.evaluate.run import compute_metrics, evaluate_run
 from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
@@ -25,7 +25,7 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
-from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.options import TrainOptions, ValidateOptions
 from mlic_jax.train.start import (
     first_state_and_step,
     initial_variables,
@@ -124,7 +124,7 @@ def train(
         step = int(state.step)
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables()
         if options.features.store:
             store = open_training_store(model, weights, splits["train"], options, mesh)
             regions = open_regions(store, model)
@@ -155,9 +155,14 @@ def train(
         stack.enter_context(contextlib.closing(log))
         validate = partial(validate_step, evaluator, options.eval, log, checkpoints)
         stop_at = stack.enter_context(processes.stop_requests(step))
+        patience = options.early_stopping * options.eval.every * epoch_steps
         if not validated:  # it was killed in validation
             validate(step, state)
         for index, batch in devices.on_devices(batches, mesh):
+            best = checkpoints.best_step()
+            if patience and best is not None and step - best >= patience:
+                print(f"stopped early at step {step} of {last_step}: none was better than {best}")
+                break
             state, step_metrics = train_step(state, batch, key)
             step += 1
             log.add(step, index, step_metrics)
@@ -166,8 +171,7 @@ def train(
             if not (ends_epoch(step) or stopping or step % options.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
-            variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-            training = {"step": state.step, "opt_state": state.opt_state}
+            variables, training = saved_trees(state, constants)
             checkpoints.save(step, variables, training, metadata | {"log_window": log.window()})
             if ends_epoch(step):  # after saving, so that a kill here loses no step
                 validate(step, state)
@@ -192,26 +196,35 @@ def check_validation(split: Split) -> None:
 
 def validate_step(
     evaluator: Evaluator,
-    measured: MetricOptions,
+    measured: ValidateOptions,
     log: StepLog,
     checkpoints: RunCheckpoints,
     step: int,
     state: TrainState,
 ) -> None:
     """Scores the validation split, and notes what it is worth in the log and the checkpoint."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables(measured.weights)
     with jax.profiler.TraceAnnotation(profiling.VALIDATE):
         values = compute_metrics(evaluator(variables), measured)
     log.add_validation(step, values)
     checkpoints.add_validation(step, values["mAP"])
 
 
+def saved_trees(
+    state: TrainState, constants: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint has of a state: what models are made of, and what training goes on with."""
+    variables = {**state.variables(), **constants}
+    if state.average is not None:
+        variables["ema"] = state.average
+    return variables, {"step": state.step, "opt_state": state.opt_state}
+
+
 def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
     """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    variables, training = checkpoint.restore(path, variables, training)
-    return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
+    variables, training = checkpoint.restore(path, *saved_trees(state, constants))
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    return TrainState(**weights, **training, average=variables.get("ema"))
 
 
 def training_order(

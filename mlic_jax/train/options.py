@@ -21,10 +21,12 @@ class TrainOptions(ScoreOptions):
     """A configuration, where every option is explained."""
 
     seed: int
+    recipe: str
     epochs: int
     batch_size: int
     accumulation: int
     log_every: int
+    early_stopping: int
     checkpoint_every: int
     keep_checkpoints: int
     init_from: str

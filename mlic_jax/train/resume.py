@@ -18,7 +18,7 @@ from mlic_jax.scores import scoring
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
-FREE = (*HOW, "eval.min_positives", "calibration")
+FREE = (*HOW, "recipe", "early_stopping", "eval.min_positives", "calibration")
 
 
 def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
@@ -88,6 +88,13 @@ def check_resumable(
         raise UsageError(
             f"the run in {path} had {describe(grave)}: what is trained so far would not be of this "
             "configuration; use the same, another --workdir, or --allow_changes"
+        )
+    averages = [decay > 0 for decay in changes.get("optim.ema", ())]
+    if averages and averages[0] != averages[1]:
+        raise UsageError(
+            f"the run in {path} keeps {'an' if averages[0] else 'no'} average of its weights, and "
+            f"optim.ema is now {current['config']['optim']['ema']:g}: leave it, or use another "
+            "--workdir"
         )
     if saved.get("step", 0) > last_step:
         raise UsageError(

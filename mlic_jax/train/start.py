@@ -127,7 +127,9 @@ def first_state_and_step(
     scale = rate_scale(options.optim, options.batch_size, len(split.class_names))
     schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
     optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    opt_state = optimizer.init(variables["params"])
+    average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state, average=average)
     shardings = devices.lying(state, mesh, options.shard_fc1)
     step = make_train_step(
         spread(model, devices.ROWS, options.shard_fc1),

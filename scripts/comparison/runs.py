@@ -6,6 +6,7 @@ from its last checkpoint.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -158,10 +159,8 @@ class _logging_to:
 
 def _forget_peak() -> None:
     """Has `_peak_mib` begin anew, where the system can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_mib() -> float | None:
