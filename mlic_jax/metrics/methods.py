@@ -55,11 +55,11 @@ def compare_methods(
     resampled = _resampled_means(runs, labels, kind, resamples, seed)
     found: dict[str, dict[str, Any]] = {}
     for method, scores in runs.items():
-        values = [_mean_ap(each, labels, kind) for each in scores]
+        of_runs = [_mean_ap(each, labels, kind) for each in scores]
         found[method] = {
-            "mAP": float(np.mean(values)),
-            "runs": values,
-            "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "mAP": float(np.mean(of_runs)),
+            "runs": of_runs,
+            "deviation": float(np.std(of_runs, ddof=1)) if len(of_runs) > 1 else None,
             "interval": interval(resampled[method]),
             "level": LEVEL,
         }
@@ -106,8 +106,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     Below 0.05 they can be taken together: one of them is wrong in at most 5 % of such families.
     """
-    corrected, highest = {}, 0.0
-    for k, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for k, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         highest = max(highest, min(1.0, (len(p_values) - k) * p_values[name]))
         corrected[name] = highest
     return {name: corrected[name] for name in p_values}

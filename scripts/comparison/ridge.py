@@ -42,17 +42,19 @@ def fit(config: ConfigDict, folder: Path) -> float:
 
     def features(split: Split) -> np.ndarray:
         store = open_plain_store(model, start, split, options, mesh)
-        index = np.arange(len(split))
-        seen = store.read(("mean",), np.zeros_like(index), index)["mean"]
-        return seen.astype(np.float64)
+        rows = np.arange(len(split))[:, None]
+        maps = (store.read(("maps",), np.zeros(1, int), row)["maps"] for row in rows)
+        return np.concatenate([each.mean(axis=(1, 2), dtype=np.float64) for each in maps])
 
     of_train = features(splits["train"])
     mean, deviation = of_train.mean(axis=0), of_train.std(axis=0) + 1e-6
     of_train = (of_train - mean) / deviation
     labels = resolve_unknown(splits["train"].labels(), options.loss.label_policy)
 
-    def scores_of(split: Split, penalty: float) -> Scores:
-        rows = (features(split) - mean) / deviation
+    rows_of = {role: (features(splits[role]) - mean) / deviation for role in ("val", "test")}
+
+    def scores_of(role: str, penalty: float) -> Scores:
+        split, rows = splits[role], rows_of[role]
         logits = [_predict(of_train, of_class, penalty, rows) for of_class in labels.T]
         return Scores(
             logits=np.stack(logits, axis=1).astype(np.float32),
@@ -65,11 +67,11 @@ def fit(config: ConfigDict, folder: Path) -> float:
         )
 
     def worth(penalty: float) -> float:
-        return compute_metrics(scores_of(splits["val"], penalty), options.eval)["mAP"]
+        return compute_metrics(scores_of("val", penalty), options.eval)["mAP"]
 
     on_val = {penalty: worth(penalty) for penalty in PENALTIES}
     best = max(on_val, key=on_val.__getitem__)
-    scores = scores_of(splits["test"], best)
+    scores = scores_of("test", best)
     values: dict[str, Any] = compute_metrics(scores, options.eval)
     values |= {"checkpoint": f"ridge, penalty {best:g}", "overrides": {}}
     write_results(scores, values, splits["test"], options, {}, folder, folder / "metrics.jsonl")

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -66,6 +67,11 @@ class Worker:
         except BrokenProcessPool:
             self._pool = self._start()
             raise Failure("its process was killed, perhaps for want of memory") from None
+        except (Failure, UsageError):
+            raise
+        except Exception as error:  # no memory on a GPU, or what nobody expected: see the log
+            line = (str(error).splitlines() or [""])[0]
+            raise Failure(f"{type(error).__name__}: {line}"[:300]) from error
 
     @staticmethod
     def _start() -> concurrent.futures.ProcessPoolExecutor:
@@ -149,7 +155,9 @@ class _logging_to:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if error is not None and not isinstance(error, Failure | UsageError):
+            traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
         for stream, before in enumerate(self._before, 1):
