@@ -97,7 +97,8 @@ class Pooled(nn.Module):
         """
         if train:
             return self.score(self.look(images, train, mask))
-        return self.locate(self.look_everywhere(images), images.shape[1:3])
+        height, width = images.shape[1:3]
+        return self.locate(self.look_everywhere(images), (height, width))
 
     def look(
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
