@@ -45,10 +45,16 @@ SAYING = (
     *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
 )
-# What of the model training alone knows.
-_OF_TRAINING = ("model.bn_groups",)
+# What of the model and the data training alone knows.
+_OF_TRAINING = (
+    *("model.bn_groups", "data.keep_labels", "data.one_positive", "data.dropped_labels"),
+    "data.labels_seed",
+)
 # Options of `data` that are the model's, whatever the set.
-_OF_MODEL = ("image_size", "train_crop", "crop_scale", "views", "word_vectors", "label_graph")
+_OF_MODEL = (
+    *("image_size", "train_crop", "crop_scale", "views", "views_seed", "word_vectors"),
+    "label_graph",
+)
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
 LONGEST_NAME = 100  # characters of a folder there

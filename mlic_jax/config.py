@@ -39,6 +39,7 @@ CHOICES = {
     "data.train_crop": TRAIN_CROPS,
     "data.cache": CACHES,
     "data.on_corrupt": ("fail", "skip"),
+    "data.dropped_labels": ("absent", "unknown"),
     "features.dtype": ("float32", "float16"),
     "loss.name": LOSSES,
     "loss.reduction": ("mean", "sum"),
@@ -139,9 +140,16 @@ def default_config() -> ConfigDict:
     config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
     # msrn: a file of `mlic build-word-vectors`, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
-    config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
+    # msrn: a file; identity: no label attends to others; empty: counted on the training split
+    config.data.label_graph = ""
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
+    # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
+    config.data.keep_labels = 1.0
+    config.data.one_positive = False  # instead: of the labels present in a photo one
+    # What the others are: absent (missing labels; of those that are absent all are kept) | unknown.
+    config.data.dropped_labels = "absent"
+    config.data.labels_seed = 0  # of what is kept, whatever the seed of the run
     # Which split of the set is trained on, validated on and evaluated in the end.
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
@@ -160,6 +168,9 @@ def default_config() -> ConfigDict:
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
     config.data.views = 0
+    # What these views are drawn from; -1: the seed of the run. Runs of other seeds that have it in
+    # common see the same views, so that one store of features serves them all.
+    config.data.views_seed = -1
 
     config.features = ConfigDict()
     # Of a frozen backbone, what the head needs of every view of every photo is computed once and

@@ -43,6 +43,7 @@ def check_config(config: ConfigDict) -> None:
         if not 0 < value < math.inf:
             raise UsageError(f"{option} is {value}; it must be positive")
     check_ranges(config)
+    check_kept_labels(config)
     if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
         raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
     for option, known in CHOICES.items():
@@ -69,6 +70,23 @@ def check_storable(config: ConfigDict) -> None:
         raise UsageError("features.store is not for shard_fc1: leave one of them")
 
 
+def check_kept_labels(config: ConfigDict) -> None:
+    """Raises UsageError where the labels to train on could not be drawn, or would be made up."""
+    data = config.data
+    if not 0 < data.keep_labels <= 1:
+        raise UsageError(
+            f"data.keep_labels is {data.keep_labels}; it must be above 0 and at most 1"
+        )
+    if data.keep_labels < 1 and data.one_positive:
+        raise UsageError("data.keep_labels is for data.one_positive False: leave one of them")
+    drops = data.keep_labels < 1 or data.one_positive
+    if drops and (data.dropped_labels, config.loss.label_policy) == ("unknown", "as_positive"):
+        raise UsageError(
+            "data.dropped_labels is unknown, which loss.label_policy as_positive has present: "
+            "what is dropped would be trained as present; set loss.label_policy=ignore"
+        )
+
+
 def check_ranges(config: ConfigDict) -> None:
     """Raises UsageError for a number that is outside of its range, or that nothing would use."""
     optim = config.optim
@@ -92,8 +110,13 @@ def check_ranges(config: ConfigDict) -> None:
     ):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} is {value}; it must be 0 to 1")
-    if not 0 <= config.seed < 2**31:
-        raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    for option, seed, least in (
+        ("seed", config.seed, 0),
+        ("data.labels_seed", config.data.labels_seed, 0),
+        ("data.views_seed", config.data.views_seed, -1),
+    ):
+        if not least <= seed < 2**31:
+            raise UsageError(f"{option} is {seed}; it must be at least {least} and below 2^31")
     for option in ("layer_decay", "schedule_share"):
         if not 0 < optim[option] <= 1:
             raise UsageError(f"optim.{option} is {optim[option]}; it must be above 0, at most 1")

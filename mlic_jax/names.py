@@ -20,6 +20,7 @@ RECIPES = ("released", "asl", "csra", "q2l")
 CLASS_WEIGHTS = ("none", "inverse", "effective")
 POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")
+IDENTITY = "identity"  # in the place of a label graph: no label attends to others
 HEADS = ("dense", "per_label")
 DTYPES = ("float32", "bfloat16")
 # What the backward pass computes again instead of keeping it: nothing, or what lies inside every

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mlic_jax.command_line import parse_flags
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
 from mlic_jax.names import did_you_mean
@@ -73,6 +74,22 @@ def load(recipe: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: get_config returns no ConfigDict but {type(config).__name__}")
     return config.lock()
+
+
+def load_with(recipe: str, arguments: Sequence[str]) -> ConfigDict:
+    """The configuration of a recipe with options as on a command line, `--config.option=value`.
+
+    Of an option that is given twice the last counts.
+
+    Raises:
+        UsageError: as of `load`; an argument is no option, or has no value that the option takes.
+    """
+    values = flags.FlagValues()
+    argv = ["", f"--config={recipe}", *arguments]
+    flag = define_flag("config", "the recipe", values, argv)
+    if extra := parse_flags(argv, values, flag)[1:]:
+        raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
+    return flag.value
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:

@@ -84,6 +84,12 @@ def test_options_change_it_and_are_told(run):
     assert setup.said.endswith("; changed: data.threads 4 (now 2), eval.flip False (now True)")
 
 
+def test_what_training_alone_knows_makes_no_other_result(run):
+    options = {"data.keep_labels": 0.4, "data.dropped_labels": "unknown", "data.labels_seed": 1}
+    setup = set_up(None, run, None, options)
+    assert (setup.workdir, setup.overrides) == (run, {})
+
+
 def test_of_a_recipe_of_the_same_set_nothing_counts_and_that_is_told(run, make_config):
     setup = set_up(None, run, make_config(), {"eval.flip": True})
     config = trained_otherwise(make_config())

@@ -48,6 +48,7 @@ def batches(
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     views: int = 0,
+    crop_seed: int | None = None,
     cache: Cache = "none",
     cache_gib: float = 10.0,
     workers: int = 0,
@@ -72,6 +73,7 @@ def batches(
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         views: V, of every image; 0: another one every epoch.
+        crop_seed: what crops are drawn from; None: from `seed`.
         cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
             are the same. A line says where they are kept, or why not: crops are never.
         cache_gib: what the images kept of a set may take; see `open_squares`.
@@ -124,6 +126,7 @@ def batches(
         rows=slice(process_index * rows, (process_index + 1) * rows),
         image_size=image_size,
         seed=seed,
+        crop_seed=seed if crop_seed is None else crop_seed,
         shuffle=shuffle,
         first_step=first_step,
         steps=steps,
@@ -176,6 +179,7 @@ def chosen(
         rows=slice(None),
         image_size=image_size,
         seed=seed,
+        crop_seed=seed,
         shuffle=False,
         first_step=0,
         steps=steps_per_epoch(len(rows), batch_size),
@@ -197,6 +201,7 @@ class _Batches:
     rows: slice  # of the global batch, that are ours
     image_size: int
     seed: int
+    crop_seed: int
     shuffle: bool
     first_step: int
     steps: int
@@ -246,7 +251,7 @@ class _Batches:
             image = self.split.decode(record)
         except Failure as failure:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
-        rng = np.random.default_rng((_CROP, self.seed, view, i))
+        rng = np.random.default_rng((_CROP, self.crop_seed, view, i))
         pixels[:] = self._to_square(image, rng)
         if self.squares:
             self.squares.write(i, pixels)

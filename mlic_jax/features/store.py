@@ -61,6 +61,7 @@ class Views:
         crop: what `pipeline.chosen` takes of the geometry, by name.
         training: whether the backbone is as precise as in training, see `in_precision`.
         origin: what decides all this, as JSON holds it.
+        look: the method of the model that gives what is kept of what it takes.
     """
 
     count: int
@@ -68,6 +69,7 @@ class Views:
     crop: Mapping[str, Any]
     training: bool
     origin: Mapping[str, Any]
+    look: str = "look"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Backbone:
     """The backbone of a model, which stays as it is.
 
     Attributes:
-        model: whose `look` it is.
+        model: whose it is.
         options: of the model.
         mesh: the devices.
         weights: on all of them.
@@ -229,7 +231,7 @@ class Store:
     def _look(self, weights: Mapping[str, Any], batch: Batch) -> Batch:
         images = self.views.inputs(batch["image"], batch["view"], batch["index"])
         apply: Callable[..., Any] = self.backbone.model.apply
-        return apply(weights, images, method="look")
+        return apply(weights, images, method=self.views.look)
 
     def _complete(self) -> None:
         """Computes what is missing, and says so."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,16 +25,15 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
-from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions, ValidateOptions
 from mlic_jax.train.start import (
-    class_weights,
+    first_state_and_step,
     initial_variables,
     label_constants,
     start_weights,
     write_overview,
 )
-from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
+from mlic_jax.train.step import TrainState, check_batch_size
 from mlic_jax.train.step_log import StepLog
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
@@ -48,6 +46,7 @@ def train(
     profile: bool = False,
     recover: bool = False,
     allow_changes: bool = False,
+    evaluate: bool = True,
 ) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
@@ -58,6 +57,7 @@ def train(
         profile: trace a few steps into `<workdir>/profile`, see `profiling.profiled`.
         recover: set damaged checkpoints aside before, and go on from the last good one.
         allow_changes: resume with options that change what has been.
+        evaluate: in the end, on the test split; for whoever has yet to choose among runs: not.
 
     Raises:
         UsageError: the configuration is not sound, or does not fit the data, the devices or the run
@@ -73,7 +73,7 @@ def train(
     processes.check_shared("--workdir", workdir)
     mesh = devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = processes.first_alone(lambda: sources.open_splits(options.data))
+    splits = processes.first_alone(lambda: sources.open_to_train(options.data))
     check_validation(splits["val"])
     if options.batch_size > len(splits["train"]):
         logger.warning(
@@ -91,8 +91,6 @@ def train(
     constants = label_constants(options, splits["train"])
     model = create_model(options.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = create_eval_model(options, num_classes, constants)
-    scale = rate_scale(options.optim, options.batch_size, num_classes)
-    schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
@@ -108,13 +106,7 @@ def train(
     variables = initial_variables(model, options)
     if not resumed:
         variables = start_weights(variables, options, metadata["class_names"])
-    optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
-    opt_state = optimizer.init(variables["params"])
-    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state, average=average)
-    shardings = devices.lying(state, mesh, options.shard_fc1)
-    state = devices.lay_out(state, shardings)
-    whole, model = model, spread(model, devices.ROWS, options.shard_fc1)
+    state, one_step = first_state_and_step(model, variables, options, splits["train"], mesh)
     if options.shard_fc1:
         eval_model = spread(eval_model, devices.ROWS, shard_fc1=True)
 
@@ -133,20 +125,10 @@ def train(
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
         weights = state.variables()
-        one_step = make_train_step(
-            model,
-            optimizer,
-            schedule,
-            options,
-            mesh,
-            shardings,
-            epoch_steps,
-            class_weights(options.loss, splits["train"]),
-        )
         if options.features.store:
-            store = open_training_store(whole, weights, splits["train"], options, mesh)
-            regions = open_regions(store, whole)
-            train_step = compile_stored_step(one_step, whole, store, regions, options, state, key)
+            store = open_training_store(model, weights, splits["train"], options, mesh)
+            regions = open_regions(store, model)
+            train_step = compile_stored_step(one_step, model, store, regions, options, state, key)
             batches = store.batches(training_order(splits["train"], options, step))
         else:
             size, batch_size = options.data.image_size, options.batch_size
@@ -199,10 +181,11 @@ def train(
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
-        if stop_at(step + 1):  # after the last step
+        if evaluate and stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
             return
-    evaluate_run(config, workdir)
+    if evaluate:
+        evaluate_run(config, workdir)
 
 
 def check_validation(split: Split) -> None:
@@ -277,6 +260,7 @@ def training_batches(
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,
+        crop_seed=options.views_seed,
         cache=options.data.cache,
         cache_gib=options.data.cache_gib,
         workers=options.data.workers,

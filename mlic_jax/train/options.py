@@ -36,3 +36,8 @@ class TrainOptions(ScoreOptions):
     loss: LossOptions
     optim: OptimOptions
     eval: ValidateOptions
+
+    @property
+    def views_seed(self) -> int:
+        """What the views of photos are drawn from, where there is a number of them."""
+        return self.data.views_seed if self.data.views and self.data.views_seed >= 0 else self.seed

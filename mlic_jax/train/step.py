@@ -62,9 +62,9 @@ def make_train_step(
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
-    from (key, k), or of a number of views from (key, view, image). A batch of a `Store` has the
-    features `seen` of such views instead of images. Metrics are float32 scalars: the loss, its
-    parts, the norm of the gradient and the rate.
+    from (key, k), or of a number of views from (`data.views_seed`, view, image). A batch of a
+    `Store` has the features `seen` of such views instead of images. Metrics are float32 scalars:
+    the loss, its parts, the norm of the gradient and the rate.
 
     Args:
         mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
@@ -76,12 +76,16 @@ def make_train_step(
 
     gradient_of = make_gradient(model, options, mesh, shardings, class_weights)
 
+    def views_key(key: jax.Array) -> jax.Array:
+        own = options.views_seed != options.seed
+        return jax.random.key(options.views_seed) if own else key
+
     def shown(batch: Rows, key: jax.Array, step: jax.Array) -> Rows:
         if "seen" in batch:
             return {"seen": as_computed(batch["seen"])}
         if "view" in batch:
             of_rows = batch["image"], batch["view"], batch["index"]
-            return {"images": augment_views(*of_rows, key, options.augment)}
+            return {"images": augment_views(*of_rows, views_key(key), options.augment)}
         key = jax.random.fold_in(key, step)
         return {"images": augment(batch["image"], key, options.augment)}
 

@@ -33,9 +33,13 @@ def open_training_store(
     data, augmented = options.data, options.augment
 
     def inputs(images: jax.Array, views: jax.Array, index: jax.Array) -> jax.Array:
-        return augment_views(images, views, index, jax.random.key(options.seed), augmented)
+        return augment_views(images, views, index, jax.random.key(options.views_seed), augmented)
 
-    crop = {"seed": options.seed, "train_crop": data.train_crop, "crop_scale": data.crop_scale}
+    crop = {
+        "seed": options.views_seed,
+        "train_crop": data.train_crop,
+        "crop_scale": data.crop_scale,
+    }
     decided = {name: getattr(augmented, name) for name in ("flip", "jitter", "mean", "std")}
     # Only where they do something, so that stores of before are still known.
     if augmented.cutout:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.data.kept_labels import kept_of
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -269,9 +270,23 @@ def test_frozen_statistics_stay_as_they_are(make_config):
     assert all(jax.tree.leaves(moved))
 
 
+def test_msrn_may_know_of_no_label_what_it_occurs_with(make_config):
+    config = make_config()
+    config.model.name, config.data.word_vectors = "msrn", "one_hot"
+    masks = {}
+    for graph in ("", "identity"):
+        config.data.label_graph = graph
+        options = TrainOptions.of(config)
+        constants = label_constants(options, sources.open_splits(options.data)["train"])
+        masks[graph] = label_inputs.arguments_of(constants)["attention_mask"]
+    np.testing.assert_array_equal(masks["identity"], np.eye(len(masks[""]), dtype=bool))
+    assert masks[""].sum() > len(masks[""])
+
+
 def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
+    """The graph counts the labels that are kept to train on."""
     config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
-    config.epochs = 1
+    config.epochs, config.data.keep_labels = 1, 0.5
     with pytest.raises(UsageError, match="mlic build-word-vectors --prepared"):
         train(config, tmp_path)
     split = sources.open_splits(DataOptions.of(config.data))["train"]
@@ -283,7 +298,8 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
 
     known = load_weights(tmp_path / "run")[0]["label_inputs"]
     np.testing.assert_array_equal(known["word_vectors"], words.vectors)
-    positives = split.labels() >= 0  # as_positive
+    positives = kept_of(split.labels(), DataOptions.of(config.data)) >= 0  # as_positive
+    assert (positives.sum(axis=0) < (split.labels() >= 0).sum(axis=0)).any()
     np.testing.assert_array_equal(known["class_counts"], positives.sum(axis=0))
     first = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
     assert "global_mAP" not in first

@@ -44,6 +44,7 @@ def test_the_same_configuration_changes_nothing(compare):
         ("augment.jitter", 0.0),
         ("loss.label_policy", "ignore"),
         ("data.train_crop", "multi_scale"),
+        ("data.keep_labels", 0.4),
         ("init_from", "elsewhere"),
         ("accumulation", 2),
         ("eval.protocol", "msrn"),
