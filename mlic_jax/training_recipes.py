@@ -16,8 +16,9 @@ from mlic_jax.names import require_one_of
 def with_recipe(config: ConfigDict, name: str) -> ConfigDict:
     """A copy of a configuration that trains as a paper does.
 
-    All of `optim` and `augment`, `epochs`, `batch_size`, `data.train_crop` and `eval.weights` are
-    as the recipe says, or else as the default; but groups of parameters that are frozen stay so.
+    All of `optim` and `augment`, `epochs`, `batch_size`, `data.train_crop`, `data.crop_scale` and
+    `eval.weights` are as the recipe says, or else as the default; but groups of parameters that are
+    frozen stay so.
 
     Args:
         name: one of `names.RECIPES`.
@@ -33,6 +34,7 @@ def with_recipe(config: ConfigDict, name: str) -> ConfigDict:
             config[section] = default[section].copy_and_resolve_references()
         config.epochs, config.batch_size = default.epochs, default.batch_size
         config.data.train_crop = default.data.train_crop
+        config.data.crop_scale = default.data.crop_scale
         config.eval.weights = default.eval.weights
         _RECIPES[name](config)
         config.optim.multipliers.update(frozen)

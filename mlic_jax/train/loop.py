@@ -161,7 +161,10 @@ def train(
         for index, batch in devices.on_devices(batches, mesh):
             best = checkpoints.best_step()
             if patience and best is not None and step - best >= patience:
-                print(f"stopped early at step {step} of {last_step}: none was better than {best}")
+                print(
+                    f"stopped early at step {step} of {last_step}: no validation was better than "
+                    f"that of step {best}"
+                )
                 break
             state, step_metrics = train_step(state, batch, key)
             step += 1

@@ -101,7 +101,10 @@ def create_schedule(
     if options.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, max(steps - warmup, 1), alpha=options.floor)
     elif options.schedule == "one_cycle":
-        main = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.2)
+        peak = max(round(0.2 * steps), 1)
+        lacking = optax.cosine_decay_schedule(rate * 24 / 25, peak)
+        fall = optax.cosine_decay_schedule(rate, max(steps - peak, 1), alpha=1 / 250_000)
+        main = optax.join_schedules([lambda step: rate - lacking(step), fall], [peak])
     else:
         drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in options.milestones}
         main = optax.piecewise_constant_schedule(rate, drops)

@@ -37,13 +37,13 @@ def rand_augment(image: Photo, key: jax.Array, count: int, magnitude: float) -> 
         magnitude: 0 to `GREATEST`; factors and directions of it are to either side at random.
     """
 
-    def turn(image: Photo, key: jax.Array) -> tuple[Photo, None]:
-        which_key, side_key = jax.random.split(key)
+    def turn(image: Photo, number: Int[Array, ""]) -> tuple[Photo, None]:
+        which_key, side_key = jax.random.split(jax.random.fold_in(key, number))
         which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
         side = jnp.where(jax.random.bernoulli(side_key), jnp.float32(1), jnp.float32(-1))
         return operate(image, which, side * magnitude), None
 
-    return lax.scan(turn, image, jax.random.split(key, count))[0]
+    return lax.scan(turn, image, jnp.arange(count, dtype=jnp.int32))[0]
 
 
 def operate(image: Photo, which: Int[Array, ""], magnitude: Scalar) -> Photo:
