@@ -22,8 +22,8 @@ from typing import Any, Self
 from comparison.cells import RIDGE, Cell
 
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
-from mlic_jax.files.json_text import parse
 
 OUTCOME, LOG = "outcome.json", "log.txt"
 
@@ -45,7 +45,7 @@ class Outcome:
         if not path.exists():
             return None
         try:
-            return cls(**parse(path.read_text(encoding="utf-8"), str(path)))
+            return cls(**json_text.read(path))
         except TypeError:
             raise Failure(f"{path} is no outcome of a run: remove it to run it again") from None
 

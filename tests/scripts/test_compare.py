@@ -114,11 +114,22 @@ def test_a_cell_is_a_run_that_anyone_can_do_again(matrix, recipe, tmp_path):
 def test_what_is_done_is_not_done_again(matrix, recipe):
     """Nor is what failed; a head more is added to it."""
     out, arguments, _ = matrix
+    document = recipe.parent / "comparison.md"
+    document.write_text("before\n<!-- comparison: matrix -->\nold\n<!-- end -->\nafter\n")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("outcome.json")}
     table = (out / "comparison.json").read_text()
-    assert compare(recipe, out, *arguments).returncode == 0
+    assert compare(recipe, out, *arguments, "--page", document).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("outcome.json")} == before
     assert (out / "comparison.json").read_text() == table
+    values = json.loads(table)["sets"][0]["methods"]["ridge"]
+    low, high = values["interval"]
+    row = f"| ridge | {values['mAP']:.1f} ({low:.1f} to {high:.1f}), {values['difference']:+.1f}"
+    assert row in document.read_text()
+    assert "old" not in document.read_text()
+    kept = (recipe.parent / "comparison" / "matrix.json").read_text()
+    assert str(recipe.parent) not in kept
+    assert json.loads(kept)["over_sets"]["blocks"] == 2
+    assert (recipe.parent / "comparison" / "matrix.svg").is_file()
     ended = compare(recipe, out, *arguments, "--config.batch_size=16")
     assert ended.returncode == 2
     assert "is a run of other options" in ended.stderr
