@@ -22,11 +22,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from mlic_jax import recipes
-from mlic_jax.command_line import Parser, exit_code, parse_flags, show_log
+from mlic_jax.command_line import Parser, exit_code, show_log
 from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, sources
 from mlic_jax.errors import Failure, UsageError
@@ -114,15 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_config(recipe: str, arguments: Sequence[str]) -> ConfigDict:
     """The recipe with the options set as `--config.field=value`; raises UsageError."""
-    values = flags.FlagValues()
-    argv = ["", f"--config={recipe}", *arguments]
-    flag = recipes.define_flag("config", "the recipe", values, argv)
-    if extra := parse_flags(argv, values, flag)[1:]:
-        raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
-    check_config(flag.value)
-    if not flag.value.features.store:
+    config = recipes.load_with(recipe, arguments)
+    check_config(config)
+    if not config.features.store:
         raise UsageError("features.store is False: say --config.features.store=True")
-    return flag.value
+    return config
 
 
 def with_try(config: ConfigDict, rate: float, decay: float, pooling: str) -> ConfigDict:
@@ -138,7 +133,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
     """Trains a head for each, of a rate, decay and pooling of its own; the best on `val` first."""
     options, mesh = TrainOptions.of(configs[0]), devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = sources.open_splits(options.data)
+    splits = sources.open_to_train(options.data)
     splits = {role: splits[role] for role in ("train", "val")}
     check_validation(splits["val"])
     classes = len(splits["train"].class_names)
@@ -161,7 +156,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
         batches = store.batches(training_order(splits["train"], options, 0))
         for _, batch in devices.on_devices(batches, mesh):
             state, _ = step(state, batch, key)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables(options.eval.weights)
         eval_model = create_eval_model(options, classes, constants)
         evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
         scores = evaluator(weights)

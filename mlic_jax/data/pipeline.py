@@ -50,6 +50,7 @@ def batches(
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     views: int = 0,
+    crop_seed: int | None = None,
     cache: Cache = "none",
     cache_gib: float = 10.0,
     workers: int = 0,
@@ -74,6 +75,7 @@ def batches(
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         views: V, of every image; 0: another one every epoch.
+        crop_seed: what crops are drawn from; None: from `seed`.
         cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
             are the same. A line says where they are kept, or why not: crops are never.
         cache_gib: what the images kept of a set may take; see `open_squares`.
@@ -126,6 +128,7 @@ def batches(
         rows=slice(process_index * rows, (process_index + 1) * rows),
         image_size=image_size,
         seed=seed,
+        crop_seed=seed if crop_seed is None else crop_seed,
         shuffle=shuffle,
         first_step=first_step,
         steps=steps,
@@ -181,7 +184,7 @@ def chosen(
     source = _Photos(
         split=split,
         image_size=image_size,
-        seed=seed,
+        crop_seed=seed,
         train_crop=train_crop,
         crop_scale=crop_scale,
         wanted=tuple((int(photo), views) for photos, views in groups for photo in photos),
@@ -202,7 +205,7 @@ class _Source:
 
     split: Split
     image_size: int
-    seed: int
+    crop_seed: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
 
@@ -219,7 +222,7 @@ class _Source:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
 
     def _to_square(self, image: Image.Image, i: int, view: int) -> np.ndarray:
-        rng = np.random.default_rng((_CROP, self.seed, view, i))
+        rng = np.random.default_rng((_CROP, self.crop_seed, view, i))
         if self.train_crop == "random_resized_crop":
             return transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
         if self.train_crop == "multi_scale":
@@ -233,6 +236,7 @@ class _Batches(_Source):
 
     batch_size: int
     rows: slice  # of the global batch, that are ours
+    seed: int
     shuffle: bool
     first_step: int
     steps: int

@@ -17,7 +17,7 @@ from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate.run import MetricOptions, compute_metrics, evaluate_run
+from mlic_jax.evaluate.run import compute_metrics, evaluate_run
 from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
@@ -25,7 +25,7 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
-from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.options import TrainOptions, ValidateOptions
 from mlic_jax.train.start import (
     first_state_and_step,
     initial_variables,
@@ -46,6 +46,7 @@ def train(
     profile: bool = False,
     recover: bool = False,
     allow_changes: bool = False,
+    evaluate: bool = True,
 ) -> None:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
@@ -56,6 +57,7 @@ def train(
         profile: trace a few steps into `<workdir>/profile`, see `profiling.profiled`.
         recover: set damaged checkpoints aside before, and go on from the last good one.
         allow_changes: resume with options that change what has been.
+        evaluate: in the end, on the test split; for whoever has yet to choose among runs: not.
 
     Raises:
         UsageError: the configuration is not sound, or does not fit the data, the devices or the run
@@ -71,7 +73,7 @@ def train(
     processes.check_shared("--workdir", workdir)
     mesh = devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = processes.first_alone(lambda: sources.open_splits(options.data))
+    splits = processes.first_alone(lambda: sources.open_to_train(options.data))
     check_validation(splits["val"])
     if options.batch_size > len(splits["train"]):
         logger.warning(
@@ -122,7 +124,7 @@ def train(
         step = int(state.step)
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables()
         if options.features.store:
             store = open_training_store(model, weights, splits["train"], options, mesh)
             regions = open_regions(store, model)
@@ -153,9 +155,17 @@ def train(
         stack.enter_context(contextlib.closing(log))
         validate = partial(validate_step, evaluator, options.eval, log, checkpoints)
         stop_at = stack.enter_context(processes.stop_requests(step))
+        patience = options.early_stopping * options.eval.every * epoch_steps
         if not validated:  # it was killed in validation
             validate(step, state)
         for index, batch in devices.on_devices(batches, mesh):
+            best = checkpoints.best_step()
+            if patience and best is not None and step - best >= patience:
+                print(
+                    f"stopped early at step {step} of {last_step}: no validation was better than "
+                    f"that of step {best}"
+                )
+                break
             state, step_metrics = train_step(state, batch, key)
             step += 1
             log.add(step, index, step_metrics)
@@ -164,18 +174,18 @@ def train(
             if not (ends_epoch(step) or stopping or step % options.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
-            variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-            training = {"step": state.step, "opt_state": state.opt_state}
+            variables, training = saved_trees(state, constants)
             checkpoints.save(step, variables, training, metadata | {"log_window": log.window()})
             if ends_epoch(step):  # after saving, so that a kill here loses no step
                 validate(step, state)
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
                 return
-        if stop_at(step + 1):  # after the last step
+        if evaluate and stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
             return
-    evaluate_run(config, workdir)
+    if evaluate:
+        evaluate_run(config, workdir)
 
 
 def check_validation(split: Split) -> None:
@@ -189,26 +199,35 @@ def check_validation(split: Split) -> None:
 
 def validate_step(
     evaluator: Evaluator,
-    measured: MetricOptions,
+    measured: ValidateOptions,
     log: StepLog,
     checkpoints: RunCheckpoints,
     step: int,
     state: TrainState,
 ) -> None:
     """Scores the validation split, and notes what it is worth in the log and the checkpoint."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables(measured.weights)
     with jax.profiler.TraceAnnotation(profiling.VALIDATE):
         values = compute_metrics(evaluator(variables), measured)
     log.add_validation(step, values)
     checkpoints.add_validation(step, values["mAP"])
 
 
+def saved_trees(
+    state: TrainState, constants: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint has of a state: what models are made of, and what training goes on with."""
+    variables = {**state.variables(), **constants}
+    if state.average is not None:
+        variables["ema"] = state.average
+    return variables, {"step": state.step, "opt_state": state.opt_state}
+
+
 def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
     """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    variables, training = checkpoint.restore(path, variables, training)
-    return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
+    variables, training = checkpoint.restore(path, *saved_trees(state, constants))
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    return TrainState(**weights, **training, average=variables.get("ema"))
 
 
 def training_order(
@@ -241,6 +260,7 @@ def training_batches(
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,
+        crop_seed=options.views_seed,
         cache=options.data.cache,
         cache_gib=options.data.cache_gib,
         workers=options.data.workers,

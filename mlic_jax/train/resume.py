@@ -18,7 +18,7 @@ from mlic_jax.scores import scoring
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
-FREE = (*HOW, "eval.min_positives", "calibration")
+FREE = (*HOW, "recipe", "early_stopping", "eval.min_positives", "calibration")
 
 
 def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def check_resumable(
         The options that differ: {name: (old, new)}.
 
     Raises:
-        UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
-            the run is further than it is now to go.
+        UsageError: the arrays (of the model, of the optimiser), the classes or the stream of
+            batches differ, or such options do; or the run is further than it is now to go.
     """
     scoring.check_same_model(saved, current, path)
     for name, value in current["stream"].items():
@@ -89,6 +89,11 @@ def check_resumable(
             f"the run in {path} had {describe(grave)}: what is trained so far would not be of this "
             "configuration; use the same, another --workdir, or --allow_changes"
         )
+    if other := {name: values for name, values in changes.items() if _is_of_state(name, *values)}:
+        raise UsageError(
+            f"the run in {path} had {describe(other)}: what it keeps beside its weights is of no "
+            "use to that; use the same or another --workdir"
+        )
     if saved.get("step", 0) > last_step:
         raise UsageError(
             f"the run in {path} is at step {saved['step']}, and with epochs "
@@ -101,6 +106,15 @@ def check_resumable(
             f"{mode_command('evaluate')} takes options of evaluation"
         )
     return changes
+
+
+def _is_of_state(name: str, old: Any, new: Any) -> bool:
+    """Whether with this change an optimiser has other arrays, or an average is there or not."""
+    if name == "optim.layer_decay":
+        return (old == 1) != (new == 1)
+    if is_among(name, ("optim.ema", "optim.clip_norm", "optim.multipliers")):
+        return None not in (old, new) and (old == 0) != (new == 0)
+    return name in ("optim.name", "optim.decay_biases_and_norms")
 
 
 def _is_free(name: str, current: dict[str, Any]) -> bool:

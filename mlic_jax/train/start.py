@@ -17,6 +17,7 @@ from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.models import spread
+from mlic_jax.names import IDENTITY
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
 from mlic_jax.train.label_losses import balanced_weights
@@ -50,7 +51,9 @@ def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
             f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
-    graph = options.data.label_graph or co_occurrence.from_split(split, options.loss.label_policy)
+    counted = {"": co_occurrence.from_split, IDENTITY: co_occurrence.without_edges}
+    given = options.data.label_graph
+    graph = counted[given](split, options.loss.label_policy) if given in counted else given
     known = label_inputs.read(graph, options.data.word_vectors, split.class_names)
     return {"label_inputs": known}
 
@@ -124,7 +127,9 @@ def first_state_and_step(
     scale = rate_scale(options.optim, options.batch_size, len(split.class_names))
     schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
     optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    opt_state = optimizer.init(variables["params"])
+    average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state, average=average)
     shardings = devices.lying(state, mesh, options.shard_fc1)
     step = make_train_step(
         spread(model, devices.ROWS, options.shard_fc1),

@@ -109,6 +109,16 @@ def test_views_take_turns(toy_split):
     _assert_same([first], [third])
 
 
+def test_crops_may_have_a_seed_of_their_own(toy_split):
+    options = dict(batch_size=10, shuffle=True, views=2, **CROP)
+    (of_one,) = _run(toy_split, seed=1, crop_seed=1, **options)
+    _assert_same([of_one], _run(toy_split, seed=1, **options))
+    (of_other,) = _run(toy_split, seed=2, crop_seed=1, **options)
+    rows = np.argsort(of_other["index"])[of_one["index"]]
+    assert (of_one["index"] != of_other["index"]).any()
+    np.testing.assert_array_equal(of_one["image"], of_other["image"][rows])
+
+
 def test_the_order_alone_is_that_of_the_batches(toy_split):
     options = dict(batch_size=4, seed=1, epochs=3, shuffle=True, views=2, first_step=2)
     batches = _run(toy_split, **options)

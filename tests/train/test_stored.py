@@ -16,8 +16,7 @@ from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights
 from mlic_jax.train.loop import train, training_order, validate_step
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import initial_variables
-from mlic_jax.train.step import TrainState
+from mlic_jax.train.start import first_state_and_step, initial_variables
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 
@@ -29,6 +28,7 @@ def frozen(make_config, tmp_path):
         config = make_config()
         config.data.prepared_dir = str(tmp_path / "prepared")
         config.epochs, config.data.views, config.eval.every = 4, 2, 2
+        config.data.views_seed = 5  # another than that of order and weights
         config.data.train_crop = "random_resized_crop"
         config.freeze_statistics, config.optim.multipliers.features = True, 0.0
         config.model.name, config.eval.flip = name, True
@@ -118,14 +118,15 @@ def test_of_padding_alone_all_regions_are_known(frozen):
     options = TrainOptions.of(config)
     split = sources.open_splits(options.data)["train"]
     model = create_model(options.model, len(split.class_names))
-    variables = initial_variables(model, options)
-    store = open_training_store(model, variables, split, options, devices.create_mesh())
-    regions, state = open_regions(store, model), TrainState(jnp.int32(0), **variables, opt_state=())
+    variables, mesh = initial_variables(model, options), devices.create_mesh()
+    store = open_training_store(model, variables, split, options, mesh)
+    regions = open_regions(store, model)
+    state, _ = first_state_and_step(model, variables, options, split, mesh)
+    key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(0)
     nothing = jax.jit(lambda state, batch, key: (state, {}))
-    step = compile_stored_step(nothing, model, store, regions, options, state, jax.random.key(0))
+    step = compile_stored_step(nothing, model, store, regions, options, state, key)
     (order,) = itertools.islice(store.batches(training_order(split, options, 0)), 1)
     for index, known in ((np.full(8, -1, np.int32), 1.0), (order["index"], 0.0)):
         of_rows = {"index": index, "seen": store.read(("maps",), order["view"], index)}
-        batch = devices.to_devices(order | of_rows, store.backbone.mesh)
-        _, metrics = step(state, batch, jax.random.key(0))
+        _, metrics = step(state, devices.to_devices(order | of_rows, mesh), key)
         assert metrics["known_regions"] == known
