@@ -41,7 +41,13 @@ from mlic_jax.scores.stored import open_plain_store
 from mlic_jax.train.loop import check_validation, training_order
 from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import class_weights, initial_variables, label_constants, start_weights
+from mlic_jax.train.start import (
+    class_weights,
+    initial_variables,
+    label_constants,
+    no_corrections,
+    start_weights,
+)
 from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
@@ -156,7 +162,12 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
         schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
         optimizer = create_optimizer(options.optim, start["params"], schedule)
         opt_state = optimizer.init(start["params"])
-        state = TrainState(jnp.int32(0), **jax.tree.map(jnp.copy, start), opt_state=opt_state)
+        state = TrainState(
+            jnp.int32(0),
+            **jax.tree.map(jnp.copy, start),
+            opt_state=opt_state,
+            corrected=no_corrections(options, splits["train"]),
+        )
         shardings = devices.lying(state, mesh)
         state = devices.lay_out(state, shardings)
         step = make_train_step(

@@ -32,6 +32,7 @@ from mlic_jax.train.start import (
     class_weights,
     initial_variables,
     label_constants,
+    no_corrections,
     start_weights,
     write_overview,
 )
@@ -109,7 +110,12 @@ def train(
     if not resumed:
         variables = start_weights(variables, options, metadata["class_names"])
     optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
+    state = TrainState(
+        jnp.int32(0),
+        **variables,
+        opt_state=optimizer.init(variables["params"]),
+        corrected=no_corrections(options, splits["train"]),
+    )
     shardings = devices.lying(state, mesh, options.shard_fc1)
     state = devices.lay_out(state, shardings)
     whole, model = model, spread(model, devices.ROWS, options.shard_fc1)
@@ -182,9 +188,8 @@ def train(
             if not (ends_epoch(step) or stopping or step % options.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
-            variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-            training = {"step": state.step, "opt_state": state.opt_state}
-            checkpoints.save(step, variables, training, metadata | {"log_window": log.window()})
+            noted = metadata | {"log_window": log.window()}
+            checkpoints.save(step, *items_of(state, constants), noted)
             if ends_epoch(step):  # after saving, so that a kill here loses no step
                 validate(step, state)
             if stopping:
@@ -221,11 +226,18 @@ def validate_step(
     checkpoints.add_validation(step, values["mAP"])
 
 
-def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
-    """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
+def items_of(state: TrainState, constants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint holds of a state: `variables`, with the constants, and `training`."""
     variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
     training = {"step": state.step, "opt_state": state.opt_state}
-    variables, training = checkpoint.restore(path, variables, training)
+    if state.corrected is not None:  # an earlier version had none
+        training["corrected"] = state.corrected
+    return variables, training
+
+
+def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
+    """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
+    variables, training = checkpoint.restore(path, *items_of(state, constants))
     return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mlic_jax import config_paths
-from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among, own_config
 from mlic_jax.command_line import mode_command
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint import run_of
 from mlic_jax.scores import scoring
+from mlic_jax.train.losses import LossOptions
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
@@ -82,6 +83,12 @@ def check_resumable(
                 f"the run in {path} read batches with {name} {before!r}, now it is "
                 f"{value!r}: resuming would not be exact; use the same or another --workdir"
             )
+    losses = [LossOptions.of(own_config(of, path).loss) for of in (saved, current)]
+    if len({loss.corrects_permanently for loss in losses}) > 1:
+        raise UsageError(
+            f"of the run in {path} and this one only one has loss.large=correct_permanently, which "
+            "remembers labels: use the same loss, or another --workdir"
+        )
     changes = changed_options(config_paths.located(saved, run_of(path)), current["config"])
     grave = {name: values for name, values in changes.items() if not _is_free(name, current)}
     if grave and not allow_changes:

@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from mlic_jax.data import co_occurrence, label_inputs
+from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
@@ -53,6 +54,25 @@ def class_weights(options: LossOptions, split: Split) -> np.ndarray | None:
     present = split.labels() > 0
     positives = jnp.asarray(present.sum(axis=0, dtype=np.int32))
     return np.asarray(balanced_weights(positives, len(present), options.class_weights))
+
+
+def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
+    """Of a loss that corrects labels permanently which those are, bool `[N, C]`: none as yet.
+
+    Raises:
+        UsageError: none would ever be, for a share of the labels of a batch is less than one.
+    """
+    if not options.loss.corrects_permanently:
+        return None
+    labels = split.labels()
+    absent = np.mean(resolve_unknown(labels, options.loss.label_policy) < 0)
+    together = options.batch_size // options.accumulation * labels.shape[1] * absent
+    if options.loss.delta * together < 1:
+        raise UsageError(
+            f"loss.delta is {options.loss.delta:g}, of about {together:.0f} labels given as absent "
+            "in a step less than one: none would be corrected; give a greater one or batch_size"
+        )
+    return np.zeros(labels.shape, bool)
 
 
 def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
