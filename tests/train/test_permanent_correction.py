@@ -6,13 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.data import sources
-from mlic_jax.data.options import DataOptions
-from mlic_jax.errors import UsageError
 from mlic_jax.runtime import devices
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import no_corrections
 from mlic_jax.train.step import TrainState, make_train_step
 
 pytestmark = pytest.mark.numerical
@@ -105,17 +101,3 @@ def test_steps_of_permanent_correction(photos, config, parts, several):
         np.testing.assert_allclose(state.params["head"]["bias"], bias, rtol=1e-4, atol=1e-5)
     assert corrected.sum() > 10
     assert (photos[1][corrected] == -1).all()
-
-
-def test_a_share_of_less_than_a_label_is_refused(config):
-    split = sources.open_splits(DataOptions.of(config.data))["train"]
-    assert no_corrections(TrainOptions.of(config), split) is None
-    config.loss.update(name="large_loss", large="correct_permanently")
-    with pytest.raises(UsageError, match=r"delta is 0\.002, of about \d+ labels given as absent"):
-        no_corrections(TrainOptions.of(config), split)
-    config.loss.delta = 0.1
-    corrected = no_corrections(TrainOptions.of(config), split)
-    assert corrected.shape == split.labels().shape and not corrected.any()
-    config.accumulation = 8
-    with pytest.raises(UsageError, match="none would be corrected"):
-        no_corrections(TrainOptions.of(config), split)
