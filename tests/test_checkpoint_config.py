@@ -155,6 +155,7 @@ def test_a_converted_model_takes_data_and_protocol_of_the_recipe(converted, tmp_
         ({"model.backbone": "resnet50"}, "--config.model.backbone: the arrays of .* 'resnet10'"),
         ({"model.width": 1.0}, "--config.model.width: the arrays of"),
         ({"optim.multipliers.branch2": 0.1}, "--config.optim.multipliers.branch2=0.1: .* cannot"),
+        ({"recipe": "asl"}, "--config.recipe is how to train, and .* is trained: leave it"),
         ({"eval.top_n": "many"}, "--config.eval.top_n='many': .* cannot have it"),
     ],
 )
@@ -290,6 +291,7 @@ def test_named_groups_of_a_checkpoint_are_not_mixed_with_the_default_ones(weight
         *(("augment.std", (0.5, 0.5, 0.5), True), ("eval.top_n", 1, True)),
         *(("eval.local_size", 32, True), ("eval.local_bound", 0.1, True)),
         *(("eval.flip", True, True), ("eval.scales", (64,), True)),
+        ("eval.weights", "ema", True),
         *(("data.name", "other", False), ("eval.protocol", "msrn", False)),
         *(("calibration.rule", "per_class", False), ("eval.batch_size", 4, False)),
     ],

@@ -54,3 +54,4 @@ class DataOptions(Options):
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
     views: int
+    views_seed: int

@@ -172,6 +172,8 @@ def write_results(
             f"{mean:.1f}, those of probability {options.eval.local_bound:g}"
         )
     about["checkpoint"] = values["checkpoint"]
+    if options.eval.weights == "ema":
+        about["checkpoint"] += ", the average of its weights"
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
     if values["overrides"]:

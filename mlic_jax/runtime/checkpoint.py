@@ -1,6 +1,7 @@
 """Saving and restoring, the only module that knows orbax.
 
-A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration,
+A checkpoint holds `variables` ({"params", "batch_stats"}, and of a run that averages them "ema",
+again such a pair) and `metadata` (JSON: configuration,
 class names, preprocessing, position in the data, ...), and within a run also `training` (step,
 optimiser state). Converted weights are the same without `training`. Orbax writes beside and renames
 at the end, so a checkpoint either is complete or is not there; and every file of it is compared
@@ -206,17 +207,19 @@ def restore(checkpoint: Path, variables: Tree, training: Tree) -> tuple[Tree, Tr
     return restored["variables"], restored["training"]
 
 
-def load_weights(path: Path) -> tuple[Tree, Tree]:
+def load_weights(path: Path, weights: str | None = None) -> tuple[Tree, Tree]:
     """Reads variables and metadata of a converted checkpoint, or of a run's best (else latest) one.
 
     Args:
         path: what `save_weights` wrote, one step's folder, or a run's workdir.
+        weights: `raw`, those of the step, or `ema`, the average of them over the steps; None: as
+            the checkpoint's configuration says (`eval.weights`).
 
     Returns:
         (variables, metadata); the arrays are NumPy's, whatever devices wrote them.
 
     Raises:
-        UsageError: there is no checkpoint at `path`.
+        UsageError: there is no checkpoint at `path`, or it has no average and that is wanted.
         Failure: it is damaged.
     """
     directory = find_checkpoint(path)
@@ -228,6 +231,12 @@ def load_weights(path: Path) -> tuple[Tree, Tree]:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         wanted = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=restore_args))
         variables = checkpointer.restore(directory, args=wanted)["variables"]
+    average = variables.pop("ema", None)
+    weights = weights or metadata.get("config", {}).get("eval", {}).get("weights", "raw")
+    if weights == "ema":
+        if average is None:
+            raise UsageError(f"eval.weights is ema, and {path} has no average of its weights")
+        variables |= average
     return variables, metadata
 
 

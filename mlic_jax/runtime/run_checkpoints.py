@@ -122,6 +122,10 @@ class RunCheckpoints:
             update_metadata(path, {"validation": {"mAP": mean_average_precision}})
         self._validations[step] = mean_average_precision
 
+    def best_step(self) -> int | None:
+        """That of the best in validation, which is kept; None where nothing was validated."""
+        return best_of(dict(sorted(self._validations.items())))
+
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's question which checkpoints must stay: the best."""
         best = best_of({c.step: self._validations.get(c.step) for c in checkpoints})

@@ -20,9 +20,9 @@ from mlic_jax.models.attentive import Attentive
 from mlic_jax.models.layers import deal_rows
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices
-from mlic_jax.train.augment import augment, augment_views
+from mlic_jax.train.augment import MIXUP, augment, augment_views, mixup
 from mlic_jax.train.losses import mean_loss, newly_present, smooth_targets, total_loss
-from mlic_jax.train.optim import group_multipliers
+from mlic_jax.train.optim import group_multipliers, moved_average
 from mlic_jax.train.options import TrainOptions
 
 Rows = dict[str, jax.Array]  # of a batch, or of a part of one
@@ -41,9 +41,16 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any = None  # of params and batch_stats over the steps, see `optim.moved_average`
     # Of a loss that corrects permanently, bool [N, C]: labels of the split that are present though
     # they are given as absent. None of others.
     corrected: Any = None
+
+    def variables(self, weights: str = "raw") -> dict[str, Any]:
+        """Params and batch_stats: `raw`, those of the last step; or `ema`, their average."""
+        if weights == "ema":
+            return self.average
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_train_step(
@@ -59,9 +66,10 @@ def make_train_step(
     """The jitted step: (state, batch, key) -> (state, metrics), the old state's memory reused.
 
     The batch is what `pipeline.batches` yields, on the devices. What is random in step k follows
-    from (key, k), or of a number of views from (key, view, image). A batch of a `Store` has the
-    features `seen` of such views instead of images. Metrics are float32 scalars: the loss, its
-    parts, the norm of the gradient and the rate, and how many labels are `corrected` so far.
+    from (key, k), or of a number of views from (`data.views_seed`, view, image). A batch of a
+    `Store` has the features `seen` of such views instead of images. Metrics are float32 scalars:
+    the loss, its parts, the norm of the gradient and the rate, and how many labels are `corrected`
+    so far.
 
     Args:
         mesh: along whose axis the rows of a batch lie, for a model that `models.spread` along it;
@@ -73,12 +81,16 @@ def make_train_step(
 
     gradient_of = make_gradient(model, options, mesh, shardings, class_weights)
 
+    def views_key(key: jax.Array) -> jax.Array:
+        own = options.views_seed != options.seed
+        return jax.random.key(options.views_seed) if own else key
+
     def shown(batch: Rows, key: jax.Array, step: jax.Array) -> Rows:
         if "seen" in batch:
             return {"seen": as_computed(batch["seen"])}
         if "view" in batch:
             of_rows = batch["image"], batch["view"], batch["index"]
-            return {"images": augment_views(*of_rows, key, options.augment)}
+            return {"images": augment_views(*of_rows, views_key(key), options.augment)}
         key = jax.random.fold_in(key, step)
         return {"images": augment(batch["image"], key, options.augment)}
 
@@ -93,13 +105,18 @@ def make_train_step(
             **shown(batch, key, state.step),
             "targets": smooth_targets(labels > 0, options.loss.label_smoothing),
             "known": known,
-            "groups": groups_in_parts(batch["mask"], options.accumulation, options.model.bn_groups),
         }
+        if options.augment.mixup:
+            of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), MIXUP)
+            rows = mixup(rows, batch["mask"], of_step, options.augment.mixup)
+        rows["groups"] = groups_in_parts(
+            batch["mask"], options.accumulation, options.model.bn_groups
+        )
         if isinstance(model, Attentive):
             of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), DROPOUT)
             rows["dropout"] = jax.random.bits(of_step, batch["mask"].shape)
         of_batch = {
-            "known": jnp.sum(known, dtype=jnp.int32),
+            "known": jnp.sum(rows["known"], dtype=jnp.int32),
             "epoch": state.step // jnp.int32(epoch_steps),
         }
         batch_stats, (metrics, gradient), newly = gradient_of(
@@ -108,6 +125,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = schedule(state.step)
+        variables = {
+            "params": optax.apply_updates(state.params, updates),
+            "batch_stats": batch_stats,
+        }
+        average = state.average
+        if average is not None:
+            average = moved_average(average, variables, state.step, options.optim.ema)
         corrected = state.corrected
         if options.loss.corrects_permanently:
             places = jnp.where(batch["mask"], batch["index"], len(corrected))  # padding: nowhere
@@ -115,9 +139,9 @@ def make_train_step(
             metrics["corrected"] = jnp.sum(corrected, dtype=jnp.float32)
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            **variables,
             opt_state=opt_state,
+            average=average,
             corrected=corrected,
         )
         return state, metrics

@@ -86,7 +86,7 @@ def test_steps_of_permanent_correction(photos, config, parts, several):
     schedule = create_schedule(options.optim, EPOCH_STEPS, STEPS)
     optimizer = create_optimizer(options.optim, start, schedule)
     none = np.zeros((PHOTOS, CLASSES), bool)
-    state = TrainState(jnp.int32(0), start, {}, optimizer.init(start), jnp.asarray(none))
+    state = TrainState(jnp.int32(0), start, {}, optimizer.init(start), corrected=jnp.asarray(none))
     shardings = devices.lying(state, mesh) if mesh else None
     if mesh:
         state = devices.lay_out(state, shardings)

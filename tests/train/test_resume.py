@@ -59,8 +59,34 @@ def test_options_that_change_what_has_been_are_refused_unless_allowed(compare, n
     assert json.dumps(changed[1][1]) == json.dumps(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optim.name", "adamw"),
+        ("optim.ema", 0.9),
+        ("optim.clip_norm", 1.0),
+        ("optim.layer_decay", 0.5),
+        ("optim.decay_biases_and_norms", False),
+        ("optim.multipliers.features", 0.0),
+    ],
+)
+def test_another_optimiser_is_refused_whatever_is_allowed(compare, name, value):
+    """Each has arrays that the other has not, so that nothing could be restored."""
+    with pytest.raises(UsageError, match=rf"had {name} .* \(now .* beside its weights is of no"):
+        compare([(name, value)], allow_changes=True)
+
+
+def test_amounts_of_an_optimiser_may_change_where_that_is_allowed(compare):
+    changes = [("optim.ema", 0.9), ("optim.layer_decay", 0.5), ("optim.clip_norm", 1.0)]
+    other = [("optim.ema", 0.99), ("optim.layer_decay", 0.7), ("optim.clip_norm", 2.0)]
+    assert len(compare(other, allow_changes=True, before=changes)) == 3
+
+
 def test_options_of_how_a_run_is_done_are_only_told(compare):
-    assert compare([("log_every", 7), ("data.workers", 1), ("data.cache", "pixels")]) == {
+    changes = [("log_every", 7), ("data.workers", 1), ("data.cache", "pixels")]
+    assert compare([*changes, ("early_stopping", 3), ("recipe", "released")]) == {
+        "recipe": ("", "released"),
+        "early_stopping": (0, 3),
         "log_every": (1, 7),
         "data.workers": (0, 1),
         "data.cache": ("none", "pixels"),
@@ -124,7 +150,7 @@ def test_a_complete_run_is_not_changed_any_more(make_config, tmp_path):
 def test_labels_that_were_corrected_are_not_forgotten_in_resuming(compare, back):
     permanent = [("loss.name", "large_loss"), ("loss.large", "correct_permanently")]
     assert compare([], before=permanent) == {}
-    with pytest.raises(UsageError, match=r"only one has loss\.large=correct_permanently"):
+    with pytest.raises(UsageError, match=r"had .*loss\.large.* what it keeps beside"):
         if back:
             compare([("loss.large", "reject")], before=permanent, allow_changes=True)
         else:
