@@ -17,13 +17,8 @@ from ml_collections import ConfigDict
 from mlic_jax import config_paths
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.runtime.checkpoint import (
-    find_checkpoint,
-    latest_checkpoint,
-    read_metadata,
-    run_checkpoints,
-    run_of,
-)
+from mlic_jax.runtime.checkpoint import find_checkpoint, latest_checkpoint, read_metadata
+from mlic_jax.runtime.checkpoint_paths import run_checkpoints, run_of
 from mlic_jax.scores.scoring import ARRAY_OPTIONS
 
 # Options that change no result: how something is done and where its files lie.

@@ -18,17 +18,20 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from comparison import results
 from comparison.cells import ALL_LABELS, AS_THE_SET, RIDGE, Cell, Method, methods
-from comparison.page import render
+from comparison.page import draw_ranks, render, to_markdown
 from comparison.results import Done
 from comparison.runs import Outcome, Worker, evaluate, run
 from tqdm import tqdm
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
+from mlic_jax.files.marked import split_page, update_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,11 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", metavar="NAME", help="model.backbone of all")
     parser.add_argument("--baseline", metavar="METHOD", help="default: the first head and loss")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="Markdown with a place `<!-- comparison: DIR -->`"
+    )
 
     def compare() -> None:
         options, given = parser.parse_known_args(arguments)
         if options.backbone:
             given.append(f"--config.model.backbone={options.backbone}")
+        if options.page:
+            split_page(options.page, mark_of(options.out))
         compared = methods(options.heads, options.losses, options.labels, options.recipes)
         baseline = options.baseline or str(compared[0])
         if baseline not in map(str, compared):
@@ -69,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = run_all(cells, options.rates, options.out)
         sets = [results.of_set(of, baseline) for of in done]
         write_results(sets, options.rates, options.out)
+        if options.page:
+            update_documents(options.page, options.out)
 
     return exit_code(compare)
 
@@ -141,7 +151,7 @@ def run_cell(
     if good and not list(folder.glob("metrics_*.json")):
         try:
             worker.do(evaluate, cell, rate, folder)
-        except (Failure, UsageError) as error:
+        except Failure as error:
             outcome = dataclasses.replace(outcome, mean_ap=None, error=str(error))
     values = {f"{of:g}" if of else "": tried.mean_ap for of, tried, _ in tries}
     return Done(set_name, cell, rate, outcome, folder, values)
@@ -164,6 +174,31 @@ def write_results(sets: Sequence[dict], rates: Sequence[float], out: Path) -> No
                 line += f", {values['difference']:+.1f} to the baseline, p {values['holm']:.3f}"
             print(line)
     print(f"page and figures: {out / 'index.html'}, {out / 'comparison.json'}")
+
+
+def mark_of(out: Path) -> str:
+    """Of the place in a page where the table of a matrix is."""
+    return f"comparison: {out.name}"
+
+
+def update_documents(page: Path, out: Path) -> None:
+    """Puts the table into a page, and the figures and the picture of ranks beside it."""
+    content = json_text.read(out / "comparison.json")
+    update_page(page, mark_of(out), to_markdown(content))
+    beside = page.with_suffix("") / out.name
+    write_text(beside.with_suffix(".json"), json.dumps(without_folders(content), indent=1))
+    if content["over_sets"]:
+        figure = draw_ranks(content["over_sets"])
+        figure.savefig(beside.with_suffix(".svg"), metadata={"Date": None})
+
+
+def without_folders(content: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a matrix without where it lay."""
+    for of_set in content["sets"]:
+        for values in of_set["methods"].values():
+            for cell in values["cells"]:
+                del cell["folder"]
+    return content
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ what a store is of. It may be deleted at any time.
 import collections
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,14 +250,20 @@ class Store:
                 for photos, of_view in zip(missing, self._rows, strict=True)
             )
             reserve(self.folder, size, f"the {what}")
-            seconds = self._compute(missing)
+            seconds = self.compute(missing)
             rate = f"{count} views in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second"
             logger.info("Computed the %s: %s", what, rate)
         size = sum(rows.row_size for rows in files) * len(self.split)
         logger.info("The %s are in %s, %.2f GiB", what, self.folder, size / 2**30)
 
-    def _compute(self, missing: list[np.ndarray]) -> float:
-        """Computes the features of the photos that are missing of each view; gives the seconds.
+    @functools.cached_property
+    def look(self) -> Callable[[Batch | Seen], Batch]:
+        """The program: images with their views and positions, as `abstract_images`, to features."""
+        images = self.abstract_images(self._at_once)
+        return self.backbone.compiled("the pass over the photos", self._look, self.views, images)
+
+    def compute(self, missing: Sequence[np.ndarray]) -> float:
+        """Computes the features of some photos of each view and keeps them; gives the seconds.
 
         In groups that do not depend on what is there, so that a photo always has the same
         neighbours and a pass that was killed ends in the very same bytes. A photo is decoded once
@@ -272,12 +279,7 @@ class Store:
             (photos[group * self._at_once :][: self._at_once], np.array(sorted(views)))
             for (group, _), views in sorted(views_of.items())
         ]
-        look = self.backbone.compiled(
-            "the pass over the photos",
-            self._look,
-            self.views,
-            self.abstract_images(self._at_once),
-        )
+        look = self.look
         batches = pipeline.chosen(
             self.split,
             groups,

@@ -21,9 +21,9 @@ from mlic_jax.runtime.checkpoint import (
     best_of,
     read_metadata,
     remove_unfinished,
-    steps_in,
     update_metadata,
 )
+from mlic_jax.runtime.checkpoint_paths import steps_in
 
 _DELETED = "deleted"  # where checkpoints lie that are about to go, so that none is half there
 

@@ -13,7 +13,7 @@ from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among,
 from mlic_jax.command_line import mode_command
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.runtime.checkpoint import run_of
+from mlic_jax.runtime.checkpoint_paths import run_of
 from mlic_jax.scores import scoring
 from mlic_jax.train.losses import LossOptions
 

@@ -83,11 +83,12 @@ def compile_stored_step(
         state: TrainState, batch: dict[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, Any]]:
         boxes = find_regions(state.variables(), batch["seen"])["boxes"]
-        before = regions.asked, regions.known
+        asked, known = regions.asked, regions.known
         of_regions = regions.read(*devices.to_host((batch["view"], batch["index"], boxes)))
         seen = batch["seen"] | devices.to_devices(of_regions, mesh)
         state, metrics = train_step(state, batch | {"seen": seen}, key)
-        known = (regions.known - before[1]) / (regions.asked - before[0])
-        return state, metrics | {"known_regions": np.float32(known)}
+        asked, known = regions.asked - asked, regions.known - known
+        share = known / asked if asked else 1.0  # of padding nothing is asked for
+        return state, metrics | {"known_regions": np.float32(share)}
 
     return step

@@ -25,6 +25,38 @@ def render(content: Mapping[str, Any]) -> str:
     )
 
 
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """A table of all methods on all sets, the best mean first."""
+    sets, over_sets = content["sets"], content["over_sets"]
+    names = dict.fromkeys(method for of in sets for method in of["methods"])
+    ranks = over_sets["ranks"] if over_sets else {}
+
+    def worth(method: str) -> float:
+        known = [of["methods"].get(method, {}).get("mAP") for of in sets]
+        return sum(value or 0.0 for value in known)
+
+    heads = [f"{of['set']} ({of['images']} images)" for of in sets]
+    lines = ["| method | " + " | ".join(heads) + " | mean rank |", "|---" * (len(sets) + 2) + "|"]
+    for method in sorted(names, key=worth, reverse=True):
+        cells = [_cell(of["methods"].get(method)) for of in sets]
+        rank = f"{ranks[method]:.1f}" if method in ranks else ""
+        lines.append(f"| {method} | {' | '.join(cells)} | {rank} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Mapping[str, Any] | None) -> str:
+    """The mAP, its interval, the difference to the baseline; a star where that is no chance."""
+    if values is None:
+        return ""
+    if values["mAP"] is None:
+        return "failed"
+    low, high = values["interval"]
+    text = f"{values['mAP']:.1f} ({low:.1f} to {high:.1f})"
+    if "difference" in values:
+        text += f", {values['difference']:+.1f}{'*' if values['holm'] < 0.05 else ''}"
+    return text
+
+
 def _good(of_set: Mapping[str, Any]) -> dict[str, Any]:
     return {m: v for m, v in of_set["methods"].items() if v["mAP"] is not None}
 

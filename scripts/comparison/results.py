@@ -11,7 +11,7 @@ from comparison.runs import Outcome
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
-from mlic_jax.files.json_text import parse
+from mlic_jax.files import json_text
 from mlic_jax.metrics import methods
 from mlic_jax.scores.files import Scores
 
@@ -47,7 +47,7 @@ class Done:
     def metrics(self) -> dict[str, Any]:
         """What that is worth."""
         (path,) = self.folder.glob("metrics_*.json")
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        return json_text.read(path)
 
 
 def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:

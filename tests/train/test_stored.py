@@ -1,14 +1,23 @@
 """Training on features that are computed once, against a run that computes the same views."""
 
+import itertools
 import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlic_jax.data import sources
+from mlic_jax.features.regions import open_regions
+from mlic_jax.models import create_model
+from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights
-from mlic_jax.train.loop import train, validate_step
+from mlic_jax.train.loop import train, training_order, validate_step
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.start import first_state_and_step, initial_variables
+from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 
 @pytest.fixture
@@ -108,3 +117,23 @@ def test_a_line_says_how_many_regions_were_known(frozen, tmp_path, capsys):
     assert "100% of regions known" in capsys.readouterr().out
     lines = lines_of(tmp_path / "first")
     assert next(line["known_regions"] for line in lines if "loss" in line) < 0.5
+
+
+def test_of_padding_alone_all_regions_are_known(frozen):
+    config = frozen()
+    config.features.store = True
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    model = create_model(options.model, len(split.class_names))
+    variables, mesh = initial_variables(model, options), devices.create_mesh()
+    store = open_training_store(model, variables, split, options, mesh)
+    regions = open_regions(store, model)
+    state, _ = first_state_and_step(model, variables, options, split, mesh)
+    key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(0)
+    nothing = jax.jit(lambda state, batch, key: (state, {}))
+    step = compile_stored_step(nothing, model, store, regions, options, state, key)
+    (order,) = itertools.islice(store.batches(training_order(split, options, 0)), 1)
+    for index, known in ((np.full(8, -1, np.int32), 1.0), (order["index"], 0.0)):
+        of_rows = {"index": index, "seen": store.read(("maps",), order["view"], index)}
+        _, metrics = step(state, devices.to_devices(order | of_rows, mesh), key)
+        assert metrics["known_regions"] == known
