@@ -224,7 +224,10 @@ def saved_trees(
     variables = {**state.variables(), **constants}
     if state.average is not None:
         variables["ema"] = state.average
-    return variables, {"step": state.step, "opt_state": state.opt_state}
+    training = {"step": state.step, "opt_state": state.opt_state}
+    if state.corrected is not None:
+        training["corrected"] = state.corrected
+    return variables, training
 
 
 def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
