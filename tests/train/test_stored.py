@@ -132,7 +132,9 @@ def test_of_padding_alone_all_regions_are_known(frozen):
     nothing = jax.jit(lambda state, batch, key: (state, {}))
     step = compile_stored_step(nothing, model, store, regions, options, state, key)
     (order,) = itertools.islice(store.batches(training_order(split, options, 0)), 1)
-    for index, known in ((np.full(8, -1, np.int32), 1.0), (order["index"], 0.0)):
+    shares = []
+    for index in (np.full(8, -1, np.int32), order["index"]):
         of_rows = {"index": index, "seen": store.read(("maps",), order["view"], index)}
         _, metrics = step(state, devices.to_devices(order | of_rows, mesh), key)
-        assert metrics["known_regions"] == known
+        shares.append(metrics["known_regions"])
+    assert shares[0] == 1 and shares[1] < 0.5
