@@ -44,7 +44,7 @@ CHOICES = {
     "loss.name": LOSSES,
     "loss.reduction": ("mean", "sum"),
     "loss.class_weights": CLASS_WEIGHTS,
-    "loss.large": ("reject", "correct"),
+    "loss.large": ("reject", "correct", "correct_permanently"),
     "loss.label_policy": POLICIES,
     "optim.name": ("sgd", "adam", "adamw"),
     "optim.schedule": ("step", "cosine", "one_cycle"),
@@ -205,8 +205,10 @@ def default_config() -> ConfigDict:
     config.loss.gamma_absent = 4.0  # asl; query2label has 2
     config.loss.clip = 0.05  # asl: probabilities of absent labels are lowered by it; query2label 0
     config.loss.tau = 0.6  # splc: from the second epoch on, likelier labels count as present
-    config.loss.large = "reject"  # large_loss: reject (R) | correct (Ct) the costliest absent ones
-    config.loss.delta = 0.002  # large_loss: their share grows by so much an epoch
+    # large_loss: reject (R) | correct (Ct) | correct_permanently (Cp) the costliest absent labels.
+    config.loss.large = "reject"
+    # large_loss: their share, which grows by so much an epoch, or with Cp is so much in every step.
+    config.loss.delta = 0.002
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
     config.loss.label_smoothing = 0.0  # s: targets are 1 - s / 2 and s / 2
 

@@ -151,7 +151,7 @@ def run_cell(
     if good and not list(folder.glob("metrics_*.json")):
         try:
             worker.do(evaluate, cell, rate, folder)
-        except (Failure, UsageError) as error:
+        except Failure as error:
             outcome = dataclasses.replace(outcome, mean_ap=None, error=str(error))
     values = {f"{of:g}" if of else "": tried.mean_ap for of, tried, _ in tries}
     return Done(set_name, cell, rate, outcome, folder, values)

@@ -47,7 +47,7 @@ def train(
     recover: bool = False,
     allow_changes: bool = False,
     evaluate: bool = True,
-) -> None:
+) -> bool:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
     Saves and validates as it goes; at the end the best checkpoint is evaluated on the test split.
@@ -58,6 +58,9 @@ def train(
         recover: set damaged checkpoints aside before, and go on from the last good one.
         allow_changes: resume with options that change what has been.
         evaluate: in the end, on the test split; for whoever has yet to choose among runs: not.
+
+    Returns:
+        Whether it came to the end.
 
     Raises:
         UsageError: the configuration is not sound, or does not fit the data, the devices or the run
@@ -180,12 +183,13 @@ def train(
                 validate(step, state)
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
-                return
+                return False
         if evaluate and stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
-            return
+            return False
     if evaluate:
         evaluate_run(config, workdir)
+    return True
 
 
 def check_validation(split: Split) -> None:
@@ -220,7 +224,10 @@ def saved_trees(
     variables = {**state.variables(), **constants}
     if state.average is not None:
         variables["ema"] = state.average
-    return variables, {"step": state.step, "opt_state": state.opt_state}
+    training = {"step": state.step, "opt_state": state.opt_state}
+    if state.corrected is not None:
+        training["corrected"] = state.corrected
+    return variables, training
 
 
 def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mlic_jax import config_paths
-from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among, own_config
 from mlic_jax.command_line import mode_command
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint_paths import run_of
 from mlic_jax.scores import scoring
+from mlic_jax.train.losses import LossOptions
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
@@ -89,7 +90,11 @@ def check_resumable(
             f"the run in {path} had {describe(grave)}: what is trained so far would not be of this "
             "configuration; use the same, another --workdir, or --allow_changes"
         )
-    if other := {name: values for name, values in changes.items() if _is_of_state(name, *values)}:
+    other = {name: values for name, values in changes.items() if _is_of_state(name, *values)}
+    losses = [LossOptions.of(own_config(of, path).loss) for of in (saved, current)]
+    if len({loss.corrects_permanently for loss in losses}) > 1:
+        other |= {name: changes[name] for name in ("loss.name", "loss.large") if name in changes}
+    if other:
         raise UsageError(
             f"the run in {path} had {describe(other)}: what it keeps beside its weights is of no "
             "use to that; use the same or another --workdir"

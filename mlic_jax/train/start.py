@@ -13,6 +13,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from mlic_jax.data import co_occurrence, label_inputs, pipeline
+from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
@@ -65,6 +66,25 @@ def class_weights(options: LossOptions, split: Split) -> np.ndarray | None:
     present = split.labels() > 0
     positives = jnp.asarray(present.sum(axis=0, dtype=np.int32))
     return np.asarray(balanced_weights(positives, len(present), options.class_weights))
+
+
+def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
+    """Of a loss that corrects labels permanently which those are, bool `[N, C]`: none as yet.
+
+    Raises:
+        UsageError: none would ever be, for a share of the labels of a batch is less than one.
+    """
+    if not options.loss.corrects_permanently:
+        return None
+    labels = split.labels()
+    absent = np.mean(resolve_unknown(labels, options.loss.label_policy) < 0)
+    together = options.batch_size // options.accumulation * labels.shape[1] * absent
+    if options.loss.delta * together < 1:
+        raise UsageError(
+            f"loss.delta is {options.loss.delta:g}, of about {together:.0f} labels given as absent "
+            "in a step less than one: none would be corrected; give a greater one or batch_size"
+        )
+    return np.zeros(labels.shape, bool)
 
 
 def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
@@ -121,7 +141,7 @@ def first_state_and_step(
         split: what is trained with.
 
     Raises:
-        UsageError: an option of the optimiser does not fit the model.
+        UsageError: an option of the optimiser does not fit the model, or see `no_corrections`.
     """
     epoch_steps = pipeline.steps_per_epoch(len(split), options.batch_size)
     scale = rate_scale(options.optim, options.batch_size, len(split.class_names))
@@ -129,7 +149,13 @@ def first_state_and_step(
     optimizer = create_optimizer(options.optim, variables["params"], schedule)
     opt_state = optimizer.init(variables["params"])
     average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
-    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state, average=average)
+    state = TrainState(
+        jnp.int32(0),
+        **variables,
+        opt_state=opt_state,
+        average=average,
+        corrected=no_corrections(options, split),
+    )
     shardings = devices.lying(state, mesh, options.shard_fc1)
     step = make_train_step(
         spread(model, devices.ROWS, options.shard_fc1),

@@ -5,17 +5,17 @@ line that says why it failed. Whatever has one is never run again; what was kill
 from its last checkpoint.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,29 +54,64 @@ class Worker:
     """A process that does one run after the other; another takes its place when it dies."""
 
     def __enter__(self) -> Self:
-        self._pool = self._start()
+        self._start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._process.kill()
+        self._process.join()
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Gives what `work` does; raises Failure where the process dies of it."""
-        try:
-            return self._pool.submit(work, *arguments).result()
-        except BrokenProcessPool:
-            self._pool = self._start()
-            raise Failure("its process was killed, perhaps for want of memory") from None
-        except (Failure, UsageError):
-            raise
-        except Exception as error:  # no memory on a GPU, or what nobody expected: see the log
-            line = (str(error).splitlines() or [""])[0]
-            raise Failure(f"{type(error).__name__}: {line}"[:300]) from error
+        """What `work` returns.
 
-    @staticmethod
-    def _start() -> concurrent.futures.ProcessPoolExecutor:
+        Raises:
+            Failure: of `work`, in a line whatever it was; or the process dies of it.
+        """
+        self._here.send((work, arguments))
+        try:
+            value, error = self._here.recv()
+        except EOFError:
+            self._start()
+            raise Failure("its process was killed, perhaps for want of memory") from None
+        if error is not None:
+            raise error
+        return value
+
+    def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-        return concurrent.futures.ProcessPoolExecutor(1, spawn, _begin)
+        self._here, there = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(there,), daemon=True)
+        self._process.start()
+        there.close()
+
+
+def _serve(there: Connection) -> None:
+    """Does what comes through a pipe, until that is closed."""
+    os.setsid()  # Ctrl-C is for the command, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _begin()
+    with contextlib.suppress(EOFError):
+        while True:
+            work, arguments = there.recv()
+            value, error = None, None
+            try:
+                value = work(*arguments)
+            except KeyboardInterrupt as stop:
+                error = stop
+            except (Failure, UsageError) as failure:
+                error = Failure(str(failure))
+            except Exception as failure:  # no memory on a GPU, or what nobody expected: see the log
+                line = (str(failure).splitlines() or [""])[0]
+                error = Failure(f"{type(failure).__name__}: {line}"[:300])
+            there.send((value, error))
+
+
+def _end_with_parent() -> None:
+    """Has nobody train in a folder that the next command trains in."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome:
@@ -98,7 +133,7 @@ def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome
     try:
         mean_ap, memory = worker.do(train, cell, rate, folder)
         outcome = Outcome(arguments, mean_ap, time.monotonic() - start, memory)
-    except (Failure, UsageError) as error:
+    except Failure as error:
         outcome = Outcome(arguments, None, time.monotonic() - start, None, str(error))
     write_text(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1))
     return outcome
@@ -108,7 +143,11 @@ def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome
 
 
 def train(cell: Cell, rate: float | None, folder: Path) -> tuple[float, float | None]:
-    """The mAP on `val` of the best checkpoint of a run, and the most memory that it took in MiB."""
+    """The mAP on `val` of the best checkpoint of a run, and the most memory that it took in MiB.
+
+    Raises:
+        KeyboardInterrupt: the run was asked to stop, and is not at its end.
+    """
     from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata
     from mlic_jax.train.loop import train
 
@@ -118,7 +157,8 @@ def train(cell: Cell, rate: float | None, folder: Path) -> tuple[float, float | 
             from comparison.ridge import fit
 
             return fit(cell.config(rate), folder), _peak_mib()
-        train(cell.config(rate), folder, evaluate=False)
+        if not train(cell.config(rate), folder, evaluate=False):
+            raise KeyboardInterrupt
     metadata = read_metadata(find_checkpoint(folder))
     return metadata["validation"]["mAP"], _peak_mib()
 
@@ -156,7 +196,7 @@ class _logging_to:
                 os.dup2(file.fileno(), stream)
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if error is not None and not isinstance(error, Failure | UsageError):
+        if error is not None and not isinstance(error, Failure | UsageError | KeyboardInterrupt):
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -63,6 +63,7 @@ def test_a_backbone_on_accelerators_is_made_of_plain_convolutions(name, remat):
             assert needed < gradient[platform]["convolution"] <= needed + layers
         assert gradient[platform]["select_and_scatter"] == pools
         assert gradient[platform]["dot_general"] == 0
+    assert gradient["cpu"]["select_and_scatter"] == 0
     if name == "mobilenet_v2":
         first = 1  # all others are depthwise, or products
         assert forward["cpu"]["convolution"] == first

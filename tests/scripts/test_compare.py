@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,43 @@ def test_a_process_that_dies_fails_its_cell_alone(comparison):
         assert worker.do(abs, -3) == 3
         with pytest.raises(Failure, match="ZeroDivisionError: "):
             worker.do(divmod, 1, 0)
+        with pytest.raises(KeyboardInterrupt):
+            worker.do(signal.raise_signal, signal.SIGINT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the processes in /proc")
+def test_a_matrix_that_is_killed_goes_on_where_it_was(recipe, tmp_path):
+    """Its process ends with it, so that no two train in one folder."""
+    arguments = ["--heads", "pooled", "--losses", "bce", "focal", "--rates", "0.3", "0.1"]
+    command = [sys.executable, ROOT / "scripts" / "compare.py", "--sets", recipe, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, "--out", tmp_path], env=environment)
+    while not (first := list(tmp_path.rglob("outcome.json"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (worker,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if is_worker_of(process.pid, path)
+    )
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{worker}").exists():
+        time.sleep(0.05)
+    before = first[0].stat().st_mtime_ns
+    assert compare(recipe, tmp_path, *arguments).returncode == 0
+    assert first[0].stat().st_mtime_ns == before
+    assert len(list(tmp_path.rglob("outcome.json"))) == 4
+
+
+def is_worker_of(parent, stat):
+    """Whether a file of /proc is of a process that the parent spawned."""
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+        command = stat.with_name("cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return False
+    return int(fields[1]) == parent and b"spawn_main" in command
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,18 @@ def test_a_complete_run_is_not_changed_any_more(make_config, tmp_path):
         check_resumable(saved, current, tmp_path, 6, allow_changes=True)
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_labels_that_were_corrected_are_not_forgotten_in_resuming(compare, back):
+    permanent = [("loss.name", "large_loss"), ("loss.large", "correct_permanently")]
+    assert compare([], before=permanent) == {}
+    with pytest.raises(UsageError, match=r"had .*loss\.large.* what it keeps beside"):
+        if back:
+            compare([("loss.large", "reject")], before=permanent, allow_changes=True)
+        else:
+            compare(permanent, allow_changes=True)
+    assert "loss.large" in compare([permanent[1]], allow_changes=True)  # of another loss
+
+
 def test_all_that_is_free_is_an_option(make_config):
     config = make_config()
     for name in FREE:

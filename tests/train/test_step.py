@@ -199,11 +199,12 @@ def test_parts_are_dealt_out_in_turns_and_add_up():
 
     def gradient_of(batch_stats, part):
         total = jnp.sum(part["images"])
-        return 2 * total, ({"loss": total}, 10 * batch_stats + total)
+        return 2 * total, ({"loss": total}, 10 * batch_stats + total, -part["images"])
 
-    batch_stats, (metrics, gradient) = accumulate(gradient_of, 3, jnp.float32(0), rows)
+    batch_stats, (metrics, gradient), of_rows = accumulate(gradient_of, 3, jnp.float32(0), rows)
     assert metrics["loss"] == 15 and gradient == 30
     assert batch_stats == 100 * 3 + 10 * 5 + 7
+    np.testing.assert_array_equal(of_rows, -rows["images"])
 
 
 def test_a_part_deals_its_own_rows_to_the_groups():

@@ -76,7 +76,10 @@ def test_a_run_is_that_which_computes_the_same_views(frozen, tmp_path, name):
 
 
 def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch, capsys):
-    """Each with a store of its own, so that none has what the other looked at."""
+    """Each with a store of its own, so that none has what the other looked at.
+
+    With a loss that remembers labels, from the second epoch of three steps on.
+    """
 
     def interrupted(*arguments):
         validate_step(*arguments)
@@ -85,6 +88,7 @@ def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch
     for run in ("alone", "broken"):
         config = frozen()
         config.features.store = True
+        config.loss.update(name="large_loss", large="correct_permanently", delta=0.1)
         config.data.prepared_dir = str(tmp_path / f"prepared_{run}")
         if run == "broken":
             with monkeypatch.context() as patch:
@@ -93,6 +97,9 @@ def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch
             assert "stopped at step 7 of 12, saved" in capsys.readouterr().out
         train(config, tmp_path / run)
     assert curves(tmp_path / "alone") == curves(tmp_path / "broken")
+    corrected = [line["corrected"] for line in curves(tmp_path / "alone") if "loss" in line]
+    assert corrected == sorted(corrected)
+    assert corrected[2] == 0 < corrected[5] < corrected[11]
     runs = (load_weights(latest_checkpoint(tmp_path / run))[0] for run in ("alone", "broken"))
     jax.tree.map(np.testing.assert_array_equal, *runs)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mlic_jax.models.arrays import RowMask, StageMaps
 from mlic_jax.models.layers import ConvBatchNorm, run_in_order
+from mlic_jax.models.ops.pooling import max_pool
 
 # Depth -> (blocks of every stage, whether they are bottlenecks).
 DEPTHS = {
@@ -80,7 +81,7 @@ class ResNet(nn.Module):
         blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)
         x = self.layer(channels, 7, 2, activation=nn.relu, name="stem")(x, train, mask)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         stages = []
         for stage, count in enumerate(blocks, start=1):
             chain = [
