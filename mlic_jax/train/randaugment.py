@@ -57,9 +57,9 @@ def operate(image: Photo, which: Int[Array, ""], magnitude: Scalar) -> Photo:
 def by_tables(image: Photo, which: Int[Array, ""], share: Scalar) -> Photo:
     """Each value as a table of its channel says: the operation of `TABLES`, or none beyond."""
     values = jnp.arange(256, dtype=jnp.int32)
-    counts = jax.vmap(lambda channel: jnp.bincount(channel, length=256))(
-        image.reshape(-1, 3).T.astype(jnp.int32)
-    )
+    # Of all channels in one row, where no index is out of bounds and none need be looked at.
+    at = image.astype(jnp.int32) + jnp.arange(0, 768, 256, dtype=jnp.int32)[None, None]
+    counts = jnp.zeros(768, jnp.int32).at[at].add(1, mode="promise_in_bounds").reshape(3, 256)
     step = jnp.left_shift(1, jnp.round(BITS * share).astype(jnp.int32))  # 8 bits less 0 to `BITS`
     solarized = jnp.where(values.astype(jnp.float32) < 255 * (1 - share), values, 255 - values)
     tables = (
@@ -69,8 +69,7 @@ def by_tables(image: Photo, which: Int[Array, ""], share: Scalar) -> Photo:
         jnp.broadcast_to(solarized, (3, 256)),
     )
     chosen = _choose(which, tables, jnp.broadcast_to(values, (3, 256))).astype(jnp.uint8)
-    channels = [chosen[c][image[..., c]] for c in range(3)]
-    return jnp.stack(channels, axis=-1)
+    return chosen.reshape(-1).at[at].get(mode="promise_in_bounds")
 
 
 def autocontrast_tables(counts: Int[Array, "3 256"]) -> Int[Array, "3 256"]:
@@ -97,7 +96,7 @@ def equalize_tables(counts: Int[Array, "3 256"]) -> Int[Array, "3 256"]:
 def blend(image: Photo, which: Int[Array, ""], factor: Scalar) -> Photo:
     """`factor` of the photo and 1 - `factor` of another: the operation of `BLENDS`, or none."""
     values = image.astype(jnp.int32)
-    grey = _grey(values)
+    grey = grey_of(values)
     total = jnp.sum(grey.astype(jnp.uint32))
     mean = (2 * total + jnp.uint32(grey.size)) // jnp.uint32(2 * grey.size)  # to the nearest
     grey = jnp.broadcast_to(grey[..., None], values.shape)
@@ -105,20 +104,20 @@ def blend(image: Photo, which: Int[Array, ""], factor: Scalar) -> Photo:
         jnp.zeros_like(values),
         grey,
         jnp.broadcast_to(mean.astype(jnp.int32), values.shape),
-        _smooth(values),
+        smooth(values),
     )
     other = _choose(which, others, values).astype(jnp.float32)
     mixed = other + factor * (values.astype(jnp.float32) - other)
     return jnp.clip(mixed, 0, 255).astype(jnp.uint8)  # cut, as Pillow does
 
 
-def _grey(values: Int[Array, "H W 3"]) -> Int[Array, "H W"]:
+def grey_of(values: Int[Array, "H W 3"]) -> Int[Array, "H W"]:
     """Luma, in Pillow's whole numbers."""
     red, green, blue = values[..., 0], values[..., 1], values[..., 2]
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def _smooth(values: Int[Array, "H W 3"]) -> Int[Array, "H W 3"]:
+def smooth(values: Int[Array, "H W 3"]) -> Int[Array, "H W 3"]:
     """Pillow's SMOOTH: thirteenths of the neighbours, five of the pixel; the edge stays."""
     rows = values[:-2] + values[1:-1] + values[2:]
     sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mlic_jax.train import randaugment
 from mlic_jax.train.randaugment import OPERATIONS, cutout, each, operate, rand_augment, sources
@@ -56,6 +56,13 @@ def test_values_are_those_of_pillow(photo, operated, magnitude):
         got, wanted = operated(name, magnitude), np.asarray(image).astype(int)
         exact = name in ("identity", "equalize", "posterize", "solarize")
         assert np.abs(got - wanted).max() <= (0 if exact else 1), name
+
+
+def test_grey_and_smooth_are_those_of_pillow_exactly(photo):
+    values = jnp.asarray(np.asarray(photo)).astype(jnp.int32)
+    np.testing.assert_array_equal(randaugment.grey_of(values), np.asarray(photo.convert("L")))
+    smoothed = np.asarray(photo.filter(ImageFilter.SMOOTH))
+    np.testing.assert_array_equal(randaugment.smooth(values), smoothed)
 
 
 @pytest.mark.parametrize("values", [(7, 7), (0, 255), (100, 101)])
