@@ -133,9 +133,8 @@ def make_train_step(
         if average is not None:
             average = moved_average(average, variables, state.step, options.optim.ema)
         corrected = state.corrected
-        if options.loss.corrects_permanently:
-            places = jnp.where(batch["mask"], batch["index"], len(corrected))  # padding: nowhere
-            corrected = corrected.at[places].max(newly, mode="drop")
+        if options.loss.corrects_permanently:  # of padding nothing, for it is not known
+            corrected = corrected.at[batch["index"]].max(newly)
             metrics["corrected"] = jnp.sum(corrected, dtype=jnp.float32)
         state = TrainState(
             step=state.step + 1,
