@@ -34,12 +34,11 @@ from mlic_jax.files.marked import split_page
 
 NAME = "first_minute"
 COMMAND = [sys.executable, "-m", "mlic_jax.main"]
-# The same, and shows what JAX says of every program that it compiles, which the command hides.
+# The same, and JAX says every program that it compiles, which the command hides.
 SHOWING_PROGRAMS = """
 import logging, runpy
 logger = logging.getLogger("jax")
 logger.setLevel(logging.WARNING)
-logger.addHandler(logging.StreamHandler())
 logger.propagate = False
 runpy.run_module("mlic_jax.main", run_name="__main__", alter_sys=True)
 """

@@ -1,12 +1,13 @@
 """A measurement for people and programs: Markdown, JSON, a chart, and a place in a page."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comparison import Comparison
+from comparison import Comparison, Task
 from measure import CPU, FRAMEWORK_TITLES, Machine, Measured, Row, Table
 
 from mlic_jax.files.atomic import written_whole
@@ -193,6 +194,49 @@ def _row_json(table: Table, measured: Measured, row: Row) -> Mapping[str, Any]:
         "seconds": list(row.seconds),
         "started": list(row.started),
     }
+
+
+def with_earlier(results: Results, whole: Comparison, file: Path) -> Results:
+    """The results, and what `file` has of the other tasks of the whole comparison.
+
+    Of another machine, other versions, sizes or rounds it has nothing.
+    """
+    now = to_json(results)
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if any(before.get(key) != now[key] for key in ("cpu", "sizes", "rounds")):
+        return results
+    versions = before["versions"] | now["versions"]  # of some frameworks some tasks know nothing
+    if versions != now["versions"] | before["versions"]:
+        return results
+    earlier = {
+        (table["device"], task["task"]): task["rows"]
+        for table in before["devices"]
+        for task in table["tasks"]
+    }
+
+    def complete(table: Table) -> Table:
+        measured = {each.task.title: each for each in table.tasks}
+        for task in whole.tasks:
+            rows = earlier.get((table.device, task.title))
+            if rows and task.title not in measured:
+                measured[task.title] = Measured(task, tuple(_row(task, row) for row in rows))
+        titles = [task.title for task in whole.tasks if task.title in measured]
+        return replace(table, tasks=tuple(measured[title] for title in titles))
+
+    machine = replace(results.machine, versions=versions)
+    tables = tuple(map(complete, results.tables))
+    return replace(results, comparison=whole, machine=machine, tables=tables)
+
+
+def _row(task: Task, row: Mapping[str, Any]) -> Row:
+    """What `_row_json` wrote."""
+    return Row(
+        case=task.case(row["variant"]),
+        seconds=tuple(row["seconds"]),
+        started=tuple(row["started"]),
+        peak_bytes=row["peak_bytes"],
+        difference=row["difference"],
+    )
 
 
 def write_chart(path: Path, results: Results) -> bool:

@@ -3,6 +3,7 @@
     python scripts/benchmark/run.py all --rounds 3 --out DIR --page docs/benchmarks.md
     python scripts/benchmark/run.py spatial_attention --out DIR
     python scripts/benchmark/run.py mcar --only ResNet-50 step --size images=4
+    python scripts/benchmark/run.py mcar --only MobileNetV2 --out DIR --page docs/benchmarks.md
     python scripts/benchmark/run.py FILE.py      (a comparison of your own, see comparison.py)
 
 Every variant has a process of its own. First their outputs are compared: what computes something
@@ -50,7 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--small", action="store_true", help="at sizes of seconds, to try it out")
     parser.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="sizes to replace")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="tasks named so")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="tasks named so; those that --out has of the same machine and versions stay there",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -74,9 +81,8 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError("--size and --only are for one comparison; say which")
     paths = names() if wants_all else [options.comparison]
     sizes = _sizes(options.size)
-    comparisons = {
-        path: load(path).resized(options.small, sizes).only(options.only) for path in paths
-    }
+    whole = {path: load(path).resized(options.small, sizes) for path in paths}
+    comparisons = {path: comparison.only(options.only) for path, comparison in whole.items()}
     if options.page:
         for path in paths:  # before minutes of measuring, not after
             split_page(options.page, present.mark_of(Path(path).stem))
@@ -96,8 +102,10 @@ def _run(options: argparse.Namespace) -> None:
             path, plans[path], options.rounds, options.seconds, progress(comparison.title)
         )
         results = Results(name, comparison, machine, options.rounds, tuple(tables), tuple(failures))
-        everything.append(results)
+        everything.append(results)  # of this run alone
         if tables:  # what stands in the files stays there where nothing was measured
+            if options.out and options.only:
+                results = present.with_earlier(results, whole[path], options.out / f"{name}.json")
             _publish(results, options.out, options.page)
         for failure in failures:
             _note(f"not measured: {failure}")

@@ -225,6 +225,25 @@ def test_sizes_tasks_and_time_can_be_chosen(tmp_path):
     assert {row["time_target"] for row in rows} == {None} and "target" not in done.stderr
 
 
+def test_a_part_measured_again_leaves_the_others(tmp_path):
+    path, file = tmp_path / "squares.py", tmp_path / "squares.json"
+    path.write_text(OWN.replace("TASKS", SQUARES))
+
+    def times(*options):
+        done = run(path, "--out", tmp_path, *options)
+        assert done.returncode == 0
+        tasks = json.loads(file.read_text())["devices"][0]["tasks"]
+        assert all(f"| {task['task']} |" in done.stdout for task in tasks)
+        return {task["task"]: [row["seconds"] for row in task["rows"]] for task in tasks}
+
+    first = times("--rounds", 1, "--only", "rates")
+    both = times("--rounds", 1, "--only", "squares")
+    assert list(both) == ["1000 squares", "rates"] and both["rates"] == first["rates"]
+    again = times("--rounds", 1, "--only", "rates")
+    assert again["1000 squares"] == both["1000 squares"] and again["rates"] != both["rates"]
+    assert list(times("--rounds", 2, "--only", "limit")) == ["limit"]  # not to be mixed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
