@@ -17,13 +17,8 @@ from ml_collections import ConfigDict
 from mlic_jax import config_paths
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.runtime.checkpoint import (
-    find_checkpoint,
-    latest_checkpoint,
-    read_metadata,
-    run_checkpoints,
-    run_of,
-)
+from mlic_jax.runtime.checkpoint import find_checkpoint, latest_checkpoint, read_metadata
+from mlic_jax.runtime.checkpoint_paths import run_checkpoints, run_of
 from mlic_jax.scores.scoring import ARRAY_OPTIONS
 
 # Options that change no result: how something is done and where its files lie.
@@ -43,12 +38,18 @@ DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
 # ...and those of them that decide what the model says of an image, in prediction too.
 SAYING = (
     *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
-    *("eval.local_bound", "eval.flip", "eval.scales"),
+    *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
 )
-# What of the model training alone knows.
-_OF_TRAINING = ("model.bn_groups",)
+# What of the model and the data training alone knows.
+_OF_TRAINING = (
+    *("model.bn_groups", "data.keep_labels", "data.one_positive", "data.dropped_labels"),
+    "data.labels_seed",
+)
 # Options of `data` that are the model's, whatever the set.
-_OF_MODEL = ("image_size", "train_crop", "crop_scale", "views", "word_vectors", "label_graph")
+_OF_MODEL = (
+    *("image_size", "train_crop", "crop_scale", "views", "views_seed", "word_vectors"),
+    "label_graph",
+)
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
 LONGEST_NAME = 100  # characters of a folder there
@@ -180,6 +181,8 @@ def with_options(config: ConfigDict, options: Mapping[str, Any], path: Path) -> 
     Raises:
         UsageError: one is unknown, of another type, or decides the arrays of the checkpoint.
     """
+    if "recipe" in options:
+        raise UsageError(f"--config.recipe is how to train, and {path} is trained: leave it")
     changed = config.copy_and_resolve_references().lock()
     for name, value in options.items():
         try:

@@ -17,6 +17,7 @@ from mlic_jax.names import (
     MODELS,
     POOLINGS,
     PRECISIONS,
+    RECIPES,
     REMATS,
     did_you_mean,
 )
@@ -26,6 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Of options that may be one of a few names: which.
 CHOICES = {
+    "recipe": ("", *RECIPES),
     "model.name": MODELS,
     "model.backbone": BACKBONES,
     "model.dtype": DTYPES,
@@ -37,15 +39,17 @@ CHOICES = {
     "data.train_crop": TRAIN_CROPS,
     "data.cache": CACHES,
     "data.on_corrupt": ("fail", "skip"),
+    "data.dropped_labels": ("absent", "unknown"),
     "features.dtype": ("float32", "float16"),
     "loss.name": LOSSES,
     "loss.reduction": ("mean", "sum"),
     "loss.class_weights": CLASS_WEIGHTS,
-    "loss.large": ("reject", "correct"),
+    "loss.large": ("reject", "correct", "correct_permanently"),
     "loss.label_policy": POLICIES,
-    "optim.name": ("sgd", "adamw"),
-    "optim.schedule": ("step", "cosine"),
+    "optim.name": ("sgd", "adam", "adamw"),
+    "optim.schedule": ("step", "cosine", "one_cycle"),
     "optim.scaling": ("none", "linear", "sqrt"),
+    "eval.weights": ("raw", "ema"),
     "eval.protocol": tuple(PROTOCOLS),
     "eval.label_policy": ("", *POLICIES),
     "eval.ties": ("", *TIES),
@@ -56,10 +60,15 @@ def default_config() -> ConfigDict:
     """MCAR as it was released, for a set that a recipe names."""
     config = ConfigDict()
     config.seed = 0  # of what is random: fresh weights, order, augmentation
+    # How papers train: released | asl | csra | q2l, see mlic_jax/training_recipes.py. What is set
+    # beside it goes before it. Empty: as the options say.
+    config.recipe = ""
     config.epochs = 60  # of training, a pass over all images each
     config.batch_size = 16  # in total, over all devices
     config.accumulation = 1  # parts that a batch goes through the model in, one after the other
     config.log_every = 10  # steps between lines of metrics.jsonl
+    # Validations in a row without a better one, after which training ends; 0: at the last epoch.
+    config.early_stopping = 0
     config.checkpoint_every = 1000  # steps; every evaluation saves too
     config.keep_checkpoints = 2  # the latest so many; the best in validation is kept beside them
     config.init_from = ""  # a converted checkpoint, or a run, whose backbone training starts from
@@ -131,9 +140,16 @@ def default_config() -> ConfigDict:
     config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
     # msrn: a file of `mlic build-word-vectors`, or one_hot, which knows nothing of the labels
     config.data.word_vectors = ""
-    config.data.label_graph = ""  # msrn: a file; empty: counted on the training split
+    # msrn: a file; identity: no label attends to others; empty: counted on the training split
+    config.data.label_graph = ""
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
+    # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
+    config.data.keep_labels = 1.0
+    config.data.one_positive = False  # instead: of the labels present in a photo one
+    # What the others are: absent (missing labels; of those that are absent all are kept) | unknown.
+    config.data.dropped_labels = "absent"
+    config.data.labels_seed = 0  # of what is kept, whatever the seed of the run
     # Which split of the set is trained on, validated on and evaluated in the end.
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
@@ -152,6 +168,9 @@ def default_config() -> ConfigDict:
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
     config.data.views = 0
+    # What these views are drawn from; -1: the seed of the run. Runs of other seeds that have it in
+    # common see the same views, so that one store of features serves them all.
+    config.data.views_seed = -1
 
     config.features = ConfigDict()
     # Of a frozen backbone, what the head needs of every view of every photo is computed once and
@@ -163,6 +182,13 @@ def default_config() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.flip = True  # mirror every other image
     config.augment.jitter = 0.3  # 0 to 1, of brightness, contrast and saturation
+    # The side of a square of a random colour that is put anywhere, as a share of the image's side;
+    # 0: none is.
+    config.augment.cutout = 0.0
+    config.augment.randaugment = 0  # operations of RandAugment on each image; 0: none
+    config.augment.magnitude = 9.0  # 0 to 30, of RandAugment's
+    # alpha of Beta(alpha, alpha), in which shares images and labels are mixed by pairs; 0: not.
+    config.augment.mixup = 0.0
     config.augment.mean = IMAGENET_MEAN  # of red, green and blue, which images are freed of...
     config.augment.std = IMAGENET_STD  # ...and divided by
 
@@ -179,13 +205,15 @@ def default_config() -> ConfigDict:
     config.loss.gamma_absent = 4.0  # asl; query2label has 2
     config.loss.clip = 0.05  # asl: probabilities of absent labels are lowered by it; query2label 0
     config.loss.tau = 0.6  # splc: from the second epoch on, likelier labels count as present
-    config.loss.large = "reject"  # large_loss: reject (R) | correct (Ct) the costliest absent ones
-    config.loss.delta = 0.002  # large_loss: their share grows by so much an epoch
+    # large_loss: reject (R) | correct (Ct) | correct_permanently (Cp) the costliest absent labels.
+    config.loss.large = "reject"
+    # large_loss: their share, which grows by so much an epoch, or with Cp is so much in every step.
+    config.loss.delta = 0.002
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
     config.loss.label_smoothing = 0.0  # s: targets are 1 - s / 2 and s / 2
 
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # sgd (as released) | adamw
+    config.optim.name = "sgd"  # sgd (as released) | adam | adamw
     config.optim.learning_rate = 0.01  # of every group times its multiplier
     # How the rate follows batch_size / reference_batch: none (as released) | linear (Goyal et al.
     # 2017) | sqrt.
@@ -196,16 +224,25 @@ def default_config() -> ConfigDict:
     config.optim.reference_classes = 0
     # Of the model's top-level modules, `rest` of all that are not named; 0 freezes.
     config.optim.multipliers = ConfigDict({"features": 0.1, "rest": 1.0})
-    config.optim.schedule = "step"  # step (as released) | cosine
+    # The rate of a stage of the backbone is so many times that of the next one; 1: it is the same.
+    config.optim.layer_decay = 1.0
+    config.optim.schedule = "step"  # step (as released) | cosine | one_cycle (peak at 20 %)
+    config.optim.schedule_share = 1.0  # cosine, one_cycle: how much of it the epochs go through
     config.optim.floor = 0.0  # cosine: the share of the rate where it ends
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
     config.optim.warmup_epochs = 0.0  # linear, from the rate divided by its steps
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
-    config.optim.weight_decay = 1e-4  # sgd: added to the gradient; adamw: decoupled from it
+    config.optim.weight_decay = 1e-4  # sgd, adam: added to the gradient; adamw: decoupled from it
+    config.optim.decay_biases_and_norms = True  # as released; False: biases and norms do not decay
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit
+    # The decay of an average of all weights and statistics over the steps, such as 0.9997, kept
+    # beside them; 0: none is kept.
+    config.optim.ema = 0.0
 
     config.eval = ConfigDict()
+    # Which are validated, evaluated and predict: raw, those of the step | ema, the average of them.
+    config.eval.weights = "raw"
     config.eval.protocol = "mcar"  # mcar | msrn | mlgcn | asl | q2l | voc2007, see mlic_jax/metrics
     config.eval.label_policy = ""  # empty: what the protocol says
     # How equal scores rank: stable (in the order of the images) | average (the expectation of AP
@@ -296,10 +333,15 @@ def apply_msrn_recipe(config: ConfigDict, variant: str | None) -> ConfigDict:
     itself and of the number of epochs nothing is published: both are ours.
     """
     config.model.name = "msrn"
+    train_msrn_as_released(config)
+    config.eval.protocol = "msrn"
+    return apply_variant(config, variant)
+
+
+def train_msrn_as_released(config: ConfigDict) -> None:
+    """What `apply_msrn_recipe` says of training."""
     config.epochs = 40
     config.data.train_crop = "multi_scale"
     config.augment.jitter = 0.0
     config.optim.multipliers = {"features": 0.1, "branch2": 0.1, "branch3": 0.1, "rest": 1.0}
     config.optim.milestones = (30,)
-    config.eval.protocol = "msrn"
-    return apply_variant(config, variant)

@@ -43,6 +43,7 @@ def check_config(config: ConfigDict) -> None:
         if not 0 < value < math.inf:
             raise UsageError(f"{option} is {value}; it must be positive")
     check_ranges(config)
+    check_kept_labels(config)
     if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
         raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
     for option, known in CHOICES.items():
@@ -69,6 +70,23 @@ def check_storable(config: ConfigDict) -> None:
         raise UsageError("features.store is not for shard_fc1: leave one of them")
 
 
+def check_kept_labels(config: ConfigDict) -> None:
+    """Raises UsageError where the labels to train on could not be drawn, or would be made up."""
+    data = config.data
+    if not 0 < data.keep_labels <= 1:
+        raise UsageError(
+            f"data.keep_labels is {data.keep_labels}; it must be above 0 and at most 1"
+        )
+    if data.keep_labels < 1 and data.one_positive:
+        raise UsageError("data.keep_labels is for data.one_positive False: leave one of them")
+    drops = data.keep_labels < 1 or data.one_positive
+    if drops and (data.dropped_labels, config.loss.label_policy) == ("unknown", "as_positive"):
+        raise UsageError(
+            "data.dropped_labels is unknown, which loss.label_policy as_positive has present: "
+            "what is dropped would be trained as present; set loss.label_policy=ignore"
+        )
+
+
 def check_ranges(config: ConfigDict) -> None:
     """Raises UsageError for a number that is outside of its range, or that nothing would use."""
     optim = config.optim
@@ -78,21 +96,36 @@ def check_ranges(config: ConfigDict) -> None:
         "loss.clip": config.loss.clip,
         "loss.tau": config.loss.tau,
         "optim.momentum": optim.momentum,
+        "optim.ema": optim.ema,
     }
     for option, value in shares.items():
         if not 0 <= value < 1:
             raise UsageError(f"{option} is {value}; it must be at least 0 and below 1")
     for option, value in (
         ("augment.jitter", config.augment.jitter),
+        ("augment.cutout", config.augment.cutout),
         ("optim.floor", optim.floor),
         ("loss.alpha", config.loss.alpha),
         ("loss.delta", config.loss.delta),
     ):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} is {value}; it must be 0 to 1")
-    if not 0 <= config.seed < 2**31:
-        raise UsageError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    for option, seed, least in (
+        ("seed", config.seed, 0),
+        ("data.labels_seed", config.data.labels_seed, 0),
+        ("data.views_seed", config.data.views_seed, -1),
+    ):
+        if not least <= seed < 2**31:
+            raise UsageError(f"{option} is {seed}; it must be at least {least} and below 2^31")
+    for option in ("layer_decay", "schedule_share"):
+        if not 0 < optim[option] <= 1:
+            raise UsageError(f"optim.{option} is {optim[option]}; it must be above 0, at most 1")
+    if not 0 <= config.augment.magnitude <= 30:
+        raise UsageError(f"augment.magnitude is {config.augment.magnitude}; it must be 0 to 30")
     least_zero = {
+        "early_stopping": config.early_stopping,
+        "augment.randaugment": config.augment.randaugment,
+        "augment.mixup": config.augment.mixup,
         "data.workers": config.data.workers,
         "loss.gamma": config.loss.gamma,
         "loss.gamma_present": config.loss.gamma_present,
@@ -109,6 +142,12 @@ def check_ranges(config: ConfigDict) -> None:
         if not 0 <= value < math.inf:
             raise UsageError(f"{option} is {value}; it must be at least 0")
     check_rows(config)
+    check_combinations(config)
+
+
+def check_combinations(config: ConfigDict) -> None:
+    """Raises UsageError for options that are each in its range, and not for each other."""
+    optim, loss = config.optim, config.loss.name
     if optim.warmup_epochs > config.epochs:
         raise UsageError(
             f"optim.warmup_epochs is {optim.warmup_epochs:g}, of {config.epochs} epochs: the rate "
@@ -118,6 +157,29 @@ def check_ranges(config: ConfigDict) -> None:
         raise UsageError(f"optim.nesterov is for optim.name sgd, not {optim.name}")
     if optim.floor and optim.schedule != "cosine":
         raise UsageError(f"optim.floor is for optim.schedule cosine, not {optim.schedule}")
+    if optim.warmup_epochs and optim.schedule == "one_cycle":
+        raise UsageError(
+            "optim.warmup_epochs is not for optim.schedule one_cycle, which rises itself"
+        )
+    if optim.schedule_share != 1 and optim.schedule == "step":
+        raise UsageError(
+            "optim.schedule_share is for optim.schedule cosine and one_cycle, not step"
+        )
+    if config.eval.weights == "ema" and not optim.ema:
+        raise UsageError(
+            "eval.weights is ema, and optim.ema is 0, of a run that keeps no average of its "
+            "weights: set optim.ema in training, such as 0.9997, or leave eval.weights raw"
+        )
+    if config.augment.mixup and config.features.store:
+        raise UsageError(
+            "augment.mixup mixes other photos in every step, and features.store has what the "
+            "backbone says of each alone: leave one of them"
+        )
+    if config.augment.mixup and loss in ("splc", "large_loss"):
+        raise UsageError(
+            f"augment.mixup is not for loss.name {loss}, which goes by the labels that are given "
+            "as absent, and mixed ones are neither: leave one of them"
+        )
 
 
 def check_rows(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.data.word_vectors import ONE_HOT
+from mlic_jax.names import IDENTITY
 
 # The options that name files or folders of the machine; those below data.root are relative to it.
 PATHS = ("init_from", "data.root", "data.prepared_dir", "data.word_vectors", "data.label_graph")
@@ -35,7 +36,7 @@ def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> s
 
 def is_path(option: str, value: Any) -> bool:
     """Whether the value of an option is a path."""
-    return option in PATHS and value not in ("", ONE_HOT)
+    return option in PATHS and value not in ("", ONE_HOT, IDENTITY)
 
 
 def absolute(config: Mapping[str, Any]) -> dict[str, Any]:

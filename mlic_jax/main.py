@@ -30,6 +30,7 @@ from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes
+from mlic_jax.runtime.checkpoint_paths import candidates
 
 MODES = {
     "train": "train a model, or go on with a run that was interrupted",
@@ -88,7 +89,8 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; {hint}")
     # What libraries say of every step of theirs; what fails is said once, at the end.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    # Modules are imported only when needed, so that --help and a wrong flag answer at once.
+    # Modules are imported only when needed, so that --help, a wrong flag and a folder without a
+    # checkpoint answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
     elif MODE.value in ("evaluate", "calibrate"):
@@ -100,10 +102,10 @@ def main(argv: list[str]) -> None:
 def look_at_photos() -> None:
     """The modes that need a checkpoint alone."""
     checkpoint = required(CHECKPOINT)
-    check_exists(checkpoint)
     if MODE.value == "predict":
         check_is_there(required(IMAGES))
         required(OUT)
+    candidates(checkpoint)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
@@ -129,7 +131,7 @@ def look_at_a_split() -> None:
     recipe, options = asked_of_config(CONFIG)
     if WORKDIR.value:
         check_workdir(Path(WORKDIR.value))
-    check_exists(run_or_checkpoint())
+    candidates(run_or_checkpoint())
     from mlic_jax import checkpoint_config
     from mlic_jax.evaluate import calibrate, run
     from mlic_jax.runtime import compilation
@@ -159,7 +161,7 @@ def work_on_a_set() -> None:
     workdir = Path(required(WORKDIR))
     check_workdir(workdir)
     if config.init_from:
-        check_exists(config.init_from)
+        candidates(config.init_from)
     from mlic_jax.runtime import compilation
     from mlic_jax.train.loop import train
 
@@ -178,12 +180,6 @@ def run_or_checkpoint() -> str:
     if named := CHECKPOINT.value or WORKDIR.value:
         return named
     raise UsageError("--workdir is missing, and --checkpoint too: one of them names the run")
-
-
-def check_exists(checkpoint: str) -> None:
-    """Raises UsageError where there is nothing at all, in a second rather than ten."""
-    if not os.path.lexists(checkpoint):
-        raise UsageError(f"no checkpoint at {checkpoint}: there is no such folder")
 
 
 def help_text(argv: Sequence[str]) -> str:

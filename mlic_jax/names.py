@@ -15,9 +15,12 @@ BACKBONES = (
     "mobilenet_v2",
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
+# Of training, as its papers set it; see `mlic_jax/training_recipes.py`.
+RECIPES = ("released", "asl", "csra", "q2l")
 CLASS_WEIGHTS = ("none", "inverse", "effective")
 POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")
+IDENTITY = "identity"  # in the place of a label graph: no label attends to others
 HEADS = ("dense", "per_label")
 DTYPES = ("float32", "bfloat16")
 # What the backward pass computes again instead of keeping it: nothing, or what lies inside every

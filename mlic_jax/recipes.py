@@ -6,6 +6,7 @@ is wrong in one is said in a line, with its file and line.
 
 import ast
 import inspect
+import itertools
 import linecache
 import re
 import sys
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mlic_jax.command_line import parse_flags
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
 from mlic_jax.names import did_you_mean
+from mlic_jax.training_recipes import with_recipe
 
 _PACKAGE = Path(__file__).parent
 # In a checkout beside the package, in an installed wheel within it.
@@ -71,6 +74,22 @@ def load(recipe: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: get_config returns no ConfigDict but {type(config).__name__}")
     return config.lock()
+
+
+def load_with(recipe: str, arguments: Sequence[str]) -> ConfigDict:
+    """The configuration of a recipe with options as on a command line, `--config.option=value`.
+
+    Of an option that is given twice the last counts.
+
+    Raises:
+        UsageError: as of `load`; an argument is no option, or has no value that the option takes.
+    """
+    values = flags.FlagValues()
+    argv = ["", f"--config={recipe}", *arguments]
+    flag = define_flag("config", "the recipe", values, argv)
+    if extra := parse_flags(argv, values, flag)[1:]:
+        raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
+    return flag.value
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
@@ -129,18 +148,33 @@ def no_option(name: str) -> str:
 
 
 class _RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """Of `--config RECIPE`: also refuses options of it, in `argv`, that the recipe has not."""
+    """Of `--config RECIPE`: refuses options of it, in `argv`, that the recipe has not.
+
+    And trains as `--config.recipe=NAME` there says, before any other option is set.
+    """
 
     def __init__(self, name: str, argv: Sequence[str] | None):
         self._name, self._argv = name, argv
 
     def parse(self, recipe: str) -> ConfigDict:
         config = load(recipe)
-        for word in sys.argv if self._argv is None else self._argv:
+        words = list(sys.argv if self._argv is None else self._argv)
+        if name := _last_value(words, f"{self._name}.recipe"):
+            config = with_recipe(config, name)
+        for word in words:
             found = re.match(rf"--?(?:no)?{self._name}\.([\w.]+)(?:=|$)", word)
             if found and not _has(config, found[1]):
                 raise UsageError(no_option(found[1]))
         return config
+
+
+def _last_value(words: Sequence[str], option: str) -> str:
+    """What a command line says an option is, as `--option=value` or in two words; else ""."""
+    value = ""
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if found := re.fullmatch(rf"--?{re.escape(option)}(=(.*))?", word):
+            value = found[2] if found[1] else following
+    return value
 
 
 def _has(config: ConfigDict, name: str) -> bool:

@@ -22,27 +22,30 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from mlic_jax import recipes
-from mlic_jax.command_line import Parser, exit_code, parse_flags, show_log
+from mlic_jax.command_line import Parser, exit_code, show_log
 from mlic_jax.config_checks import check_config
-from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.data import label_inputs, sources
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate.run import compute_metrics
 from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import write_text
-from mlic_jax.models import create_model, spread
+from mlic_jax.models import create_model
 from mlic_jax.names import POOLINGS
 from mlic_jax.runtime import devices
 from mlic_jax.scores.scoring import create_eval_model, stored_evaluator
 from mlic_jax.scores.stored import open_plain_store
 from mlic_jax.train.loop import check_validation, training_order
-from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import class_weights, initial_variables, label_constants, start_weights
-from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
+from mlic_jax.train.start import (
+    first_state_and_step,
+    initial_variables,
+    label_constants,
+    start_weights,
+)
+from mlic_jax.train.step import check_batch_size
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's rate
@@ -110,15 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_config(recipe: str, arguments: Sequence[str]) -> ConfigDict:
     """The recipe with the options set as `--config.field=value`; raises UsageError."""
-    values = flags.FlagValues()
-    argv = ["", f"--config={recipe}", *arguments]
-    flag = recipes.define_flag("config", "the recipe", values, argv)
-    if extra := parse_flags(argv, values, flag)[1:]:
-        raise UsageError(f"unexpected argument {extra[0]!r}; see --help")
-    check_config(flag.value)
-    if not flag.value.features.store:
+    config = recipes.load_with(recipe, arguments)
+    check_config(config)
+    if not config.features.store:
         raise UsageError("features.store is False: say --config.features.store=True")
-    return flag.value
+    return config
 
 
 def with_try(config: ConfigDict, rate: float, decay: float, pooling: str) -> ConfigDict:
@@ -134,7 +133,7 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
     """Trains a head for each, of a rate, decay and pooling of its own; the best on `val` first."""
     options, mesh = TrainOptions.of(configs[0]), devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = sources.open_splits(options.data)
+    splits = sources.open_to_train(options.data)
     splits = {role: splits[role] for role in ("train", "val")}
     check_validation(splits["val"])
     classes = len(splits["train"].class_names)
@@ -147,33 +146,17 @@ def search(configs: Sequence[ConfigDict]) -> list[Try]:
     eval_model = create_eval_model(options, classes, constants)
     val_store = open_plain_store(eval_model, start, splits["val"], options, mesh)
     regions, val_regions = open_regions(store, model), open_regions(val_store, eval_model)
-    epoch_steps = pipeline.steps_per_epoch(len(splits["train"]), options.batch_size)
     key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
 
     def train(options: TrainOptions) -> float | None:
         model = create_model(options.model, classes, **inputs)
-        scale = rate_scale(options.optim, options.batch_size, classes)
-        schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
-        optimizer = create_optimizer(options.optim, start["params"], schedule)
-        opt_state = optimizer.init(start["params"])
-        state = TrainState(jnp.int32(0), **jax.tree.map(jnp.copy, start), opt_state=opt_state)
-        shardings = devices.lying(state, mesh)
-        state = devices.lay_out(state, shardings)
-        step = make_train_step(
-            spread(model, devices.ROWS),
-            optimizer,
-            schedule,
-            options,
-            mesh,
-            shardings,
-            epoch_steps,
-            class_weights(options.loss, splits["train"]),
-        )
+        variables = jax.tree.map(jnp.copy, start)  # whose memory the first step uses
+        state, step = first_state_and_step(model, variables, options, splits["train"], mesh)
         step = compile_stored_step(step, model, store, regions, options, state, key)
         batches = store.batches(training_order(splits["train"], options, 0))
         for _, batch in devices.on_devices(batches, mesh):
             state, _ = step(state, batch, key)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        weights = state.variables(options.eval.weights)
         eval_model = create_eval_model(options, classes, constants)
         evaluator = stored_evaluator(eval_model, weights, val_store, val_regions, options)
         scores = evaluator(weights)

@@ -84,6 +84,12 @@ def test_options_change_it_and_are_told(run):
     assert setup.said.endswith("; changed: data.threads 4 (now 2), eval.flip False (now True)")
 
 
+def test_what_training_alone_knows_makes_no_other_result(run):
+    options = {"data.keep_labels": 0.4, "data.dropped_labels": "unknown", "data.labels_seed": 1}
+    setup = set_up(None, run, None, options)
+    assert (setup.workdir, setup.overrides) == (run, {})
+
+
 def test_of_a_recipe_of_the_same_set_nothing_counts_and_that_is_told(run, make_config):
     setup = set_up(None, run, make_config(), {"eval.flip": True})
     config = trained_otherwise(make_config())
@@ -149,6 +155,7 @@ def test_a_converted_model_takes_data_and_protocol_of_the_recipe(converted, tmp_
         ({"model.backbone": "resnet50"}, "--config.model.backbone: the arrays of .* 'resnet10'"),
         ({"model.width": 1.0}, "--config.model.width: the arrays of"),
         ({"optim.multipliers.branch2": 0.1}, "--config.optim.multipliers.branch2=0.1: .* cannot"),
+        ({"recipe": "asl"}, "--config.recipe is how to train, and .* is trained: leave it"),
         ({"eval.top_n": "many"}, "--config.eval.top_n='many': .* cannot have it"),
     ],
 )
@@ -284,6 +291,7 @@ def test_named_groups_of_a_checkpoint_are_not_mixed_with_the_default_ones(weight
         *(("augment.std", (0.5, 0.5, 0.5), True), ("eval.top_n", 1, True)),
         *(("eval.local_size", 32, True), ("eval.local_bound", 0.1, True)),
         *(("eval.flip", True, True), ("eval.scales", (64,), True)),
+        ("eval.weights", "ema", True),
         *(("data.name", "other", False), ("eval.protocol", "msrn", False)),
         *(("calibration.rule", "per_class", False), ("eval.batch_size", 4, False)),
     ],

@@ -121,11 +121,48 @@ def test_the_one_variant_with_rates_of_its_own():
         ),
         ("optim.multipliers.features", -1.0, "optim.multipliers.features is -1.0; it must be at l"),
         ("eval.min_positives", -3, "eval.min_positives is -3; it must be at least 0"),
+        ("optim.ema", 1.0, "optim.ema is 1.0; it must be at least 0 and below 1"),
+        ("optim.layer_decay", 0.0, "optim.layer_decay is 0.0; it must be above 0, at most 1"),
+        ("optim.schedule_share", 1.5, "optim.schedule_share is 1.5; it must be above 0, at most 1"),
+        ("optim.schedule_share", 0.5, "for optim.schedule cosine and one_cycle, not step"),
+        ("eval.weights", "ema", "eval.weights is ema, and optim.ema is 0"),
+        ("eval.weights", "best", "eval.weights is 'best'; known are raw, ema"),
+        ("early_stopping", -1, "early_stopping is -1; it must be at least 0"),
+        ("augment.cutout", 1.5, "augment.cutout is 1.5; it must be 0 to 1"),
+        ("augment.randaugment", -1, "augment.randaugment is -1; it must be at least 0"),
+        ("augment.magnitude", 31.0, "augment.magnitude is 31.0; it must be 0 to 30"),
+        ("augment.mixup", float("inf"), "augment.mixup is inf; it must be at least 0"),
+        ("recipe", "asp", "recipe is 'asp'; known are '', released, asl, csra, q2l; did you mean"),
         ("init_prior", -0.1, "init_prior is -0.1; it must be at least 0 and below 1"),
     ],
 )
 def test_values_that_no_run_could_use(config, option, value, message):
     config.update_from_flattened_dict({option: value})
+    with pytest.raises(UsageError) as error:
+        check_config(config)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optim.schedule": "one_cycle", "optim.warmup_epochs": 1.0},
+            "optim.warmup_epochs is not for optim.schedule one_cycle, which rises itself",
+        ),
+        (
+            {"augment.mixup": 0.2, "loss.name": "splc"},
+            "augment.mixup is not for loss.name splc, which goes by the labels",
+        ),
+        ({"augment.mixup": 0.2, "loss.name": "large_loss"}, "is not for loss.name large_loss"),
+        (
+            {"augment.mixup": 0.2, "features.store": True},
+            "augment.mixup mixes other photos in every step, and features.store has",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(config, options, message):
+    config.update_from_flattened_dict(options)
     with pytest.raises(UsageError) as error:
         check_config(config)
     assert message in str(error.value)

@@ -90,6 +90,11 @@ def test_help(without_jax):
         ((*PREDICT, "--distributed"), "predict is for one process"),
         ((*PREDICT, "--images=no"), "--images no: there is no such file or folder"),
         (("--mode=evaluate", "--workdir=no"), "there is no such folder"),
+        (("--mode=evaluate", "--workdir=."), "it holds neither one nor a run with one"),
+        (("--mode=calibrate", "--checkpoint=."), "it holds neither one nor a run with one"),
+        (("--mode=serve", "--checkpoint=."), "it holds neither one nor a run with one"),
+        (PREDICT, "it holds neither one nor a run with one"),
+        ((*SCENES, "--workdir", "w", "--config.init_from=."), "it holds neither one nor a run"),
     ],
 )
 def test_usage_errors(arguments, message, tmp_path, config, without_jax):
@@ -108,6 +113,7 @@ def test_usage_errors(arguments, message, tmp_path, config, without_jax):
     ],
 )
 def test_usage_errors_that_only_a_set_or_photos_show(arguments, message, tmp_path, config):
+    (tmp_path / "variables").mkdir()  # which make a folder a checkpoint
     check_usage_error(arguments, message, tmp_path, config, ROOT)
 
 

@@ -139,7 +139,7 @@ def scores(**changed) -> Scores:
             ConvBatchNorm(4).init, jax.random.key(0), zeros(2, 8, 8, 3), True, zeros(3, dtype=bool)
         ),
         "what a module inside another gives back": lambda: jax.eval_shape(
-            Pooled(lambda images, train, mask: [images[0]], 3, "avg").init,
+            Pooled(lambda images, train, mask: [images[0]], 3, "avg", 2, 0.5, "exact").init,
             jax.random.key(0),
             zeros(2, 8, 8, 3),
         ),

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mlic_jax.data import co_occurrence, look_alikes
+from mlic_jax.data import co_occurrence, kept_labels, look_alikes
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.data.sources import merge
 from mlic_jax.data.sources.split_names import role_of
@@ -21,12 +22,15 @@ FEW_NEGATIVES = 5
 LEAST_IMAGES = 20  # of a split of which negatives are counted
 
 
-def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
+def describe(
+    splits: Mapping[str, Split], unlisted: int = 0, data: DataOptions | None = None
+) -> dict[str, Any]:
     """Reads every image of a set once, decoding JPEGs at a reduced scale, and counts.
 
     Args:
         splits: of one set, by name, the training split first.
         unlisted: files of images that are in no split.
+        data: the options that say which labels are kept; None: all are.
 
     Returns:
         What JSON can hold, `unlisted` and
@@ -41,6 +45,8 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
           `formats`: format -> images; `turned`: images that an EXIF tag turns; `upright`: whether
             they are turned; `range`: what is black and what white of images of more than 8 bits,
             None where there are none;
+          `kept`: of the labels to train on, where not all are kept, `said`, a sentence, and
+            `positives`, `negatives` and `unknown` [C]; None where all are;
           `duplicates`: images of the same bytes, a group a list of {`split`, `image_id`, `labels`
             (the names of those present)};
           `look_alikes`: pairs of such, of an image and the one of an earlier split that it looks
@@ -88,6 +94,7 @@ def describe(splits: Mapping[str, Split], unlisted: int = 0) -> dict[str, Any]:
         "upright": first.upright,
         "range": first.value_range and list(first.value_range),
         "unlisted": unlisted,
+        "kept": _describe_kept(first, data) if data else None,
         "duplicates": [
             [_copy(split, i) for split, i in group]
             for group in same_bytes.values()
@@ -145,6 +152,7 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         ("problem" or "note", a sentence).
     """
     problems, notes = [], []
+    train = card["splits"][roles["train"]]
     groups = card["duplicates"]
     crossing = [group for group in groups if len({copy["split"] for copy in group}) > 1]
     if crossing:
@@ -188,6 +196,11 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         notes.append(
             f"{unknown:,} of {total:,} labels are unknown: training and evaluation ignore them"
         )
+    if kept := card["kept"]:
+        notes.append(kept["said"])
+        lost = zip(card["class_names"], kept["positives"], train["positives"], strict=True)
+        if names := [name for name, left, of in lost if of and not left]:
+            problems.append(f"no label of {_some(names)} is kept: nothing is learned of it")
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
     if card["turned"] and card["upright"]:
@@ -248,20 +261,30 @@ def _scarce_negatives(split: str, part: Mapping[str, Any], class_names: Sequence
 
 def _describe_split(split: Split) -> dict[str, Any]:
     labels = split.labels()
-    positives = (labels == 1).sum(axis=0)
     per_image = (labels == 1).sum(axis=1)
     names = split.class_names
     return {
         "images": len(split),
         "unlabelled": int((per_image == 0).sum()),
         "labels_per_image": np.bincount(per_image).tolist(),
-        "positives": positives.tolist(),
-        "negatives": (labels == -1).sum(axis=0).tolist(),
-        "unknown": (labels == 0).sum(axis=0).tolist(),
-        "without_positives": [names[c] for c in np.flatnonzero(positives == 0)],
+        **_count(labels),
+        "without_positives": [names[c] for c in np.flatnonzero(~(labels == 1).any(axis=0))],
         "unreadable": list(split.skipped),
         "misfits": list(split.misfits),
     }
+
+
+def _describe_kept(train: Split, data: DataOptions) -> dict[str, Any] | None:
+    if kept_labels.keeps_all(data):
+        return None
+    left = kept_labels.kept_of(train.labels(), data)
+    return {"said": kept_labels.said_of(train.labels(), left, data), **_count(left)}
+
+
+def _count(labels: np.ndarray) -> dict[str, list[int]]:
+    """The images of each class, of labels int8 [N, C]."""
+    values = {"positives": 1, "negatives": -1, "unknown": 0}
+    return {name: (labels == value).sum(axis=0).tolist() for name, value in values.items()}
 
 
 def _copy(split: Split, position: int) -> dict[str, Any]:

@@ -86,6 +86,12 @@ def from_split(split: Split, policy: LabelPolicy) -> CoOccurrence:
     return CoOccurrence(counts, class_counts, split.class_names, split.name, split.split, policy)
 
 
+def without_edges(split: Split, policy: LabelPolicy) -> CoOccurrence:
+    """`from_split`, as if no class ever occurred with another."""
+    counted = from_split(split, policy)
+    return dataclasses.replace(counted, counts=np.zeros_like(counted.counts))
+
+
 def load(path: str | os.PathLike[str]) -> CoOccurrence:
     """Reads what `save` wrote, or a published pickle `{"adj": counts, "nums": class counts}`.
 

@@ -38,6 +38,10 @@ class DataOptions(Options):
     label_graph: str
     scenes_seed: int
     scenes_sizes: tuple[int, ...]
+    keep_labels: float
+    one_positive: bool
+    dropped_labels: Literal["absent", "unknown"]
+    labels_seed: int
     splits: Mapping[str, str]  # role -> the source's name of the split; "": there is none
     on_corrupt: Literal["fail", "skip"]
     upright: bool
@@ -50,3 +54,4 @@ class DataOptions(Options):
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
     views: int
+    views_seed: int

@@ -6,8 +6,10 @@ epoch mod V. So a run resumes at any step without replaying the steps before it,
 threads, worker processes nor the number of hosts change what it sees.
 """
 
+import contextlib
+import itertools
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -48,6 +50,7 @@ def batches(
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     views: int = 0,
+    crop_seed: int | None = None,
     cache: Cache = "none",
     cache_gib: float = 10.0,
     workers: int = 0,
@@ -72,6 +75,7 @@ def batches(
             "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         views: V, of every image; 0: another one every epoch.
+        crop_seed: what crops are drawn from; None: from `seed`.
         cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
             are the same. A line says where they are kept, or why not: crops are never.
         cache_gib: what the images kept of a set may take; see `open_squares`.
@@ -124,6 +128,7 @@ def batches(
         rows=slice(process_index * rows, (process_index + 1) * rows),
         image_size=image_size,
         seed=seed,
+        crop_seed=seed if crop_seed is None else crop_seed,
         shuffle=shuffle,
         first_step=first_step,
         steps=steps,
@@ -155,7 +160,7 @@ def order(
 
 def chosen(
     split: Split,
-    rows: np.ndarray,
+    groups: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
     image_size: int,
@@ -165,57 +170,90 @@ def chosen(
     workers: int = 0,
     threads: int = 4,
 ) -> Generator[dict[str, np.ndarray]]:
-    """Batches of some views of some images, as `batches` yields them.
+    """Batches of some views of groups of images, each image decoded once for all of them.
+
+    Options are as of `batches`.
 
     Args:
-        rows: int `[M, 2]`, of each the view and the position in the split.
+        groups: of each the positions in the split, at most `batch_size`, and the views.
+
+    Returns:
+        An iterator over the views of the first group, those of the second and so on: dicts of
+        image, index and view as `batches` yields them. The pixels of two groups may be in memory.
     """
-    source = _Batches(
+    source = _Photos(
         split=split,
-        batch_size=batch_size,
-        rows=slice(None),
         image_size=image_size,
-        seed=seed,
-        shuffle=False,
-        first_step=0,
-        steps=steps_per_epoch(len(rows), batch_size),
+        crop_seed=seed,
         train_crop=train_crop,
         crop_scale=crop_scale,
-        views=1,
-        squares=None,
-        chosen=rows,
+        wanted=tuple((int(photo), views) for photos, views in groups for photo in photos),
     )
-    return _iterate(source, workers, threads)
+    with contextlib.closing(_iterate(source, workers, threads)) as decoded:
+        for photos, views in groups:
+            images = np.zeros((len(views), batch_size, image_size, image_size, 3), np.uint8)
+            for row, of_photo in enumerate(itertools.islice(decoded, len(photos))):
+                images[:, row] = of_photo["image"]
+            index = _padded(photos, batch_size)
+            for view, image in zip(views, images, strict=True):
+                yield {"image": image, "index": index, "view": np.full_like(index, view)}
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """All batches of a run from `first_step` on, by random access: what grain reads from."""
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What grain reads from by random access: how an image of a split becomes a square."""
 
     split: Split
-    batch_size: int
-    rows: slice  # of the global batch, that are ours
     image_size: int
-    seed: int
-    shuffle: bool
-    first_step: int
-    steps: int
+    crop_seed: int
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
-    views: int
-    squares: Squares | None  # kept on disk
-    chosen: np.ndarray | None = None  # instead of all, [M, 2]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker, whose process knows nothing of what the command said of warnings."""
         self.__dict__.update(state)
         hush_pillow()
 
+    def _decode(self, i: int) -> Image.Image:
+        record = self.split[i]
+        try:
+            return self.split.decode(record)
+        except Failure as failure:
+            raise Failure(f"{self.split.where(i)}: {failure}") from failure
+
+    def _to_square(self, image: Image.Image, i: int, view: int) -> np.ndarray:
+        rng = np.random.default_rng((_CROP, self.crop_seed, view, i))
+        if self.train_crop == "random_resized_crop":
+            return transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
+        if self.train_crop == "multi_scale":
+            return transforms.multi_scale_crop(image, self.image_size, rng)
+        return transforms.resize(image, self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batches(_Source):
+    """All batches of a run from `first_step` on."""
+
+    batch_size: int
+    rows: slice  # of the global batch, that are ours
+    seed: int
+    shuffle: bool
+    first_step: int
+    steps: int
+    views: int
+    squares: Squares | None  # kept on disk
+
     def __len__(self) -> int:
         return self.steps - self.first_step
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        index, view = self._rows_of(position)
+        step = position + self.first_step
+        index, view = (
+            of_step[self.rows]
+            for of_step in _rows_of_step(
+                len(self.split), step, self.batch_size, self.shuffle, self.seed, self.views
+            )
+        )
         images = np.empty((len(index), self.image_size, self.image_size, 3), np.uint8)
         labels = np.full((len(index), len(self.split.class_names)), -1, np.int8)
         real = index[index >= 0]  # padding is always last
@@ -226,37 +264,30 @@ class _Batches:
         batch = {"image": images, "labels": labels, "index": index, "mask": index >= 0}
         return batch | ({"view": view} if self.views else {})
 
-    def _rows_of(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The index and the view of our rows of a batch, int32 [b] each."""
-        if self.chosen is not None:
-            rows = self.chosen[position * self.batch_size :][: self.batch_size]
-            return _padded(rows[:, 1], self.batch_size), _padded(rows[:, 0], self.batch_size)
-        step = position + self.first_step
-        of_step = _rows_of_step(
-            len(self.split), step, self.batch_size, self.shuffle, self.seed, self.views
-        )
-        return of_step[0][self.rows], of_step[1][self.rows]
-
     def _load(self, i: int, view: int, pixels: np.ndarray) -> None:
         """Fills in the pixels of an image, uint8 [S, S, 3]."""
         if self.squares and self.squares.read(i, pixels):
             return
-        record = self.split[i]
-        try:
-            image = self.split.decode(record)
-        except Failure as failure:
-            raise Failure(f"{self.split.where(i)}: {failure}") from failure
-        rng = np.random.default_rng((_CROP, self.seed, view, i))
-        pixels[:] = self._to_square(image, rng)
+        pixels[:] = self._to_square(self._decode(i), i, view)
         if self.squares:
             self.squares.write(i, pixels)
 
-    def _to_square(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        if self.train_crop == "random_resized_crop":
-            return transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
-        if self.train_crop == "multi_scale":
-            return transforms.multi_scale_crop(image, self.image_size, rng)
-        return transforms.resize(image, self.image_size)
+
+@dataclass(frozen=True, kw_only=True)
+class _Photos(_Source):
+    """Images one by one, each in some views."""
+
+    wanted: Sequence[tuple[int, np.ndarray]]  # positions in the split, with their views
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        """Its views, uint8 `[W, S, S, 3]`; where they are all the same, one for all."""
+        i, views = self.wanted[position]
+        image = self._decode(i)
+        views = views[:1] if self.train_crop == "squash" else views
+        return {"image": np.stack([self._to_square(image, i, int(view)) for view in views])}
 
 
 def _rows_of_step(
@@ -279,7 +310,9 @@ def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(examples)
 
 
-def _iterate(source: _Batches, workers: int, threads: int) -> Generator[dict[str, np.ndarray]]:
+def _iterate(
+    source: _Batches | _Photos, workers: int, threads: int
+) -> Generator[dict[str, np.ndarray]]:
     import grain
     from absl import flags
 

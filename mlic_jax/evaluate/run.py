@@ -25,7 +25,8 @@ from mlic_jax.reports import evaluation_page
 from mlic_jax.reports.label_graph import LabelGraph
 from mlic_jax.reports.text import summary
 from mlic_jax.runtime import processes
-from mlic_jax.runtime.checkpoint import find_checkpoint, run_of
+from mlic_jax.runtime.checkpoint import find_checkpoint
+from mlic_jax.runtime.checkpoint_paths import run_of
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import load_model, score_model
@@ -172,6 +173,8 @@ def write_results(
             f"{mean:.1f}, those of probability {options.eval.local_bound:g}"
         )
     about["checkpoint"] = values["checkpoint"]
+    if options.eval.weights == "ema":
+        about["checkpoint"] += ", the average of its weights"
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
     if values["overrides"]:

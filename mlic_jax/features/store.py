@@ -12,11 +12,12 @@ what a store is of. It may be deleted at any time.
 import collections
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from mlic_jax.runtime.checkpoint import digest_of_arrays
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 32  # photos that go through the backbone together, at least
+MOST_PIXELS = 2**28  # bytes of the views that are made of a group of photos at once
 PIXELS = "pixels"  # of a view, uint8 [S, S, 3]
 
 Batch = dict[str, jax.Array]
@@ -61,6 +63,7 @@ class Views:
         crop: what `pipeline.chosen` takes of the geometry, by name.
         training: whether the backbone is as precise as in training, see `in_precision`.
         origin: what decides all this, as JSON holds it.
+        look: the method of the model that gives what is kept of what it takes.
     """
 
     count: int
@@ -68,6 +71,7 @@ class Views:
     crop: Mapping[str, Any]
     training: bool
     origin: Mapping[str, Any]
+    look: str = "look"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Backbone:
     """The backbone of a model, which stays as it is.
 
     Attributes:
-        model: whose `look` it is.
+        model: whose it is.
         options: of the model.
         mesh: the devices.
         weights: on all of them.
@@ -229,7 +233,7 @@ class Store:
     def _look(self, weights: Mapping[str, Any], batch: Batch) -> Batch:
         images = self.views.inputs(batch["image"], batch["view"], batch["index"])
         apply: Callable[..., Any] = self.backbone.model.apply
-        return apply(weights, images, method="look")
+        return apply(weights, images, method=self.views.look)
 
     def _complete(self) -> None:
         """Computes what is missing, and says so."""
@@ -246,33 +250,39 @@ class Store:
                 for photos, of_view in zip(missing, self._rows, strict=True)
             )
             reserve(self.folder, size, f"the {what}")
-            seconds = self._compute(missing)
+            seconds = self.compute(missing)
             rate = f"{count} views in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second"
             logger.info("Computed the %s: %s", what, rate)
         size = sum(rows.row_size for rows in files) * len(self.split)
         logger.info("The %s are in %s, %.2f GiB", what, self.folder, size / 2**30)
 
-    def _compute(self, missing: list[np.ndarray]) -> float:
-        """Computes the features of the photos that are missing of each view; gives the seconds.
+    @functools.cached_property
+    def look(self) -> Callable[[Batch | Seen], Batch]:
+        """The program: images with their views and positions, as `abstract_images`, to features."""
+        images = self.abstract_images(self._at_once)
+        return self.backbone.compiled("the pass over the photos", self._look, self.views, images)
+
+    def compute(self, missing: Sequence[np.ndarray]) -> float:
+        """Computes the features of some photos of each view and keeps them; gives the seconds.
 
         In groups that do not depend on what is there, so that a photo always has the same
-        neighbours and a pass that was killed ends in the very same bytes.
+        neighbours and a pass that was killed ends in the very same bytes. A photo is decoded once
+        for as many views as `MOST_PIXELS` allows.
         """
         wanted = {(view, photo) for view, of in enumerate(missing) for photo in of.tolist()}
-        groups = sorted({(view, photo // self._at_once) for view, photo in wanted})
-        rows = np.full((len(groups), self._at_once, 2), -1, np.int32)
-        for k, (view, group) in enumerate(groups):
-            photos = np.arange(len(self.split))[group * self._at_once :][: self._at_once]
-            rows[k, :, 0], rows[k, : len(photos), 1] = view, photos
-        look = self.backbone.compiled(
-            "the pass over the photos",
-            self._look,
-            self.views,
-            self.abstract_images(self._at_once),
-        )
+        together = max(1, MOST_PIXELS // (self._at_once * 3 * self.image_size**2))
+        views_of = collections.defaultdict[tuple[int, int], set[int]](set)
+        for view, photo in wanted:
+            views_of[photo // self._at_once, view // together].add(view)
+        photos = np.arange(len(self.split))
+        groups = [
+            (photos[group * self._at_once :][: self._at_once], np.array(sorted(views)))
+            for (group, _), views in sorted(views_of.items())
+        ]
+        look = self.look
         batches = pipeline.chosen(
             self.split,
-            rows.reshape(-1, 2),
+            groups,
             batch_size=self._at_once,
             image_size=self.image_size,
             workers=self._data.workers,
@@ -284,8 +294,7 @@ class Store:
         with bar, contextlib.closing(batches):
             in_flight = collections.deque[tuple[Seen, Batch]]()
             for batch in batches:
-                images = {name: batch[name] for name in ("image", "view", "index")}
-                in_flight.append((batch, look(images)))
+                in_flight.append((batch, look(batch)))
                 if len(in_flight) > 1:  # written while the devices work at the next ones
                     bar.update(self._write(wanted, *in_flight.popleft()))
             while in_flight:

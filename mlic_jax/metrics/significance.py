@@ -57,8 +57,8 @@ def bootstrap_intervals(
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
-        "mAP": _interval(_means(ap)),
-        "AP": [_interval(of_class) for of_class in ap.T],
+        "mAP": interval(mean_over_classes(ap)),
+        "AP": [interval(of_class) for of_class in ap.T],
     }
 
 
@@ -73,10 +73,7 @@ def compare(
 ) -> dict[str, Any]:
     """Whether two models differ in mAP on the same images: a paired bootstrap test.
 
-    Both are evaluated on the same resamples, so that the luck of the images cancels. The p value is
-    two-sided: twice the share of resamples in which the difference has not the sign it mostly has,
-    each share with one added above and below so that it is never 0 (Davison and Hinkley,
-    "Bootstrap Methods and their Application", 1997, section 4.2).
+    Both are evaluated on the same resamples, so that the luck of the images cancels.
 
     Args:
         scores: [N, C], of the first model.
@@ -91,9 +88,7 @@ def compare(
         UsageError, Failure: as of `bootstrap_intervals`; or no class has a positive label.
     """
     ap, other_ap = resampled_average_precision([scores, others], labels, kind, resamples, seed)
-    differences = _means(ap) - _means(other_ap)
-    differences = differences[~np.isnan(differences)]
-    smaller_share = min(np.sum(differences <= 0), np.sum(differences >= 0)) + 1
+    differences = mean_over_classes(ap) - mean_over_classes(other_ap)
     whole, whole_of_other = (
         mean_average_precision(average_precision(each, labels, kind)) for each in (scores, others)
     )
@@ -107,8 +102,8 @@ def compare(
         "mAP": whole,
         "mAP_of_other": whole_of_other,
         "difference": whole - whole_of_other,
-        "interval": _interval(differences),
-        "p_value": min(1.0, 2 * float(smaller_share) / (len(differences) + 1)),
+        "interval": interval(differences),
+        "p_value": p_value(differences),
     }
 
 
@@ -202,7 +197,19 @@ class _Ranking:
         return np.divide(total, positives, out=np.full(len(positives), np.nan), where=positives > 0)
 
 
-def _means(ap: np.ndarray) -> np.ndarray:
+def p_value(differences: np.ndarray) -> float:
+    """Two-sided, of resampled differences `[R]`; those that are NaN say nothing.
+
+    Twice the share of resamples in which the difference has not the sign it mostly has, each share
+    with one added above and below so that it is never 0 (Davison and Hinkley, "Bootstrap Methods
+    and their Application", 1997, section 4.2).
+    """
+    differences = differences[~np.isnan(differences)]
+    smaller_share = min(np.sum(differences <= 0), np.sum(differences >= 0)) + 1
+    return min(1.0, 2 * float(smaller_share) / (len(differences) + 1))
+
+
+def mean_over_classes(ap: np.ndarray) -> np.ndarray:
     """mAP [R] of AP [R, C], over the classes that have one; NaN where none has."""
     defined = ~np.isnan(ap)
     count = defined.sum(axis=1)
@@ -210,7 +217,7 @@ def _means(ap: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(ap), np.nan), where=count > 0)
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
+def interval(values: np.ndarray) -> list[float] | None:
     """The middle `LEVEL` percent of the values that are not NaN; None where all are."""
     values = values[~np.isnan(values)]
     outside = (100 - LEVEL) / 2

@@ -1,5 +1,6 @@
 """The registry: from the names of a configuration to Linen modules."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -142,8 +143,7 @@ def create_model(
     if options.name == "msrn":
         return _create_msrn(options, features, num_classes, word_vectors, attention_mask)
     if options.name == "pooled":
-        require_one_of("model.pooling", options.pooling, POOLINGS)
-        return Pooled(features, num_classes, options.pooling)
+        return _create_pooled(options, features, num_classes)
     _check_regions(options, num_classes)
     if options.name == "mcar":
         return _create_mcar(options, features, num_classes)
@@ -176,6 +176,21 @@ def _check_regions(options: ModelOptions, num_classes: int) -> None:
         )
     if not 0 < options.threshold < 1:
         raise UsageError(f"model.threshold is {options.threshold}; it must lie between 0 and 1")
+
+
+def _create_pooled(options: ModelOptions, features: nn.Module, num_classes: int) -> Pooled:
+    require_one_of("model.pooling", options.pooling, POOLINGS)
+    # Runs of an earlier version, which had no regions, may say more than there are classes.
+    options = dataclasses.replace(options, top_n=min(options.top_n, num_classes))
+    _check_regions(options, num_classes)
+    return Pooled(
+        features=features,
+        num_classes=num_classes,
+        pooling=options.pooling,
+        top_n=options.top_n,
+        threshold=options.threshold,
+        localizer=options.localizer,
+    )
 
 
 def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:

@@ -1,6 +1,7 @@
-"""A convolution and its batch normalisation, the one building block of every backbone.
+"""The layers that several models are made of.
 
-And how the blocks of a backbone follow each other, with or without recomputation.
+A convolution and its batch normalisation, the one building block of every backbone; how the blocks
+of a backbone follow each other, with or without recomputation; and how a linear layer starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
@@ -195,3 +197,20 @@ def run_in_order(
     for part in parts:
         x = nn.remat(partial(run, blocks=part))(backbone, x)
     return x if parts else run(backbone, x, blocks)
+
+
+class PerLabel(nn.Module):
+    """One linear score for every label, of weights and features of its own."""
+
+    @nn.compact
+    def __call__(self, x: Float32Or64[Array, "B C F"]) -> Float32Or64[Array, "B C"]:
+        start = uniform(x.shape[-1])
+        kernel = self.param("kernel", start, x.shape[1:])
+        bias = self.param("bias", start, x.shape[1:2])
+        return jnp.sum(x * kernel[None], axis=-1) + bias[None]
+
+
+def uniform(inputs: int) -> nn.initializers.Initializer:
+    """Uniform in +-1/sqrt(F), F = `inputs`: how PyTorch starts a linear layer, kernel and bias."""
+    bound = inputs**-0.5
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)

@@ -4,7 +4,6 @@ Multi-layered semantic representation network, as the released system computes i
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from mlic_jax.errors import UsageError
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask, StageMaps
 from mlic_jax.models.label_graph import GraphAttention, group_loss, pool_into_groups
+from mlic_jax.models.layers import PerLabel, uniform
 from mlic_jax.models.ops.convolution import convolve
 from mlic_jax.models.ops.spatial_attention import spatial_attention
 
@@ -158,23 +158,6 @@ class Linear(nn.Module):
         if self.axis is not None:  # the sums over all slices, of the rows that are here
             x = lax.psum_scatter(x, self.axis, scatter_dimension=0, tiled=True)
         return x + bias[None]
-
-
-class PerLabel(nn.Module):
-    """One linear score for every label, of weights and features of its own."""
-
-    @nn.compact
-    def __call__(self, x: Float32Or64[Array, "B C F"]) -> Float32Or64[Array, "B C"]:
-        start = uniform(x.shape[-1])
-        kernel = self.param("kernel", start, x.shape[1:])
-        bias = self.param("bias", start, x.shape[1:2])
-        return jnp.sum(x * kernel[None], axis=-1) + bias[None]
-
-
-def uniform(inputs: int) -> nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(F), F = `inputs`: how PyTorch starts a linear layer, kernel and bias."""
-    bound = inputs**-0.5
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def halve(x: Float[Array, "B H W F"]) -> Float[Array, "B H//2 W//2 F"]:

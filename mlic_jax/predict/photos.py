@@ -1,5 +1,6 @@
 """What a photo may be given as, and reading each: from a file, an address, bytes or pixels."""
 
+import glob
 import os
 import re
 import time
@@ -81,7 +82,7 @@ def read_photo(
     if isinstance(source, str) and _ADDRESS.match(source):
         encoded = fetch(source)
     elif isinstance(source, (str, os.PathLike)):
-        encoded = read_image_file(source)
+        encoded = _read_file(source)
     else:
         given: Any = source  # told by what it can do, and not by its type
         if hasattr(given, "shape") and not isinstance(given, _BYTES):
@@ -90,6 +91,15 @@ def read_photo(
         if not isinstance(encoded, _BYTES):
             raise _no_photo(source)
     return transforms.opened(bytes(encoded), to_rgb)
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return read_image_file(path)
+    except FileNotFoundError:
+        if not glob.has_magic(pattern := os.fsdecode(path)):
+            raise
+        raise Failure(f"no such file; of a pattern give glob.glob({pattern!r})") from None
 
 
 def from_array(array: np.ndarray | jax.Array) -> Image.Image:

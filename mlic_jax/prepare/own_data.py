@@ -30,6 +30,7 @@ from mlic_jax.config_paths import seen_from
 from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
+from mlic_jax.data.kept_labels import keep_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
@@ -135,6 +136,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--image-size", type=int, help="default 256, or 96 without weights")
     parser.add_argument("--epochs", type=int, help="default: by the number of images")
+    parser.add_argument(
+        "--keep-labels",
+        type=float,
+        metavar="SHARE",
+        help="the share of the labels that training is given, for studies with fewer; default all",
+    )
+    parser.add_argument(
+        "--one-positive",
+        action="store_true",
+        default=None,
+        help="training is given one of the labels that are present in a photo",
+    )
+    parser.add_argument(
+        "--dropped-labels",
+        choices=("absent", "unknown"),
+        help="what the labels are that are not kept; default absent",
+    )
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -168,21 +186,24 @@ def _run(options: argparse.Namespace) -> None:
     roles = settings["data.splits"]
     splits = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
     train = splits[roles["train"]]
+    data = DataOptions.of(configured(settings).data)
+    kept = keep_labels(train, data)
 
     output = Path(options.output or Path("own", options.name))
     graph_file, vectors_file = output / "label_graph.npz", output / "word_vectors.npz"
-    settings |= train_settings(train, settings)
+    settings |= train_settings(kept, settings)
     settings["data.label_graph"] = os.path.abspath(graph_file)
     settings["data.word_vectors"] = os.path.abspath(vectors_file) if vectors else "one_hot"
     check_config(configured(settings))
     recipe = place_of_recipe(output, options.name)
     commands = command_lines(recipe, options.name, roles, images_folder(settings))
 
-    described = card.describe(splits, count_unlisted(source, settings)) | {"decided": decided}
+    described = card.describe(splits, count_unlisted(source, settings), data)
+    described |= {"decided": decided}
     held_out = [split for split in splits.values() if split is not train]
     page = data_card.render_page(described, roles, train, commands, held_out)
     try:
-        co_occurrence.from_split(train, LABEL_POLICY).save(graph_file)
+        co_occurrence.from_split(kept, LABEL_POLICY).save(graph_file)
         if vectors:
             vectors.save(vectors_file)
         text = recipe_text(recipe, settings, train, roles, commands)

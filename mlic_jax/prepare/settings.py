@@ -48,12 +48,17 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
         "data.prepared_dir": os.path.abspath(options.prepared_dir),
         "data.on_corrupt": options.on_corrupt,
         "data.upright": True,
+        "loss.label_policy": LABEL_POLICY,
+        "eval.label_policy": LABEL_POLICY,
     }
     settings |= {f"data.{option}": value for option, value in layout.options.items()}
     if options.keep_unlabelled:
         settings["data.keep_unlabelled"] = True
     if options.merge_classes:
         settings["data.merge_classes"] = True
+    for option in ("keep_labels", "one_positive", "dropped_labels"):
+        if (value := getattr(options, option)) is not None:
+            settings[f"data.{option}"] = value
     source = sources.create(DataOptions.of(configured(settings | {"data.splits": {}}).data))
     return settings | division_settings(options, source.own_splits)
 
@@ -146,12 +151,10 @@ def train_settings(train: Split, settings: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "epochs": epochs,
         "init_prior": round(float(np.clip(prior, 0.01, 0.99)), 3),
-        "loss.label_policy": LABEL_POLICY,
         "model.top_n": min(2, classes),
         "model.threshold": 0.3,
         "optim.schedule": "cosine",
         "optim.warmup_epochs": min(1.0, epochs / 2),
-        "eval.label_policy": LABEL_POLICY,
         "eval.top_n": min(4, classes),
         "eval.every": max(1, epochs // 6),
     }

@@ -69,9 +69,11 @@ def render_page(
 def class_rows(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a class, the most frequent in training first.
 
-    Of each: `name` and `splits`, a list of `positives`, `unknown`, `share` of the images that is
-    positive, and `width` in percent of the longest bar.
+    Of each: `name`, `kept` (how many of the positives are left to train on, where not all are) and
+    `splits`, a list of `positives`, `unknown`, `share` of the images that is positive, and `width`
+    in percent of the longest bar.
     """
+    kept = card["kept"]
     parts = card["splits"].values()
     shares = np.array([np.divide(part["positives"], part["images"]) for part in parts])
     widths = 100 * shares / max(shares.max(), 1e-12)
@@ -79,6 +81,7 @@ def class_rows(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": card["class_names"][c],
+            "kept": kept and kept["positives"][c],
             "splits": [
                 {
                     "positives": part["positives"][c],

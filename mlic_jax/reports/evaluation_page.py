@@ -115,6 +115,7 @@ def write_report(
         has_objects=objects_at is not None,
         least_global=LEAST_GLOBAL,
         region_colours=[_region_colour(k) for k in range(_count_regions(scores))],
+        looks_twice=scores.local_logits is not None,
     )
     path = Path(workdir) / "report" / "index.html"
     write_text(path, page)
@@ -215,7 +216,7 @@ def _count_regions(scores: Scores) -> int:
 
 
 def _regions(scores: Scores, i: int) -> list[dict[str, Any]]:
-    """Those of image i that are drawn; none of a model that looks once."""
+    """Those of image i that are drawn; none of a model that has none."""
     boxes, classes = scores.boxes, scores.box_classes
     if boxes is None or classes is None:
         return []

@@ -245,5 +245,8 @@ def render_page(pictures: Sequence[Mapping[str, Any]], about: Mapping[str, str])
         unlabelled=sum(not picture["labels"] for picture in good),
         about=about,
         has_regions=any(picture["regions"] for picture in good),
+        looks_twice=any(
+            region["local"] is not None for picture in good for region in picture["regions"]
+        ),
         least_global=LEAST_GLOBAL,
     )

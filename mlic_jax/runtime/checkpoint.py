@@ -1,6 +1,7 @@
 """Saving and restoring, the only module that knows orbax.
 
-A checkpoint holds `variables` ({"params", "batch_stats"}) and `metadata` (JSON: configuration,
+A checkpoint holds `variables` ({"params", "batch_stats"}, and of a run that averages them "ema",
+again such a pair) and `metadata` (JSON: configuration,
 class names, preprocessing, position in the data, ...), and within a run also `training` (step,
 optimiser state). Converted weights are the same without `training`. Orbax writes beside and renames
 at the end, so a checkpoint either is complete or is not there; and every file of it is compared
@@ -15,7 +16,6 @@ import glob
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +30,7 @@ from mlic_jax.command_line import mode_command
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.files import digests
 from mlic_jax.files.atomic import write_text
+from mlic_jax.runtime.checkpoint_paths import candidates, run_checkpoints, step_of
 
 Tree = dict[str, Any]
 T = TypeVar("T")
@@ -66,17 +67,7 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
 
 def latest_checkpoint(workdir: Path) -> Path | None:
     """The folder of the latest complete checkpoint of a run; None where there is none."""
-    return max(run_checkpoints(workdir), key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name)
-
-
-def run_checkpoints(workdir: Path) -> list[Path]:
-    """The folders of all complete checkpoints of a run; those of earlier versions lay deeper."""
-    folder = Path(workdir).absolute() / "checkpoints"
-    return [*steps_in(folder), *steps_in(folder / "latest"), *steps_in(folder / "best")]
+    return max(run_checkpoints(workdir), key=step_of, default=None)
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -86,34 +77,10 @@ def find_checkpoint(path: Path | str) -> Path:
         UsageError: there is none.
         Failure: the metadata of a run's checkpoint is damaged, so that the best cannot be told.
     """
-    path = Path(os.path.realpath(path))  # whose names say what run it is of
-    if path.is_file():
-        convert = "a checkpoint of PyTorch becomes one by `mlic convert`"
-        raise UsageError(
-            f"no checkpoint at {path}: it is a file, and a checkpoint a folder; {convert}"
-        )
-    if not path.is_dir():
-        raise UsageError(f"no checkpoint at {path}: there is no such folder")
-    if path.name == "checkpoints" and steps_in(path):
-        path = path.parent
-    if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one
-        return path
-    if steps := steps_in(path):
-        return steps[-1]
-    if not (checkpoints := run_checkpoints(path)):
-        raise UsageError(f"no checkpoint at {path}: it holds neither one nor a run with one")
-    return best_of({p: _validation(p) for p in checkpoints}) or max(checkpoints, key=_step)
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint is of; None of a converted model."""
-    above = checkpoint.parents[:2] if checkpoint.name.isdigit() else ()  # they once lay deeper
-    return next((folder.parent for folder in above if folder.name == "checkpoints"), None)
-
-
-def steps_in(folder: Path) -> list[Path]:
-    steps = (entry for entry in folder.glob("*") if entry.name.isdigit())
-    return sorted(steps, key=_step)
+    found = candidates(path)
+    if len(found) == 1:
+        return found[0]
+    return best_of({p: _validation(p) for p in found}) or max(found, key=step_of)
 
 
 def _validation(checkpoint: Path) -> float | None:
@@ -206,17 +173,19 @@ def restore(checkpoint: Path, variables: Tree, training: Tree) -> tuple[Tree, Tr
     return restored["variables"], restored["training"]
 
 
-def load_weights(path: Path) -> tuple[Tree, Tree]:
+def load_weights(path: Path, weights: str | None = None) -> tuple[Tree, Tree]:
     """Reads variables and metadata of a converted checkpoint, or of a run's best (else latest) one.
 
     Args:
         path: what `save_weights` wrote, one step's folder, or a run's workdir.
+        weights: `raw`, those of the step, or `ema`, the average of them over the steps; None: as
+            the checkpoint's configuration says (`eval.weights`).
 
     Returns:
         (variables, metadata); the arrays are NumPy's, whatever devices wrote them.
 
     Raises:
-        UsageError: there is no checkpoint at `path`.
+        UsageError: there is no checkpoint at `path`, or it has no average and that is wanted.
         Failure: it is damaged.
     """
     directory = find_checkpoint(path)
@@ -228,6 +197,12 @@ def load_weights(path: Path) -> tuple[Tree, Tree]:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         wanted = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=restore_args))
         variables = checkpointer.restore(directory, args=wanted)["variables"]
+    average = variables.pop("ema", None)
+    weights = weights or metadata.get("config", {}).get("eval", {}).get("weights", "raw")
+    if weights == "ema":
+        if average is None:
+            raise UsageError(f"eval.weights is ema, and {path} has no average of its weights")
+        variables |= average
     return variables, metadata
 
 

@@ -21,9 +21,9 @@ from mlic_jax.runtime.checkpoint import (
     best_of,
     read_metadata,
     remove_unfinished,
-    steps_in,
     update_metadata,
 )
+from mlic_jax.runtime.checkpoint_paths import steps_in
 
 _DELETED = "deleted"  # where checkpoints lie that are about to go, so that none is half there
 
@@ -121,6 +121,10 @@ class RunCheckpoints:
             path = self._folder / str(step)
             update_metadata(path, {"validation": {"mAP": mean_average_precision}})
         self._validations[step] = mean_average_precision
+
+    def best_step(self) -> int | None:
+        """That of the best in validation, which is kept; None where nothing was validated."""
+        return best_of(dict(sorted(self._validations.items())))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's question which checkpoints must stay: the best."""

@@ -14,6 +14,7 @@ class EvalOptions(Options):
     """Of `config.eval`, how a model looks at images."""
 
     batch_size: int
+    weights: str
     top_n: int
     local_size: int
     local_bound: float

@@ -300,9 +300,10 @@ def load_model(
     """The configured model with what is in the checkpoint folder `path`: its variables, metadata.
 
     Raises:
-        UsageError: it is of another model, or of other classes than the split's.
+        UsageError: it is of another model, or of other classes than the split's, or it has not the
+            weights of `eval.weights`.
     """
-    variables, metadata = load_weights(path)
+    variables, metadata = load_weights(path, options.eval.weights)
     current = {
         "config": {"model": dataclasses.asdict(options.model)},
         "class_names": list(split.class_names),

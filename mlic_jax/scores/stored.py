@@ -43,7 +43,8 @@ def open_plain_store(
         return normalise(jnp.where(mirrored, images[:, :, ::-1], images), options.augment)
 
     decided = {"plain": True, "mean": options.augment.mean, "std": options.augment.std}
-    views = Views(1 + options.eval.flip, inputs, {}, training=False, origin=decided)
+    look = "look_everywhere" if hasattr(model, "look_everywhere") else "look"
+    views = Views(1 + options.eval.flip, inputs, {}, training=False, origin=decided, look=look)
     backbone = Backbone.of(model, variables, options.model, mesh)
     return Store(backbone, split, views, options.data, options.features)
 
@@ -109,7 +110,7 @@ def compile_find_regions(
 def _score(
     model: nn.Module, precision: str, size: tuple[int, int], variables: Any, seen: Any
 ) -> dict[str, jax.Array]:
-    """With the regions that a head attends to, where it does."""
+    """With the regions in which a head that looks once sees the likeliest labels."""
     apply: Callable[..., Any] = model.apply
     with in_precision(precision, training=False):
         if hasattr(model, "locate"):

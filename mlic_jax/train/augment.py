@@ -1,17 +1,21 @@
-"""Colour, flip and normalisation on the device, from a key, inside the jitted step.
+"""Colour, flip, mixing and normalisation on the device, from a key, inside the jitted step.
 
 In float32, or in float64 where JAX has that enabled, as a reference has.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from mlic_jax.models.inputs import InputOptions, _standardise
+from mlic_jax.train.randaugment import cutout, each, rand_augment
 
 # Luma weights of ITU-R 601, those of Pillow's conversion to grey.
 LUMA = (0.299, 0.587, 0.114)
+# Tell the keys of these from that which flip and jitter share; 1 is `step.DROPOUT`.
+CUTOUT, RAND_AUGMENT, MIXUP = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,14 @@ class AugmentOptions(InputOptions):
 
     flip: bool
     jitter: float
+    cutout: float
+    randaugment: int
+    magnitude: float
+    mixup: float
 
 
 def augment(images: jax.Array, key: jax.Array, options: AugmentOptions) -> jax.Array:
-    """Random flip and colour jitter, then normalisation.
+    """Cutout and RandAugment, random flip and colour jitter, then normalisation.
 
     Args:
         images: uint8 `[B, H, W, 3]`.
@@ -33,6 +41,12 @@ def augment(images: jax.Array, key: jax.Array, options: AugmentOptions) -> jax.A
     Returns:
         float32 `[B, H, W, 3]`.
     """
+    if options.cutout:
+        square = partial(cutout, share=options.cutout)
+        images = each(square, images, jax.random.fold_in(key, CUTOUT))
+    if options.randaugment:
+        change = partial(rand_augment, count=options.randaugment, magnitude=options.magnitude)
+        images = each(change, images, jax.random.fold_in(key, RAND_AUGMENT))
     flip_key, jitter_key = jax.random.split(key)
     images = jnp.asarray(images, float) / 255
     if options.flip:
@@ -61,6 +75,33 @@ def augment_views(
         return augment(image[None], own, options)[0]
 
     return jax.vmap(of_row)(images, views, index)
+
+
+def mixup(
+    rows: dict[str, jax.Array], mask: jax.Array, key: jax.Array, alpha: float
+) -> dict[str, jax.Array]:
+    """Each image and its targets mixed with those of the one before (arXiv 1710.09412).
+
+    A label is known where it is of both. Padding is mixed with nothing, nor nothing with it.
+
+    Args:
+        rows: `images` `[B, H, W, 3]`, `targets` float32 and `known` bool `[B, C]`.
+        mask: bool `[B]`, False of padding.
+        alpha: shares are drawn from Beta(alpha, alpha), one of each row.
+
+    Returns:
+        The same rows, mixed.
+    """
+    other = {name: jnp.roll(values, 1, axis=0) for name, values in rows.items()}
+    both = mask & jnp.roll(mask, 1)
+    own = jnp.where(both, jax.random.beta(key, alpha, alpha, both.shape), 1.0)
+
+    def mixed(name: str) -> jax.Array:
+        share = own.reshape(-1, *[1] * (rows[name].ndim - 1)).astype(rows[name].dtype)
+        return share * rows[name] + (1 - share) * other[name]
+
+    known = rows["known"] & (other["known"] | ~both[:, None])
+    return {"images": mixed("images"), "targets": mixed("targets"), "known": known}
 
 
 def colour_jitter(images: jax.Array, key: jax.Array, strength: float) -> jax.Array:

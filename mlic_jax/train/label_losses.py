@@ -97,7 +97,10 @@ def missing_as_present(x: Values, targets: Values, tau: float) -> Values:
 
 
 def large_losses(
-    costs: Float[Array, "B C"], absent: Bool[Array, "B C"], share: Float[Array, ""]
+    costs: Float[Array, "B C"],
+    absent: Bool[Array, "B C"],
+    share: Float[Array, ""],
+    axis: str | None = None,
 ) -> Bool[Array, "B C"]:
     """Which labels that are given as absent are among the costliest (arXiv 2206.03740).
 
@@ -105,12 +108,17 @@ def large_losses(
         costs: of each label.
         absent: of which labels: known and given as absent.
         share: of them, in [0, 1]; rounded down to a number of labels.
+        axis: of the devices that have other rows, of all of which it is the share; None: there are
+            none.
 
     Returns:
         Those labels; of equal costs at the limit none.
     """
-    ranked = jnp.sort(jnp.where(absent, costs, -jnp.inf).ravel(), descending=True)
-    count = jnp.floor(share * jnp.sum(absent, dtype=jnp.float32)).astype(jnp.int32)
+    candidates, number = jnp.where(absent, costs, -jnp.inf), jnp.sum(absent, dtype=jnp.float32)
+    if axis is not None:
+        candidates, number = lax.all_gather(candidates, axis), lax.psum(number, axis)
+    ranked = jnp.sort(candidates.ravel(), descending=True)
+    count = jnp.floor(share * number).astype(jnp.int32)
     limit = jnp.append(ranked, -jnp.inf)[count]  # the costliest that is still kept
     return absent & (costs > limit) & (count > 0)
 

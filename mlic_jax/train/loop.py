@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,7 +17,7 @@ from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_inputs, pipeline, sources
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.evaluate.run import MetricOptions, compute_metrics, evaluate_run
+from mlic_jax.evaluate.run import compute_metrics, evaluate_run
 from mlic_jax.features.regions import open_regions
 from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
@@ -26,16 +25,15 @@ from mlic_jax.runtime import checkpoint, compilation, devices, processes, profil
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 from mlic_jax.scores.scoring import Evaluator, create_eval_model, make_evaluator
 from mlic_jax.train import resume
-from mlic_jax.train.optim import create_optimizer, create_schedule, rate_scale
-from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.options import TrainOptions, ValidateOptions
 from mlic_jax.train.start import (
-    class_weights,
+    first_state_and_step,
     initial_variables,
     label_constants,
     start_weights,
     write_overview,
 )
-from mlic_jax.train.step import TrainState, check_batch_size, make_train_step
+from mlic_jax.train.step import TrainState, check_batch_size
 from mlic_jax.train.step_log import StepLog
 from mlic_jax.train.stored import compile_stored_step, open_training_store
 
@@ -48,7 +46,8 @@ def train(
     profile: bool = False,
     recover: bool = False,
     allow_changes: bool = False,
-) -> None:
+    evaluate: bool = True,
+) -> bool:
     """Trains to the end of the last epoch, from the latest checkpoint in `workdir` if there is one.
 
     Saves and validates as it goes; at the end the best checkpoint is evaluated on the test split.
@@ -58,6 +57,10 @@ def train(
         profile: trace a few steps into `<workdir>/profile`, see `profiling.profiled`.
         recover: set damaged checkpoints aside before, and go on from the last good one.
         allow_changes: resume with options that change what has been.
+        evaluate: in the end, on the test split; for whoever has yet to choose among runs: not.
+
+    Returns:
+        Whether it came to the end.
 
     Raises:
         UsageError: the configuration is not sound, or does not fit the data, the devices or the run
@@ -73,7 +76,7 @@ def train(
     processes.check_shared("--workdir", workdir)
     mesh = devices.create_mesh()
     check_batch_size(options, mesh)
-    splits = processes.first_alone(lambda: sources.open_splits(options.data))
+    splits = processes.first_alone(lambda: sources.open_to_train(options.data))
     check_validation(splits["val"])
     if options.batch_size > len(splits["train"]):
         logger.warning(
@@ -91,8 +94,6 @@ def train(
     constants = label_constants(options, splits["train"])
     model = create_model(options.model, num_classes, **label_inputs.arguments_of(constants))
     eval_model = create_eval_model(options, num_classes, constants)
-    scale = rate_scale(options.optim, options.batch_size, num_classes)
-    schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
     metadata = resume.run_metadata(config, splits["train"], workdir)
     if recover:
         for finding in processes.first_alone(lambda: checkpoint.set_damaged_aside(workdir)):
@@ -108,11 +109,7 @@ def train(
     variables = initial_variables(model, options)
     if not resumed:
         variables = start_weights(variables, options, metadata["class_names"])
-    optimizer = create_optimizer(options.optim, variables["params"], schedule)
-    state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
-    shardings = devices.lying(state, mesh, options.shard_fc1)
-    state = devices.lay_out(state, shardings)
-    whole, model = model, spread(model, devices.ROWS, options.shard_fc1)
+    state, one_step = first_state_and_step(model, variables, options, splits["train"], mesh)
     if options.shard_fc1:
         eval_model = spread(eval_model, devices.ROWS, shard_fc1=True)
 
@@ -130,21 +127,11 @@ def train(
         step = int(state.step)
         validated = not (resumed and ends_epoch(step) and checkpoint.lacks_validation(resumed))
         key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(options.seed)
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
-        one_step = make_train_step(
-            model,
-            optimizer,
-            schedule,
-            options,
-            mesh,
-            shardings,
-            epoch_steps,
-            class_weights(options.loss, splits["train"]),
-        )
+        weights = state.variables()
         if options.features.store:
-            store = open_training_store(whole, weights, splits["train"], options, mesh)
-            regions = open_regions(store, whole)
-            train_step = compile_stored_step(one_step, whole, store, regions, options, state, key)
+            store = open_training_store(model, weights, splits["train"], options, mesh)
+            regions = open_regions(store, model)
+            train_step = compile_stored_step(one_step, model, store, regions, options, state, key)
             batches = store.batches(training_order(splits["train"], options, step))
         else:
             size, batch_size = options.data.image_size, options.batch_size
@@ -171,9 +158,17 @@ def train(
         stack.enter_context(contextlib.closing(log))
         validate = partial(validate_step, evaluator, options.eval, log, checkpoints)
         stop_at = stack.enter_context(processes.stop_requests(step))
+        patience = options.early_stopping * options.eval.every * epoch_steps
         if not validated:  # it was killed in validation
             validate(step, state)
         for index, batch in devices.on_devices(batches, mesh):
+            best = checkpoints.best_step()
+            if patience and best is not None and step - best >= patience:
+                print(
+                    f"stopped early at step {step} of {last_step}: no validation was better than "
+                    f"that of step {best}"
+                )
+                break
             state, step_metrics = train_step(state, batch, key)
             step += 1
             log.add(step, index, step_metrics)
@@ -182,18 +177,19 @@ def train(
             if not (ends_epoch(step) or stopping or step % options.checkpoint_every == 0):
                 continue
             log.drain()  # nothing is saved before it is known to be finite
-            variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-            training = {"step": state.step, "opt_state": state.opt_state}
+            variables, training = saved_trees(state, constants)
             checkpoints.save(step, variables, training, metadata | {"log_window": log.window()})
             if ends_epoch(step):  # after saving, so that a kill here loses no step
                 validate(step, state)
             if stopping:
                 print(f"stopped at step {step} of {last_step}, saved; the same command continues")
-                return
-        if stop_at(step + 1):  # after the last step
+                return False
+        if evaluate and stop_at(step + 1):  # after the last step
             print("stopped before the final evaluation, saved; the same command continues")
-            return
-    evaluate_run(config, workdir)
+            return False
+    if evaluate:
+        evaluate_run(config, workdir)
+    return True
 
 
 def check_validation(split: Split) -> None:
@@ -207,26 +203,38 @@ def check_validation(split: Split) -> None:
 
 def validate_step(
     evaluator: Evaluator,
-    measured: MetricOptions,
+    measured: ValidateOptions,
     log: StepLog,
     checkpoints: RunCheckpoints,
     step: int,
     state: TrainState,
 ) -> None:
     """Scores the validation split, and notes what it is worth in the log and the checkpoint."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables(measured.weights)
     with jax.profiler.TraceAnnotation(profiling.VALIDATE):
         values = compute_metrics(evaluator(variables), measured)
     log.add_validation(step, values)
     checkpoints.add_validation(step, values["mAP"])
 
 
+def saved_trees(
+    state: TrainState, constants: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint has of a state: what models are made of, and what training goes on with."""
+    variables = {**state.variables(), **constants}
+    if state.average is not None:
+        variables["ema"] = state.average
+    training = {"step": state.step, "opt_state": state.opt_state}
+    if state.corrected is not None:
+        training["corrected"] = state.corrected
+    return variables, training
+
+
 def restore(path: Path, state: TrainState, constants: dict[str, Any]) -> TrainState:
     """A run's checkpoint, laid out as `state` is; the constants in it are not read again."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats, **constants}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    variables, training = checkpoint.restore(path, variables, training)
-    return TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **training)
+    variables, training = checkpoint.restore(path, *saved_trees(state, constants))
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    return TrainState(**weights, **training, average=variables.get("ema"))
 
 
 def training_order(
@@ -259,6 +267,7 @@ def training_batches(
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,
+        crop_seed=options.views_seed,
         cache=options.data.cache,
         cache_gib=options.data.cache_gib,
         workers=options.data.workers,

@@ -36,6 +36,11 @@ class LossOptions(Options):
     large: str
     delta: float
 
+    @property
+    def corrects_permanently(self) -> bool:
+        """Whether some labels are present from some step on, whatever was given (LL-Cp)."""
+        return (self.name, self.large) == ("large_loss", "correct_permanently")
+
 
 # Logits, targets and what is known of them to their mean cost.
 MeanLoss = Callable[[Float[Array, "B C"], Targets, Bool[Array, "B C"]], Float[Array, ""]]
@@ -77,8 +82,13 @@ def mean_loss(
     options: LossOptions,
     epoch: Int32[Array, ""],
     class_weights: Float32[Array, " C"] | None = None,
+    axis: str | None = None,
 ) -> MeanLoss:
-    """The mean cost of labels as the options say, in an epoch, of which the first is 0."""
+    """The mean cost of labels as the options say, in an epoch, of which the first is 0.
+
+    Args:
+        axis: see `large_losses`.
+    """
     if options.name == "bce" and class_weights is None:
         return binary_cross_entropy
     loss = label_loss(options)
@@ -90,16 +100,41 @@ def mean_loss(
             missing = label_losses.missing_as_present(logits, shares, options.tau)
             shares = jnp.where(epoch >= 1, missing, shares)
         costs = shares * present + (1 - shares) * absent
-        if options.name == "large_loss":
+        if options.name == "large_loss" and not options.corrects_permanently:
             given_absent = known & (shares < 0.5)
             share = jnp.minimum(epoch.astype(costs.dtype) * options.delta, 1)
-            large = label_losses.large_losses(jax.lax.stop_gradient(costs), given_absent, share)
+            fixed = jax.lax.stop_gradient(costs)
+            large = label_losses.large_losses(fixed, given_absent, share, axis)
             costs = jnp.where(large, 0 if options.large == "reject" else present, costs)
         if class_weights is not None:
             costs = costs * class_weights[None]
         return mean_over_known(costs, known)
 
     return of_labels
+
+
+def newly_present(
+    options: LossOptions,
+    epoch: Int32[Array, ""],
+    outputs: Outputs,
+    targets: Targets,
+    known: Bool[Array, "B C"],
+    axis: str | None = None,
+) -> Bool[Array, "B C"]:
+    """LL-Cp: which labels that are given as absent are present from now on (arXiv 2206.03740).
+
+    From the second epoch on the share `delta` of them that costs most, in all streams together.
+
+    Args:
+        epoch, axis: see `mean_loss`.
+        outputs: see `total_loss`.
+    """
+    streams = ("global_logits", "local_logits") if "local_logits" in outputs else ("logits",)
+    cost = label_losses.cross_entropy().absent
+    costs = jnp.stack([cost(jax.lax.stop_gradient(outputs[name])) for name in streams])
+    given_absent = known & (targets.astype(costs.dtype) < 0.5)
+    share = jnp.where(epoch >= 1, jnp.float32(options.delta), 0)
+    return label_losses.large_losses(jnp.sum(costs, axis=0), given_absent, share, axis)
 
 
 def label_loss(options: LossOptions) -> LabelLoss:

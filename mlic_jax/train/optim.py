@@ -1,4 +1,4 @@
-"""SGD as PyTorch means it (or AdamW), with named groups of parameters and rates in epochs."""
+"""SGD and Adam as PyTorch means them, with named groups of parameters and rates in epochs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models.backbones import stage_of
 from mlic_jax.options import Options
+
+BACKBONE = "features"  # the module of a model whose stages may learn at rates of their own
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,18 @@ class OptimOptions(Options):
     reference_batch: int
     reference_classes: int
     multipliers: Mapping[str, float]  # of groups of parameters, by name
+    layer_decay: float
     schedule: str
+    schedule_share: float
     floor: float
     milestones: tuple[float, ...]
     warmup_epochs: float
     momentum: float
     nesterov: bool
     weight_decay: float
+    decay_biases_and_norms: bool
     clip_norm: float
+    ema: float
 
 
 # How the rate follows the size of the batch, from that of `optim.reference_batch`: not, in
@@ -66,7 +73,7 @@ def rate_scale(options: OptimOptions, batch_size: int, num_classes: int) -> floa
         80 classes, 128 photos of COCO, 30 epochs, where both are one rate
             1.0; 37.7
 
-    AdamW's moves do not depend on the scale of the loss.
+    The moves of Adam and AdamW do not depend on the scale of the loss.
 
     """
     scale = RATE_SCALINGS[options.scaling](batch_size / options.reference_batch)
@@ -80,14 +87,24 @@ def create_schedule(
 ) -> optax.Schedule:
     """The learning rate of a step, before any group's multiplier.
 
+    `one_cycle` (Smith and Topin 2017, arXiv 1708.07120) is PyTorch's `OneCycleLR`: a cosine up from
+    1 / 25 of the rate to all of it at 20 % of the steps, and one down to 1 / 250,000. Two things
+    are other: the peak and the end are each a step later, and Adam's momentum is not cycled.
+
     Args:
+        epochs: of the run, which are `options.schedule_share` of a cosine or a cycle.
         scale: of all rates, see `rate_scale`.
     """
     rate = scale * options.learning_rate
     warmup = round(options.warmup_epochs * steps_per_epoch)
+    steps = round(epochs * steps_per_epoch / options.schedule_share)
     if options.schedule == "cosine":
-        steps = max(epochs * steps_per_epoch - warmup, 1)
-        main = optax.cosine_decay_schedule(rate, steps, alpha=options.floor)
+        main = optax.cosine_decay_schedule(rate, max(steps - warmup, 1), alpha=options.floor)
+    elif options.schedule == "one_cycle":
+        peak = max(round(0.2 * steps), 1)
+        lacking = optax.cosine_decay_schedule(rate * 24 / 25, peak)
+        fall = optax.cosine_decay_schedule(rate, max(steps - peak, 1), alpha=1 / 250_000)
+        main = optax.join_schedules([lambda step: rate - lacking(step), fall], [peak])
     else:
         drops = {int(epoch * steps_per_epoch) - warmup: 0.1 for epoch in options.milestones}
         main = optax.piecewise_constant_schedule(rate, drops)
@@ -114,15 +131,74 @@ def group_multipliers(options: OptimOptions, params: dict[str, Any]) -> dict[str
     return {name: multipliers[name if name in named else "rest"] for name in params}
 
 
+def layer_multipliers(
+    options: OptimOptions, params: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The group of every parameter, a tree of their names, and the multiplier of every group.
+
+    Groups are the top-level modules; with a `layer_decay` d other than 1, in the place of the
+    backbone its stages, `features/0` the stem. That of stage k of the last, n, has the backbone's
+    multiplier times d^(n - k).
+
+    Raises:
+        UsageError: see `group_multipliers`.
+    """
+    multipliers = group_multipliers(options, params)
+    labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
+    if options.layer_decay == 1 or BACKBONE not in params:
+        return labels, multipliers
+    of_backbone, last = multipliers.pop(BACKBONE), max(map(stage_of, params[BACKBONE]))
+    for module, subtree in params[BACKBONE].items():
+        stage = stage_of(module)
+        name = f"{BACKBONE}/{stage}"
+        multipliers[name] = of_backbone * options.layer_decay ** (last - stage)
+        labels[BACKBONE][module] = jax.tree.map(lambda _, name=name: name, subtree)
+    return labels, multipliers
+
+
+def without_biases_and_norms(params: Any) -> Any:
+    """Which parameters are neither a bias nor of a normalisation: True of each that decays.
+
+    Those of one axis are one or the other; biases of attention have two.
+    """
+
+    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and path[-1].key != "bias"
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """The exponential moving average of variables, after one more step.
+
+    The decay is min(`decay`, (1 + t) / (10 + t)) in step t: the first steps, which start from
+    fresh weights, are soon forgotten. What does not move is exactly its average.
+
+    Args:
+        average: before the step; before the first the variables themselves.
+        variables: after the step, in the same tree.
+        step: int32 `[]`, t, from 0 on.
+        decay: in (0, 1).
+    """
+    share = jnp.maximum(1 - decay, 9 / (10 + step.astype(jnp.float32)))
+
+    def of(old: jax.Array, new: jax.Array) -> jax.Array:
+        # As it is where nothing moved: a sum would make 0 of a -0, and a backbone another one.
+        return jnp.where(new == old, old, old + share.astype(old.dtype) * (new - old))
+
+    return jax.tree.map(of, average, variables)
+
+
 def create_optimizer(
     options: OptimOptions, params: dict[str, Any], schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
     `sgd` adds the decay to the gradient, then takes momentum (Nesterov's, if `nesterov` is set),
-    then the rate, as PyTorch does;
-    `adamw` decouples the decay. A multiplier of 0 freezes a group. `clip_norm` shortens the
-    gradient of all groups together before anything else.
+    then the rate, as PyTorch does; `adam` adds it to the gradient too, `adamw` decouples it. A
+    multiplier of 0 freezes a group. With `layer_decay` each stage of the backbone is a group, see
+    `layer_multipliers`. `clip_norm` shortens the gradient of all groups together before anything
+    else.
 
     Args:
         params: the parameter tree; a group is a top-level module of it.
@@ -131,18 +207,20 @@ def create_optimizer(
     Raises:
         UsageError: the groups do not cover the model's top-level modules exactly.
     """
-    multipliers = group_multipliers(options, params)
+    labels, multipliers = layer_multipliers(options, params)
+    decayed = None if options.decay_biases_and_norms else without_biases_and_norms
 
     def rule(multiplier: float) -> optax.GradientTransformation:
         if not multiplier:
             return optax.set_to_zero()
-        decay = optax.add_decayed_weights(options.weight_decay)
+        decay = optax.add_decayed_weights(options.weight_decay, decayed)
         rate = optax.scale_by_learning_rate(lambda step: multiplier * schedule(step))
         if options.name == "adamw":
             return optax.chain(optax.scale_by_adam(), decay, rate)
+        if options.name == "adam":
+            return optax.chain(decay, optax.scale_by_adam(), rate)
         return optax.chain(decay, optax.trace(options.momentum, options.nesterov), rate)
 
-    labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     groups = {name: rule(multiplier) for name, multiplier in multipliers.items()}
     optimizer = optax.partition(groups, labels)
     if options.clip_norm:

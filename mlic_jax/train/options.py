@@ -21,10 +21,12 @@ class TrainOptions(ScoreOptions):
     """A configuration, where every option is explained."""
 
     seed: int
+    recipe: str
     epochs: int
     batch_size: int
     accumulation: int
     log_every: int
+    early_stopping: int
     checkpoint_every: int
     keep_checkpoints: int
     init_from: str
@@ -34,3 +36,8 @@ class TrainOptions(ScoreOptions):
     loss: LossOptions
     optim: OptimOptions
     eval: ValidateOptions
+
+    @property
+    def views_seed(self) -> int:
+        """What the views of photos are drawn from, where there is a number of them."""
+        return self.data.views_seed if self.data.views and self.data.views_seed >= 0 else self.seed

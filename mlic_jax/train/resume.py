@@ -9,16 +9,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mlic_jax import config_paths
-from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among, own_config
 from mlic_jax.command_line import mode_command
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
-from mlic_jax.runtime.checkpoint import run_of
+from mlic_jax.runtime.checkpoint_paths import run_of
 from mlic_jax.scores import scoring
+from mlic_jax.train.losses import LossOptions
 
 # Options, or groups of them, that change nothing of what has been. (Another set of the same name is
 # told by the stream.)
-FREE = (*HOW, "eval.min_positives", "calibration")
+FREE = (*HOW, "recipe", "early_stopping", "eval.min_positives", "calibration")
 
 
 def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def check_resumable(
         The options that differ: {name: (old, new)}.
 
     Raises:
-        UsageError: the arrays, the classes or the stream of batches differ, or such options do; or
-            the run is further than it is now to go.
+        UsageError: the arrays (of the model, of the optimiser), the classes or the stream of
+            batches differ, or such options do; or the run is further than it is now to go.
     """
     scoring.check_same_model(saved, current, path)
     for name, value in current["stream"].items():
@@ -89,6 +90,15 @@ def check_resumable(
             f"the run in {path} had {describe(grave)}: what is trained so far would not be of this "
             "configuration; use the same, another --workdir, or --allow_changes"
         )
+    other = {name: values for name, values in changes.items() if _is_of_state(name, *values)}
+    losses = [LossOptions.of(own_config(of, path).loss) for of in (saved, current)]
+    if len({loss.corrects_permanently for loss in losses}) > 1:
+        other |= {name: changes[name] for name in ("loss.name", "loss.large") if name in changes}
+    if other:
+        raise UsageError(
+            f"the run in {path} had {describe(other)}: what it keeps beside its weights is of no "
+            "use to that; use the same or another --workdir"
+        )
     if saved.get("step", 0) > last_step:
         raise UsageError(
             f"the run in {path} is at step {saved['step']}, and with epochs "
@@ -101,6 +111,15 @@ def check_resumable(
             f"{mode_command('evaluate')} takes options of evaluation"
         )
     return changes
+
+
+def _is_of_state(name: str, old: Any, new: Any) -> bool:
+    """Whether with this change an optimiser has other arrays, or an average is there or not."""
+    if name == "optim.layer_decay":
+        return (old == 1) != (new == 1)
+    if is_among(name, ("optim.ema", "optim.clip_norm", "optim.multipliers")):
+        return None not in (old, new) and (old == 0) != (new == 0)
+    return name in ("optim.name", "optim.decay_biases_and_norms")
 
 
 def _is_free(name: str, current: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What a run starts from: fresh variables, weights given, and what is known of the labels."""
+"""What a run starts from: weights, fresh or given, what is known of the labels, and its step."""
 
 import logging
 import math
@@ -10,16 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 
-from mlic_jax.data import co_occurrence, label_inputs
+from mlic_jax.data import co_occurrence, label_inputs, pipeline
+from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.files.atomic import write_text
+from mlic_jax.models import spread
+from mlic_jax.names import IDENTITY
+from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import load_weights, merge_weights
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.losses import LossOptions
-from mlic_jax.train.optim import group_multipliers
+from mlic_jax.train.optim import (
+    create_optimizer,
+    create_schedule,
+    group_multipliers,
+    rate_scale,
+)
 from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.step import TrainState, make_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +52,9 @@ def label_constants(options: TrainOptions, split: Split) -> dict[str, Any]:
             f"with mlic build-word-vectors --prepared {split.directory}, or say "
             "--config.data.word_vectors=one_hot"
         )
-    graph = options.data.label_graph or co_occurrence.from_split(split, options.loss.label_policy)
+    counted = {"": co_occurrence.from_split, IDENTITY: co_occurrence.without_edges}
+    given = options.data.label_graph
+    graph = counted[given](split, options.loss.label_policy) if given in counted else given
     known = label_inputs.read(graph, options.data.word_vectors, split.class_names)
     return {"label_inputs": known}
 
@@ -53,6 +66,25 @@ def class_weights(options: LossOptions, split: Split) -> np.ndarray | None:
     present = split.labels() > 0
     positives = jnp.asarray(present.sum(axis=0, dtype=np.int32))
     return np.asarray(balanced_weights(positives, len(present), options.class_weights))
+
+
+def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
+    """Of a loss that corrects labels permanently which those are, bool `[N, C]`: none as yet.
+
+    Raises:
+        UsageError: none would ever be, for a share of the labels of a batch is less than one.
+    """
+    if not options.loss.corrects_permanently:
+        return None
+    labels = split.labels()
+    absent = np.mean(resolve_unknown(labels, options.loss.label_policy) < 0)
+    together = options.batch_size // options.accumulation * labels.shape[1] * absent
+    if options.loss.delta * together < 1:
+        raise UsageError(
+            f"loss.delta is {options.loss.delta:g}, of about {together:.0f} labels given as absent "
+            "in a step less than one: none would be corrected; give a greater one or batch_size"
+        )
+    return np.zeros(labels.shape, bool)
 
 
 def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
@@ -96,6 +128,46 @@ def start_weights(
             layer["bias"], math.log(options.init_prior / (1 - options.init_prior))
         )
     return variables
+
+
+def first_state_and_step(
+    model: nn.Module, variables: dict[str, Any], options: TrainOptions, split: Split, mesh: Mesh
+) -> tuple[TrainState, jax.stages.Wrapped]:
+    """The state that a run starts from, as it lies on the mesh, and the step that changes it.
+
+    Args:
+        model: as it runs on a whole batch.
+        variables: of `start_weights`; the first step may use their memory.
+        split: what is trained with.
+
+    Raises:
+        UsageError: an option of the optimiser does not fit the model, or see `no_corrections`.
+    """
+    epoch_steps = pipeline.steps_per_epoch(len(split), options.batch_size)
+    scale = rate_scale(options.optim, options.batch_size, len(split.class_names))
+    schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule)
+    opt_state = optimizer.init(variables["params"])
+    average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
+    state = TrainState(
+        jnp.int32(0),
+        **variables,
+        opt_state=opt_state,
+        average=average,
+        corrected=no_corrections(options, split),
+    )
+    shardings = devices.lying(state, mesh, options.shard_fc1)
+    step = make_train_step(
+        spread(model, devices.ROWS, options.shard_fc1),
+        optimizer,
+        schedule,
+        options,
+        mesh,
+        shardings,
+        epoch_steps,
+        class_weights(options.loss, split),
+    )
+    return devices.lay_out(state, shardings), step
 
 
 def write_overview(path: Path, params: dict[str, Any], options: TrainOptions) -> None:

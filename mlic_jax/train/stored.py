@@ -33,10 +33,19 @@ def open_training_store(
     data, augmented = options.data, options.augment
 
     def inputs(images: jax.Array, views: jax.Array, index: jax.Array) -> jax.Array:
-        return augment_views(images, views, index, jax.random.key(options.seed), augmented)
+        return augment_views(images, views, index, jax.random.key(options.views_seed), augmented)
 
-    crop = {"seed": options.seed, "train_crop": data.train_crop, "crop_scale": data.crop_scale}
+    crop = {
+        "seed": options.views_seed,
+        "train_crop": data.train_crop,
+        "crop_scale": data.crop_scale,
+    }
     decided = {name: getattr(augmented, name) for name in ("flip", "jitter", "mean", "std")}
+    # Only where they do something, so that stores of before are still known.
+    if augmented.cutout:
+        decided["cutout"] = augmented.cutout
+    if augmented.randaugment:
+        decided |= {name: getattr(augmented, name) for name in ("randaugment", "magnitude")}
     views = Views(data.views, inputs, crop, training=True, origin=crop | decided)
     backbone = Backbone.of(model, variables, options.model, mesh)
     return Store(backbone, split, views, data, options.features)
@@ -64,21 +73,22 @@ def compile_stored_step(
     what = "the training step"
     if regions is None:
         return compilation.compile_ahead(what, train_step, state, batch, key)
-    weights = {"params": state.params, "batch_stats": state.batch_stats}
-    find_regions = compile_find_regions(model, store, weights, batch["seen"], training=True)
+    find_regions = compile_find_regions(
+        model, store, state.variables(), batch["seen"], training=True
+    )
     batch["seen"] |= regions.abstract(rows, model.top_n)
     train_step = compilation.compile_ahead(what, train_step, state, batch, key)
 
     def step(
         state: TrainState, batch: dict[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, Any]]:
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
-        boxes = find_regions(weights, batch["seen"])["boxes"]
-        before = regions.asked, regions.known
+        boxes = find_regions(state.variables(), batch["seen"])["boxes"]
+        asked, known = regions.asked, regions.known
         of_regions = regions.read(*devices.to_host((batch["view"], batch["index"], boxes)))
         seen = batch["seen"] | devices.to_devices(of_regions, mesh)
         state, metrics = train_step(state, batch | {"seen": seen}, key)
-        known = (regions.known - before[1]) / (regions.asked - before[0])
-        return state, metrics | {"known_regions": np.float32(known)}
+        asked, known = regions.asked - asked, regions.known - known
+        share = known / asked if asked else 1.0  # of padding nothing is asked for
+        return state, metrics | {"known_regions": np.float32(share)}
 
     return step

@@ -109,6 +109,16 @@ def test_views_take_turns(toy_split):
     _assert_same([first], [third])
 
 
+def test_crops_may_have_a_seed_of_their_own(toy_split):
+    options = dict(batch_size=10, shuffle=True, views=2, **CROP)
+    (of_one,) = _run(toy_split, seed=1, crop_seed=1, **options)
+    _assert_same([of_one], _run(toy_split, seed=1, **options))
+    (of_other,) = _run(toy_split, seed=2, crop_seed=1, **options)
+    rows = np.argsort(of_other["index"])[of_one["index"]]
+    assert (of_one["index"] != of_other["index"]).any()
+    np.testing.assert_array_equal(of_one["image"], of_other["image"][rows])
+
+
 def test_the_order_alone_is_that_of_the_batches(toy_split):
     options = dict(batch_size=4, seed=1, epochs=3, shuffle=True, views=2, first_step=2)
     batches = _run(toy_split, **options)
@@ -117,20 +127,33 @@ def test_the_order_alone_is_that_of_the_batches(toy_split):
     _assert_same(batches, list(pipeline.order(toy_split, **options)))
 
 
-def test_chosen_rows_are_those_of_the_epochs(toy_split):
-    options = dict(batch_size=10, seed=1, **CROP)
-    epochs = _run(toy_split, epochs=3, shuffle=False, views=3, **options)
-    rows = np.array([[2, 7], [0, 7], [2, 0], [1, 3], [1, -1]])
-    options |= dict(batch_size=3, image_size=8)
-    found = list(pipeline.chosen(toy_split, rows, **options))
-    assert len(found) == 2
-    joined = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
-    np.testing.assert_array_equal(joined["index"], [*rows[:, 1], -1])
-    np.testing.assert_array_equal(joined["mask"], joined["index"] >= 0)
-    for row, (view, index) in enumerate(rows[:4]):
-        assert joined["view"][row] == view
-        for name in ("image", "labels"):
-            np.testing.assert_array_equal(joined[name][row], epochs[view][name][index])
+@pytest.mark.parametrize(("crop", "workers"), [(CROP, 0), (CROP, 1), ({}, 0)])
+def test_chosen_views_are_those_of_the_epochs(toy_split, crop, workers):
+    options = dict(seed=1, image_size=8, **crop)
+    epochs = _run(toy_split, batch_size=10, epochs=3, shuffle=False, views=3, **options)
+    groups = [(np.array([7, 8, 0]), np.array([0, 2])), (np.array([3]), np.array([1]))]
+    chosen = pipeline.chosen(toy_split, groups, batch_size=3, workers=workers, **options)
+    expected = [(0, [7, 8, 0]), (2, [7, 8, 0]), (1, [3, -1, -1])]
+    for batch, (view, index) in zip(chosen, expected, strict=True):
+        assert batch["index"].tolist() == index and batch["view"].tolist() == [view] * 3
+        assert batch["index"].dtype == batch["view"].dtype == np.int32
+        images = [epochs[view]["image"][i] if i >= 0 else np.zeros((8, 8, 3)) for i in index]
+        np.testing.assert_array_equal(batch["image"], images)
+    assert not multiprocessing.active_children()
+
+
+def test_a_photo_is_decoded_once_for_all_its_views(toy_split, monkeypatch):
+    decode, decoded = records.Split.decode, []
+
+    def counted(split, record):
+        decoded.append(record.image_id)
+        return decode(split, record)
+
+    monkeypatch.setattr(records.Split, "decode", counted)
+    groups = [(np.array([4, 2]), np.arange(5)), (np.array([9]), np.arange(2))]
+    options = dict(batch_size=2, image_size=8, **CROP)
+    assert len(list(pipeline.chosen(toy_split, groups, **options))) == 7
+    assert sorted(decoded) == ["photo2", "photo4", "photo9"]
 
 
 def test_random_resized_crops_are_what_the_transform_makes_of_the_scale(toy_split):

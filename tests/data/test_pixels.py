@@ -183,8 +183,8 @@ def test_all_files_of_a_set_count(toy_source, tmp_path, capsys):
 def test_a_disk_that_is_too_small(split, capsys):
     assert open_squares(split, 2**20, 1e9) is None
     line = capsys.readouterr().out
-    assert "are not kept, photos are decoded anew: they take 30,720.00 GiB, and " in line
-    assert line.endswith(f" are free on the disk of {split.directory}/pixels\n")
+    assert "are not kept, photos are decoded anew: they take 30,720.00 GiB more, and " in line
+    assert line.endswith(f" are free on the disk of {split.directory}\n")
 
 
 def test_a_disk_that_is_full_on_the_way(prepared, split, capsys, files_of_at_most):

@@ -186,6 +186,23 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(frozen, open_store, caplog,
     jax.tree.map(np.testing.assert_array_equal, whole, everything(resumed))
 
 
+def test_how_many_views_are_made_at_once_changes_nothing(frozen, open_store, monkeypatch):
+    """But how often a photo is decoded."""
+    together = everything(open_store(frozen)[0])
+    folder = open_store(frozen)[0].folder
+    folder.rename(folder.with_name("aside"))
+    monkeypatch.setattr("mlic_jax.features.store.MOST_PIXELS", 1)
+    groups, chosen = [], pipeline.chosen
+
+    def recorded(split, wanted, **options):
+        groups.extend(views.tolist() for _, views in wanted)
+        return chosen(split, wanted, **options)
+
+    monkeypatch.setattr(pipeline, "chosen", recorded)
+    jax.tree.map(np.testing.assert_array_equal, together, everything(open_store(frozen)[0]))
+    assert groups == [[0], [1]]
+
+
 def test_half_floats_are_half_as_large(frozen, open_store):
     exact = everything(open_store(frozen)[0])["maps"]
     frozen.features.dtype = "float16"

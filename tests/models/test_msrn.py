@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
-from mlic_jax.models.msrn import Linear, PerLabel, halve
+from mlic_jax.models.layers import PerLabel
+from mlic_jax.models.msrn import Linear, halve
 from mlic_jax.train.losses import total_loss
 
 LABELS, GROUPS, DIMENSIONS = 5, 2, 7

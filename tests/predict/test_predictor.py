@@ -212,6 +212,8 @@ def test_one_photo_gives_one_prediction_and_several_a_list(predictor, photos):
     missing = predictor("missing.jpg")
     assert (missing.file, missing.error) == ("missing.jpg", "No such file or directory")
     assert str(missing) == "missing.jpg: No such file or directory"
+    pattern = predictor("*.jpg")
+    assert pattern.error == "no such file; of a pattern give glob.glob('*.jpg')"
 
 
 @pytest.mark.parametrize("wrong", [3, None, [3], [None], np.zeros(3), [[photo] for photo in "ab"]])

@@ -221,12 +221,16 @@ def test_photos_are_shown_upright_and_no_larger_than_needed(predictor, tmp_path)
         assert max(shown.picture(1 + k).size) <= CROP_SIDE
 
 
-def test_a_model_without_regions(config, photo, tmp_path):
-    config.model.name = "pooled"
-    predictor = Predictor.from_checkpoint(save_run(config, tmp_path / "run"))
+def test_a_baseline_shows_where_it_sees_its_labels(config, photo, tmp_path):
+    """In one look: a region has no probability of its own."""
+    config.model.update(name="pooled", top_n=2)
+    predictor = Predictor.from_checkpoint(save_run(config, tmp_path / "run", [0.0] * 12))
+    (prediction,) = predictor([photo])
     shown = Shown(answer(predictor, photo))
-    assert len(shown.images) == 1
-    assert "looked again" not in shown.text
+    assert "Where the model looked" in shown.text
+    assert re.search(r"whole photo \d", shown.text) and not re.search(r"here \d", shown.text)
+    drawn = [region.class_name for region in prediction.regions if region.global_probability > 0.1]
+    assert 0 < len(drawn) <= 2 and len(shown.images) == 1 + len(drawn)
 
 
 def test_a_photo_without_labels(config, photo, tmp_path):

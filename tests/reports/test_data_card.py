@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import card, records
+from mlic_jax.data.kept_labels import kept_of
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import CLASS_NAMES, Scenes
 from mlic_jax.reports import data_card
 from mlic_jax.reports.page import REGION_COLOURS, page_template
@@ -68,6 +70,29 @@ def test_the_page(described, splits):
     assert all(photo["src"].startswith("data:image/jpeg;base64,") for photo in photos)
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)  # it loads nothing
     assert "http" not in text
+
+
+def test_the_page_shows_which_labels_are_kept(splits, config):
+    config.data.update({"keep_labels": 0.4, "dropped_labels": "unknown"})
+    described = card.describe(splits, 0, DataOptions.of(config.data))
+    page = Page(data_card.render_page(described, ROLES, splits["train"], COMMANDS))
+    labels = splits["train"].labels()
+    kept = kept_of(labels, DataOptions.of(config.data))
+    for c, name in enumerate(CLASS_NAMES):
+        before, left = ((values[:, c] == 1).sum() for values in (labels, kept))
+        # Between them the share, and how many are unknown.
+        assert re.search(rf"{name} {before} \S+ \S+ {left} \d", page.text), name
+    present = f"{(kept == 1).sum()} of {(labels == 1).sum()} present"
+    absent = f"{(kept == -1).sum()} of {(labels == -1).sum()} absent"
+    assert f"data.keep_labels=0.4 keeps {present} and {absent} labels" in page.text
+    assert described["kept"]["unknown"] == (kept == 0).sum(axis=0).tolist()
+
+
+def test_classes_of_which_no_label_is_kept_are_a_problem(described):
+    kept = {"said": "few are kept", "positives": [0, *[1] * (len(CLASS_NAMES) - 1)]}
+    said = card.findings(described | {"kept": kept}, ROLES)
+    assert ("problem", f"no label of {CLASS_NAMES[0]} is kept: nothing is learned of it") in said
+    assert ("note", "few are kept") in said
 
 
 def test_true_boxes_have_the_names_and_colours_of_their_classes(described, splits):

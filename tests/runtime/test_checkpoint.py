@@ -17,11 +17,11 @@ from mlic_jax.runtime.checkpoint import (
     merge_weights,
     read_metadata,
     restore,
-    run_checkpoints,
     save_weights,
     set_damaged_aside,
     update_metadata,
 )
+from mlic_jax.runtime.checkpoint_paths import run_checkpoints
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 
 

@@ -216,3 +216,12 @@ def test_an_abstract_batch_is_what_the_pipeline_gives(config):
             expected[name].dtype,
             expected[name].sharding,
         )
+
+
+def test_an_average_lies_as_what_it_is_of(problem):
+    state = problem[4]
+    state = state.replace(average=state.variables())
+    shardings = devices.lying(state, devices.create_mesh(), shard_fc1=True)
+    specs = devices.specs_of(shardings)
+    assert specs.average == {"params": specs.params, "batch_stats": specs.batch_stats}
+    assert specs.average["params"]["fc1"]["kernel"] == devices.BY_ROWS

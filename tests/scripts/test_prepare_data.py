@@ -156,6 +156,25 @@ def test_what_it_writes(run, table, capsys):
     ]
 
 
+def test_a_recipe_of_fewer_labels(run, table):
+    """Of all that is made of the labels to train on; the prepared set has them all."""
+    request = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    assert run(*request, "--keep-labels", "0.5", "--dropped-labels", "unknown") == 0
+    config = read_module(Path("own/ours/ours.py")).get_config()
+    check_config(config)
+    data = DataOptions.of(config.data)
+    assert (data.keep_labels, data.one_positive, data.dropped_labels) == (0.5, False, "unknown")
+    splits = sources.open_splits(data), sources.open_to_train(data)
+    everything, kept = (split["train"].labels() for split in splits)
+    assert (everything == 0).sum() < (kept == 0).sum()
+    graph = co_occurrence.load(config.data.label_graph)
+    np.testing.assert_array_equal(graph.class_counts, (kept == 1).sum(axis=0))
+    assert config.init_prior == round((kept == 1).sum() / (kept != 0).sum(), 3)
+    card = json.loads(Path("own/ours/data_card.json").read_text())
+    assert card["kept"]["positives"] == (kept == 1).sum(axis=0).tolist()
+    assert card["splits"]["train"]["positives"] == (everything == 1).sum(axis=0).tolist()
+
+
 def test_no_path_of_the_recipe_is_of_this_machine(run, table):
     assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
     text = Path("own/ours/ours.py").read_text()
@@ -611,6 +630,7 @@ def test_many_images_tune_the_weights(table, weights, monkeypatch):
         ("--images data --name ours --image-size 100", "data.image_size is 100"),
         ("--images data --name ours --image-size 0", "data.image_size is 0"),
         ("--images data --name ours --epochs 0", "epochs is 0; it must be positive"),
+        ("--images data --name ours --keep-labels 0", "data.keep_labels is 0"),
         ("--images data --name ours --init-from nowhere", "no checkpoint at "),
         ("--images data --name ours --word-vectors nowhere", "nowhere cannot be read"),
         ("--images data --name ours --word-vectors few.txt", "no vector for any of the 3 classes"),

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_jax.checkpoint_config import set_up
 from mlic_jax.data import label_inputs, pipeline, sources
+from mlic_jax.data.kept_labels import kept_of
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.word_vectors import WordVectors
 from mlic_jax.errors import Failure, UsageError
@@ -27,6 +29,7 @@ from mlic_jax.files.atomic import locked
 from mlic_jax.models import create_model, spread
 from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.ops.regions import profiles
+from mlic_jax.predict import Predictor
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import (
     find_checkpoint,
@@ -267,9 +270,23 @@ def test_frozen_statistics_stay_as_they_are(make_config):
     assert all(jax.tree.leaves(moved))
 
 
+def test_msrn_may_know_of_no_label_what_it_occurs_with(make_config):
+    config = make_config()
+    config.model.name, config.data.word_vectors = "msrn", "one_hot"
+    masks = {}
+    for graph in ("", "identity"):
+        config.data.label_graph = graph
+        options = TrainOptions.of(config)
+        constants = label_constants(options, sources.open_splits(options.data)["train"])
+        masks[graph] = label_inputs.arguments_of(constants)["attention_mask"]
+    np.testing.assert_array_equal(masks["identity"], np.eye(len(masks[""]), dtype=bool))
+    assert masks[""].sum() > len(masks[""])
+
+
 def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
+    """The graph counts the labels that are kept to train on."""
     config.model.name, config.model.head, config.model.pool_ratio = "msrn", "per_label", 0.2
-    config.epochs = 1
+    config.epochs, config.data.keep_labels = 1, 0.5
     with pytest.raises(UsageError, match="mlic build-word-vectors --prepared"):
         train(config, tmp_path)
     split = sources.open_splits(DataOptions.of(config.data))["train"]
@@ -281,7 +298,8 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
 
     known = load_weights(tmp_path / "run")[0]["label_inputs"]
     np.testing.assert_array_equal(known["word_vectors"], words.vectors)
-    positives = split.labels() >= 0  # as_positive
+    positives = kept_of(split.labels(), DataOptions.of(config.data)) >= 0  # as_positive
+    assert (positives.sum(axis=0) < (split.labels() >= 0).sum(axis=0)).any()
     np.testing.assert_array_equal(known["class_counts"], positives.sum(axis=0))
     first = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
     assert "global_mAP" not in first
@@ -515,3 +533,100 @@ def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
         jax.tree.map(np.testing.assert_array_equal, expected, got)
     scores = [np.load(run / "scores_test.npz") for run in (alone, broken)]
     np.testing.assert_array_equal(scores[0]["logits"], scores[1]["logits"])
+
+
+def averaged(make_config):
+    """A pooled model whose weights are averaged, with all that is drawn in a step.
+
+    Of its backbone the statistics alone move, which compiles sooner.
+    """
+    config = make_config()
+    config.optim.multipliers.features = 0.0
+    config.model.name, config.optim.ema, config.checkpoint_every = "pooled", 0.9, 1
+    config.keep_checkpoints, config.eval.weights = 6, "ema"
+    config.augment.update(cutout=0.5, randaugment=1, mixup=0.4)
+    return config
+
+
+def test_averages_are_of_all_steps_and_a_resumed_run_has_the_same(
+    make_config, tmp_path, monkeypatch
+):
+    config = averaged(make_config)
+    train(config, tmp_path / "alone")
+
+    def interrupted(*arguments):
+        validate_step(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+        train(config, tmp_path / "broken")
+    assert latest_checkpoint(tmp_path / "broken").name == "4"
+    train(config, tmp_path / "broken")
+    assert metric_lines(tmp_path / "alone") == metric_lines(tmp_path / "broken")
+    last = [latest_checkpoint(tmp_path / run) for run in ("alone", "broken")]
+    for weights in ("raw", "ema"):
+        saved = [load_weights(path, weights)[0] for path in last]
+        jax.tree.map(np.testing.assert_array_equal, *saved)
+
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    model = create_model(config.model, len(split.class_names))
+    start = jax.device_get(initial_variables(model, TrainOptions.of(config)))
+    expected = jax.tree.map(np.float64, start)
+    for step in range(6):
+        decay = min(0.9, (1 + step) / (10 + step))
+        raw = load_weights(tmp_path / "alone" / "checkpoints" / str(step + 1), "raw")[0]
+        expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, raw)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), saved[0], expected)
+
+    # What is validated and evaluated is the average.
+    validated = read_metadata(find_checkpoint(tmp_path / "alone"))["validation"]["mAP"]
+    values = json.loads((tmp_path / "alone" / "metrics_test.json").read_text())
+    setup = set_up(None, tmp_path / "alone", None, {"eval.weights": "raw"})
+    assert setup.workdir.name == "eval.weights=raw"
+    assert evaluate_run(setup.config, setup.workdir, setup.path)["mAP"] != values["mAP"]
+    config.data.splits.test = "val"
+    assert evaluate_run(config, tmp_path, setup.path)["mAP"] == pytest.approx(validated)
+    page = (tmp_path / "alone" / "report" / "index.html").read_text()
+    assert "the average of its weights" in page
+
+    # So is what predicts, by the checkpoint's own word.
+    predictor = Predictor.from_checkpoint(last[0])
+    jax.tree.map(np.testing.assert_array_equal, dict(predictor._variables), saved[0])
+
+
+def test_a_run_without_an_average_has_none_to_give(config, tmp_path, fresh_run):
+    config.model.name = "pooled"
+    variables, metadata = fresh_run(config)
+    save_weights(tmp_path / "weights", variables, metadata)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "weights")[0], variables)
+    with pytest.raises(UsageError, match=r"eval\.weights is ema, and .*weights has no average"):
+        load_weights(tmp_path / "weights", "ema")
+    setup = set_up(tmp_path / "weights", tmp_path, None, {"eval.weights": "ema"})
+    with pytest.raises(UsageError, match=r"eval\.weights is ema, and optim\.ema is 0"):
+        evaluate_run(setup.config, setup.workdir, setup.path)
+
+
+def test_training_stops_where_validation_gets_no_better(make_config, tmp_path, monkeypatch, capsys):
+    """Of a rate of nothing the first is the best; stopped, killed and asked again, it is there."""
+    config = make_config()
+    config.model.name, config.freeze_statistics, config.epochs = "pooled", True, 5
+    config.optim.multipliers.features, config.optim.learning_rate = 0.0, 1e-30
+    config.early_stopping = 1
+
+    def interrupted(*arguments):
+        validate_step(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+        for said in ("stopped at step 4 of 15", "before the final evaluation"):
+            train(config, tmp_path)
+            assert said in capsys.readouterr().out
+    assert not (tmp_path / "metrics_test.json").exists()
+    for _ in range(2):
+        train(config, tmp_path)
+        said = "stopped early at step 6 of 15: no validation was better than that of step 3"
+        assert said in capsys.readouterr().out
+        assert latest_checkpoint(tmp_path).name == "6" and find_checkpoint(tmp_path).name == "3"
+        assert (tmp_path / "metrics_test.json").exists()

@@ -10,6 +10,7 @@ from mlic_jax.train.losses import (
     LossOptions,
     binary_cross_entropy,
     mean_loss,
+    newly_present,
     smooth_targets,
     total_loss,
     two_stream_loss,
@@ -155,6 +156,53 @@ def test_the_largest_losses_are_given_up_more_with_every_epoch(large):
     share = 1.01 / given.sum()  # of the absent ones: one
     got = mean_of("large_loss", 2, logits=logits, large=large, delta=share / 2)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("large", ["reject", "correct"])
+def test_the_largest_losses_are_those_of_all_devices(large):
+    """Eight of two rows each, which alone would have a share of less than a label."""
+    rng = np.random.default_rng(0)
+    logits, present = jnp.float32(rng.normal(0, 3, (8, 2, 5))), jnp.asarray(rng.random((8, 2, 5)))
+    known = jnp.ones_like(present, bool)
+    options = loss_options(name="large_loss", large=large, delta=0.05)
+    epoch = jnp.int32(1)
+
+    def mean_of_all(of_labels, *arguments):
+        return of_labels(*(rows.reshape(16, 5) for rows in arguments))
+
+    arguments = logits, present < 0.2, known
+    shared = jax.vmap(mean_loss(options, epoch, axis="devices"), axis_name="devices")(*arguments)
+    whole = mean_of_all(mean_loss(options, epoch), *arguments)
+    np.testing.assert_allclose(shared.mean(), whole, rtol=1e-5)
+    assert abs(whole - mean_of_all(binary_cross_entropy, *arguments)) > 0.1
+
+
+def test_permanent_correction_takes_a_constant_share_from_the_second_epoch_on():
+    """By what a label costs in both streams; never one that is unknown, or present already."""
+    rng = np.random.default_rng(0)
+    streams = rng.normal(0, 3, (2, 6, 10))
+    present, known = rng.random((2, 6, 10)) < [[[0.3]], [[0.8]]]
+    outputs = dict(zip(("global_logits", "local_logits"), jnp.float32(streams), strict=True))
+    outputs["logits"] = -outputs["global_logits"]  # which decide nothing where there are two
+    costs = np.where(known & ~present, np.logaddexp(0, streams).sum(axis=0), -np.inf)
+    options = loss_options(name="large_loss", large="correct_permanently", delta=0.1)
+    assert options.corrects_permanently
+    number = int(0.1 * (known & ~present).sum())
+    assert number == 3
+    want = costs >= np.sort(costs, axis=None)[-number]
+    for epoch in range(4):
+        arguments = options, jnp.int32(epoch), outputs, jnp.asarray(present), jnp.asarray(known)
+        np.testing.assert_array_equal(newly_present(*arguments), want & (epoch > 0))
+
+
+def test_permanent_correction_of_one_stream():
+    options = loss_options(name="large_loss", large="correct_permanently", delta=1.0)
+    outputs = {"logits": LOGITS, "group_loss": jnp.float32(0.25)}  # of MSRN
+    got = newly_present(options, jnp.int32(1), outputs, TARGETS, KNOWN)
+    np.testing.assert_array_equal(got, KNOWN & ~TARGETS)
+    # The loss itself is the cross entropy of labels as they have become.
+    of_labels = mean_loss(options, jnp.int32(1))
+    assert of_labels(LOGITS, TARGETS, KNOWN) == binary_cross_entropy(LOGITS, TARGETS, KNOWN)
 
 
 def test_classes_weigh_as_they_are_told():

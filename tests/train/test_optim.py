@@ -10,12 +10,17 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
+from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
+from mlic_jax.models.backbones.resnet import ResNet
 from mlic_jax.train.optim import (
     OptimOptions,
     create_optimizer,
     create_schedule,
     group_multipliers,
+    layer_multipliers,
+    moved_average,
     rate_scale,
+    without_biases_and_norms,
 )
 
 
@@ -150,3 +155,124 @@ def test_the_gradient_of_all_groups_together_is_clipped(settings):
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(updates["features"]["w"], -0.05 * 1.5, rtol=1e-6)
     np.testing.assert_allclose(updates["fc"]["w"], -0.1 * 2.0, rtol=1e-6)
+
+
+def test_adam_adds_the_decay_to_the_gradient(settings):
+    """As torch.optim.Adam does: written out in float64, b1 0.9, b2 0.999, eps 1e-8."""
+    settings = replace(settings, name="adam", weight_decay=0.1)
+    params = {"features": {"w": jnp.array([2.0])}, "head": {"w": jnp.array([2.0])}}
+    optimizer = create_optimizer(settings, params, lambda _: 0.5)
+    state, expected, first, second = optimizer.init(params), 2.0, 0.0, 0.0
+    for step, gradient in enumerate((0.3, -0.2, 0.05), start=1):
+        gradients = {name: {"w": jnp.array([gradient])} for name in params}
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        decayed = gradient + 0.1 * expected
+        first, second = 0.9 * first + 0.1 * decayed, 0.999 * second + 0.001 * decayed**2
+        root = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        expected -= 0.5 * first / (1 - 0.9**step) / root
+        # 1 - 0.999^t loses a thousand roundings of float32 (6e-8 each), and steps are up to 0.5.
+        np.testing.assert_allclose(params["head"]["w"], expected, rtol=1e-3)
+
+
+def test_one_cycle_rises_to_a_fifth_and_falls_to_nothing(settings):
+    """PyTorch's cosines between 1 / 25, 1 and 1 / 250,000 of the rate, in float64."""
+    settings = replace(settings, learning_rate=2.0, schedule="one_cycle")
+    steps, peak = np.arange(50.0), 10
+    up = (1 - np.cos(np.pi * np.minimum(steps / peak, 1))) / 2
+    down = (1 - np.cos(np.pi * np.maximum(steps - peak, 0) / (50 - peak))) / 2
+    expected = 2 * np.where(steps < peak, 1 / 25 + (1 - 1 / 25) * up, 1 + (1 / 250_000 - 1) * down)
+    got = rates(settings, 5)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)  # ten roundings of 2
+    assert np.argmax(got) == peak
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_a_run_may_go_through_a_share_of_a_schedule(settings, schedule):
+    settings = replace(settings, schedule=schedule)
+    half = rates(replace(settings, schedule_share=0.5), 4)
+    np.testing.assert_array_equal(half, rates(settings, 8)[:40])
+
+
+def test_biases_and_norms_may_be_left_out_of_the_decay(settings):
+    params = {
+        "features": {"conv": {"kernel": jnp.ones((1, 1, 3, 2)), "bias": jnp.ones(2)}},
+        "head": {"query": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((2, 2))}},
+        "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+    }
+    decays = {
+        "features": {"conv": {"kernel": True, "bias": False}},
+        "head": {"query": {"kernel": True, "bias": False}},  # of attention, on two axes
+        "norm": {"scale": False, "bias": False},
+    }
+    assert without_biases_and_norms(params) == decays
+    none = jax.tree.map(jnp.zeros_like, params)
+    for name in ("sgd", "adam", "adamw"):
+        settings = replace(settings, name=name, multipliers={"rest": 1.0}, weight_decay=0.1)
+        for of_all in (True, False):
+            settings = replace(settings, decay_biases_and_norms=of_all)
+            optimizer = create_optimizer(settings, params, lambda _: 0.5)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, _ = optimizer.update(none, optimizer.init(params), params)
+            moved = jax.tree.map(lambda update: bool((update != 0).all()), updates)
+            assert moved == (jax.tree.map(lambda _: True, decays) if of_all else decays)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stages"),
+    [
+        (ResNet(18), {"stem": 0, "layer1_0": 1, "layer1_1": 1, "layer3_0": 3, "layer4_1": 4}),
+        (
+            MobileNetV2(0.125),
+            {"stem": 0, "block1": 1, "block2": 2, "block4": 3, "block7": 4, "block11": 5}
+            | {"block14": 6, "block16": 6, "block17": 7, "head": 8},
+        ),
+    ],
+)
+def test_the_rate_of_a_stage_goes_with_its_depth(settings, backbone, stages):
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = {"features": shapes["params"], "fc": {"w": jnp.ones(1)}}
+    settings = replace(settings, multipliers={"features": 0.5, "rest": 2.0})
+    labels, multipliers = layer_multipliers(settings, params)
+    assert multipliers == {"features": 0.5, "fc": 2.0}
+    assert set(jax.tree.leaves(labels["features"])) == {"features"}
+    labels, multipliers = layer_multipliers(replace(settings, layer_decay=0.5), params)
+    last = max(stages.values())
+    assert set(jax.tree.leaves(labels)) == set(multipliers)
+    expected = {f"features/{stage}": 0.5 * 0.5 ** (last - stage) for stage in range(last + 1)}
+    assert multipliers == expected | {"fc": 2.0}
+    for module, stage in stages.items():
+        assert set(jax.tree.leaves(labels["features"][module])) == {f"features/{stage}"}
+
+
+def test_stages_move_at_their_rates_and_frozen_ones_not(settings):
+    params = {"features": {"stem": {"w": jnp.ones(1)}, "layer1_0": {"w": jnp.ones(1)}}}
+    ones = jax.tree.map(jnp.ones_like, params)
+    settings = replace(settings, layer_decay=0.25, weight_decay=0.0, name="sgd")
+    for multiplier in (1.0, 0.0):
+        settings = replace(settings, multipliers={"features": multiplier})
+        optimizer = create_optimizer(settings, params, lambda _: 0.5)
+        updates, _ = optimizer.update(ones, optimizer.init(params), params)
+        assert updates["features"]["stem"]["w"] == -0.125 * multiplier
+        assert updates["features"]["layer1_0"]["w"] == -0.5 * multiplier
+
+
+def test_an_average_forgets_where_it_started():
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=(200, 4)).astype(np.float32)
+    average, expected = {"w": jnp.array(steps[0])}, steps[0].astype(float)
+    move = jax.jit(moved_average, static_argnums=3)
+    for t, values in enumerate(steps[1:]):
+        average = move(average, {"w": jnp.array(values)}, jnp.int32(t), 0.9)
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * values
+        # Each step adds three roundings of numbers up to 4, and forgets a tenth of those before.
+        np.testing.assert_allclose(average["w"], expected, rtol=0, atol=30 * 4 * 2**-24)
+
+
+def test_what_does_not_move_is_its_own_average_to_the_bit():
+    """A frozen backbone is known by the digest of its bytes, in which 0 is not -0."""
+    weights = {"w": jnp.array([0.1, -0.0, 0.0, 1e-30], jnp.float32)}
+    average = jax.jit(moved_average, static_argnums=3)(weights, weights, jnp.int32(3), 0.9997)
+    assert np.asarray(average["w"]).tobytes() == np.asarray(weights["w"]).tobytes()

@@ -44,6 +44,7 @@ def test_the_same_configuration_changes_nothing(compare):
         ("augment.jitter", 0.0),
         ("loss.label_policy", "ignore"),
         ("data.train_crop", "multi_scale"),
+        ("data.keep_labels", 0.4),
         ("init_from", "elsewhere"),
         ("accumulation", 2),
         ("eval.protocol", "msrn"),
@@ -58,8 +59,34 @@ def test_options_that_change_what_has_been_are_refused_unless_allowed(compare, n
     assert json.dumps(changed[1][1]) == json.dumps(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optim.name", "adamw"),
+        ("optim.ema", 0.9),
+        ("optim.clip_norm", 1.0),
+        ("optim.layer_decay", 0.5),
+        ("optim.decay_biases_and_norms", False),
+        ("optim.multipliers.features", 0.0),
+    ],
+)
+def test_another_optimiser_is_refused_whatever_is_allowed(compare, name, value):
+    """Each has arrays that the other has not, so that nothing could be restored."""
+    with pytest.raises(UsageError, match=rf"had {name} .* \(now .* beside its weights is of no"):
+        compare([(name, value)], allow_changes=True)
+
+
+def test_amounts_of_an_optimiser_may_change_where_that_is_allowed(compare):
+    changes = [("optim.ema", 0.9), ("optim.layer_decay", 0.5), ("optim.clip_norm", 1.0)]
+    other = [("optim.ema", 0.99), ("optim.layer_decay", 0.7), ("optim.clip_norm", 2.0)]
+    assert len(compare(other, allow_changes=True, before=changes)) == 3
+
+
 def test_options_of_how_a_run_is_done_are_only_told(compare):
-    assert compare([("log_every", 7), ("data.workers", 1), ("data.cache", "pixels")]) == {
+    changes = [("log_every", 7), ("data.workers", 1), ("data.cache", "pixels")]
+    assert compare([*changes, ("early_stopping", 3), ("recipe", "released")]) == {
+        "recipe": ("", "released"),
+        "early_stopping": (0, 3),
         "log_every": (1, 7),
         "data.workers": (0, 1),
         "data.cache": ("none", "pixels"),
@@ -117,6 +144,18 @@ def test_a_complete_run_is_not_changed_any_more(make_config, tmp_path):
     current["config"]["eval"]["flip"] = True
     with pytest.raises(UsageError, match=r"is complete: .* eval\.flip False \(now True\)"):
         check_resumable(saved, current, tmp_path, 6, allow_changes=True)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_labels_that_were_corrected_are_not_forgotten_in_resuming(compare, back):
+    permanent = [("loss.name", "large_loss"), ("loss.large", "correct_permanently")]
+    assert compare([], before=permanent) == {}
+    with pytest.raises(UsageError, match=r"had .*loss\.large.* what it keeps beside"):
+        if back:
+            compare([("loss.large", "reject")], before=permanent, allow_changes=True)
+        else:
+            compare(permanent, allow_changes=True)
+    assert "loss.large" in compare([permanent[1]], allow_changes=True)  # of another loss
 
 
 def test_all_that_is_free_is_an_option(make_config):

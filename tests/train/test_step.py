@@ -144,7 +144,8 @@ def test_a_batch_that_is_partly_padding_makes_a_finite_step(batch, config, group
     """Every number of images that an epoch can leave for its last batch, each of which counts."""
     config.accumulation, config.model.bn_groups = parts, groups
     config.augment.flip, config.augment.jitter = False, 0.0
-    model = Pooled(Deep(partial(ConvBatchNorm, bn_groups=groups)), batch["labels"].shape[1], "avg")
+    layer = partial(ConvBatchNorm, bn_groups=groups)
+    model = Pooled(Deep(layer), batch["labels"].shape[1], "avg", 4, 0.5, "exact")
     options = TrainOptions.of(config)
     variables = initial_variables(model, options)
     schedule = create_schedule(options.optim, 3, 2)
@@ -174,9 +175,9 @@ def sums_of_devices(jaxpr, in_loop=False):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_devices_exchange_the_gradient_once_and_statistics_once_a_layer_and_way(config, parts):
     config.accumulation, config.batch_size = parts, 16
-    model = spread(Pooled(Deep(), 12, "avg"), devices.ROWS)
+    model = spread(Pooled(Deep(), 12, "avg", 4, 0.5, "exact"), devices.ROWS)
     options = TrainOptions.of(config)
-    variables = initial_variables(Pooled(Deep(), 12, "avg"), options)
+    variables = initial_variables(Pooled(Deep(), 12, "avg", 4, 0.5, "exact"), options)
     schedule = create_schedule(options.optim, 3, 2)
     optimizer = create_optimizer(options.optim, variables["params"], schedule)
     state = TrainState(jnp.int32(0), **variables, opt_state=optimizer.init(variables["params"]))
@@ -198,11 +199,12 @@ def test_parts_are_dealt_out_in_turns_and_add_up():
 
     def gradient_of(batch_stats, part):
         total = jnp.sum(part["images"])
-        return 2 * total, ({"loss": total}, 10 * batch_stats + total)
+        return 2 * total, ({"loss": total}, 10 * batch_stats + total, -part["images"])
 
-    batch_stats, (metrics, gradient) = accumulate(gradient_of, 3, jnp.float32(0), rows)
+    batch_stats, (metrics, gradient), of_rows = accumulate(gradient_of, 3, jnp.float32(0), rows)
     assert metrics["loss"] == 15 and gradient == 30
     assert batch_stats == 100 * 3 + 10 * 5 + 7
+    np.testing.assert_array_equal(of_rows, -rows["images"])
 
 
 def test_a_part_deals_its_own_rows_to_the_groups():

@@ -1,5 +1,6 @@
 """Training on features that are computed once, against a run that computes the same views."""
 
+import itertools
 import json
 import signal
 
@@ -7,8 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from mlic_jax.data import sources
+from mlic_jax.features.regions import open_regions
+from mlic_jax.models import create_model
+from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights
-from mlic_jax.train.loop import train, validate_step
+from mlic_jax.train.loop import train, training_order, validate_step
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.start import first_state_and_step, initial_variables
+from mlic_jax.train.stored import compile_stored_step, open_training_store
 
 
 @pytest.fixture
@@ -19,6 +27,7 @@ def frozen(make_config, tmp_path):
         config = make_config()
         config.data.prepared_dir = str(tmp_path / "prepared")
         config.epochs, config.data.views, config.eval.every = 4, 2, 2
+        config.data.views_seed = 5  # another than that of order and weights
         config.data.train_crop = "random_resized_crop"
         config.freeze_statistics, config.optim.multipliers.features = True, 0.0
         config.model.name, config.eval.flip = name, True
@@ -27,6 +36,9 @@ def frozen(make_config, tmp_path):
         if name == "msrn":
             config.data.word_vectors, config.model.pool_ratio = "one_hot", 0.4
             config.model.head = "per_label"  # the dense one has millions of parameters
+        if name == "pooled":  # with what else may be drawn of a view, and averaged
+            config.augment.update(cutout=0.5, randaugment=1)
+            config.optim.ema, config.eval.weights = 0.9, "ema"
         return config
 
     return make
@@ -61,12 +73,16 @@ def test_a_run_is_that_which_computes_the_same_views(frozen, tmp_path, name):
             np.testing.assert_allclose(others[figure], value, rtol=1e-4, err_msg=figure)
     scores = [np.load(tmp_path / run / "scores_test.npz") for run in ("plain", "stored")]
     assert set(scores[0]) == set(scores[1])
+    assert ("boxes" in scores[0]) == (name != "msrn")
     for array in ("logits", *(["boxes"] if "boxes" in scores[0] else [])):
         np.testing.assert_allclose(scores[0][array], scores[1][array], atol=1e-4)
 
 
 def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch, capsys):
-    """Each with a store of its own, so that none has what the other looked at."""
+    """Each with a store of its own, so that none has what the other looked at.
+
+    With a loss that remembers labels, from the second epoch of three steps on.
+    """
 
     def interrupted(*arguments):
         validate_step(*arguments)
@@ -75,6 +91,7 @@ def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch
     for run in ("alone", "broken"):
         config = frozen()
         config.features.store = True
+        config.loss.update(name="large_loss", large="correct_permanently", delta=0.1)
         config.data.prepared_dir = str(tmp_path / f"prepared_{run}")
         if run == "broken":
             with monkeypatch.context() as patch:
@@ -83,6 +100,9 @@ def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch
             assert "stopped at step 7 of 12, saved" in capsys.readouterr().out
         train(config, tmp_path / run)
     assert curves(tmp_path / "alone") == curves(tmp_path / "broken")
+    corrected = [line["corrected"] for line in curves(tmp_path / "alone") if "loss" in line]
+    assert corrected == sorted(corrected)
+    assert corrected[2] == 0 < corrected[5] < corrected[11]
     runs = (load_weights(latest_checkpoint(tmp_path / run))[0] for run in ("alone", "broken"))
     jax.tree.map(np.testing.assert_array_equal, *runs)
 
@@ -99,3 +119,25 @@ def test_a_line_says_how_many_regions_were_known(frozen, tmp_path, capsys):
     assert "100% of regions known" in capsys.readouterr().out
     lines = lines_of(tmp_path / "first")
     assert next(line["known_regions"] for line in lines if "loss" in line) < 0.5
+
+
+def test_of_padding_alone_all_regions_are_known(frozen):
+    config = frozen()
+    config.features.store = True
+    options = TrainOptions.of(config)
+    split = sources.open_splits(options.data)["train"]
+    model = create_model(options.model, len(split.class_names))
+    variables, mesh = initial_variables(model, options), devices.create_mesh()
+    store = open_training_store(model, variables, split, options, mesh)
+    regions = open_regions(store, model)
+    state, _ = first_state_and_step(model, variables, options, split, mesh)
+    key = jax.jit(jax.random.key, out_shardings=devices.replicated(mesh))(0)
+    nothing = jax.jit(lambda state, batch, key: (state, {}))
+    step = compile_stored_step(nothing, model, store, regions, options, state, key)
+    (order,) = itertools.islice(store.batches(training_order(split, options, 0)), 1)
+    shares = []
+    for index in (np.full(8, -1, np.int32), order["index"]):
+        of_rows = {"index": index, "seen": store.read(("maps",), order["view"], index)}
+        _, metrics = step(state, devices.to_devices(order | of_rows, mesh), key)
+        shares.append(metrics["known_regions"])
+    assert shares[0] == 1 and shares[1] < 0.5

@@ -9,7 +9,6 @@ The name of a file tells all that its pixels follow from, so none is ever read f
 
 import json
 import re
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mlic_jax.data import transforms
 from mlic_jax.data.records.reading import Split, prepared_splits, read_prepared
 from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
 from mlic_jax.errors import Failure
-from mlic_jax.files.rows import Rows
+from mlic_jax.files.rows import Rows, reserve
 
 FOLDER = "pixels"
 _NAME = re.compile(r"(\w+)-(\d+)-[0-9a-f]+\.pixels")  # the split, the size, what decides the pixels
@@ -106,7 +105,7 @@ def _make(path: Path, total: int, most: float) -> None:
     """Makes a sparse file of `total` bytes, in place of those with other pixels of its photos.
 
     Raises:
-        Failure: that would be too many.
+        Failure: that would be too many, or more than the disk has room for.
         OSError: it cannot be written.
     """
     others = [other for other in path.parent.glob("*.pixels") if other != path]
@@ -114,14 +113,12 @@ def _make(path: Path, total: int, most: float) -> None:
         if other.name.split("-")[:2] == path.name.split("-")[:2]:
             other.unlink(missing_ok=True)
     there = sum(other.stat().st_size for other in others if other.exists())
-    wanted, free = f"they take {total / _GIB:,.2f} GiB", shutil.disk_usage(path.parents[1]).free
     if there + total > most * _GIB:
         raise Failure(
-            f"{wanted} beside the {there / _GIB:,.2f} that lie in {path.parent}, and "
-            f"data.cache_gib is {most:g}"
+            f"they take {total / _GIB:,.2f} GiB beside the {there / _GIB:,.2f} that lie in "
+            f"{path.parent}, and data.cache_gib is {most:g}"
         )
-    if total > free:
-        raise Failure(f"{wanted}, and {free / _GIB:,.2f} are free on the disk of {path.parent}")
+    reserve(path.parents[1], total, "they")
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as file:
         file.truncate(total)  # whoever else makes it at this moment does the same

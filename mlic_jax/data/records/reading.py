@@ -31,8 +31,12 @@ class Split(RandomAccess[Record]):
         value_range: of deep images, see `transforms.decode`; None where there are none.
     """
 
-    def __init__(self, directory: Path, split: str):
-        """Opens the split; see `open_split`, which says so when there is none."""
+    def __init__(self, directory: Path, split: str, labels: np.ndarray | None = None):
+        """Opens the split; see `open_split`, which says so when there is none.
+
+        Args:
+            labels: instead of those of the set, see `with_labels`.
+        """
         self.directory = directory
         self.split = split
         metadata = read_metadata(directory)
@@ -49,10 +53,10 @@ class Split(RandomAccess[Record]):
             raise
         except Exception as error:  # TFDS and protobuf have no common error
             raise damaged(directory, error) from error
-        self._index = self._read_index()
+        self._index, self._labels = self._read_index(), labels
 
-    def __reduce__(self) -> tuple[type["Split"], tuple[Path, str]]:
-        return Split, (self.directory, self.split)
+    def __reduce__(self) -> tuple[type["Split"], tuple[Path, str, np.ndarray | None]]:
+        return Split, (self.directory, self.split, self._labels)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,7 +77,7 @@ class Split(RandomAccess[Record]):
             record = Record(
                 image=fields["image"],
                 image_id=fields["image_id"].decode(),
-                labels=fields["labels"],
+                labels=fields["labels"] if self._labels is None else self._labels[position],
                 boxes=np.array(boxes, np.int32).reshape(-1, 4),
                 box_classes=np.array(classes, np.int32),
                 height=int(fields["height"]),
@@ -103,7 +107,11 @@ class Split(RandomAccess[Record]):
 
     def labels(self) -> np.ndarray:
         """int8 [N, C], the labels of the whole split, without reading an image."""
-        return self._index["labels"]
+        return self._index["labels"] if self._labels is None else self._labels
+
+    def with_labels(self, labels: np.ndarray) -> "Split":
+        """The same photos with other labels, int8 `[N, C]`, in worker processes too."""
+        return Split(self.directory, self.split, labels)
 
     def where(self, position: int) -> str:
         """How an error message names the image at a position."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.data import scenes
+from mlic_jax.data.kept_labels import keep_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
@@ -142,3 +143,13 @@ def open_splits(data: DataOptions) -> dict[str, Split]:
         value_range=data.range or None,
     )
     return {role: open_split(directory, split) for role, split in data.splits.items()}
+
+
+def open_to_train(data: DataOptions) -> dict[str, Split]:
+    """`open_splits` for training: `train` has the labels that `keep_labels` keeps, the others all.
+
+    Raises:
+        UsageError, Failure: see `open_splits`.
+    """
+    splits = open_splits(data)
+    return splits | {"train": keep_labels(splits["train"], data)}

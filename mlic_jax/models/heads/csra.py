@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mlic_jax.models.arrays import Float32Or64, Outputs
-from mlic_jax.models.msrn import uniform
+from mlic_jax.models.layers import uniform
 from mlic_jax.models.precision import at_least_float32
 
 # Of so many heads, the temperatures (paper, section 3.4); None is infinite: the maximum.

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from mlic_jax.models.arrays import Float32Or64, Outputs
-from mlic_jax.models.msrn import PerLabel
+from mlic_jax.models.layers import PerLabel
 from mlic_jax.models.precision import at_least_float32
 
 DROPOUT = 0.1

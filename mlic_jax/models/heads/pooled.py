@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mlic_jax.models.arrays import Float32Or64, Outputs, RowMask
+from mlic_jax.models.ops.regions import regions_of_likeliest
 from mlic_jax.models.precision import at_least_float32
 
 
@@ -59,15 +60,22 @@ class PointwiseClassifier(nn.Module):
 class Pooled(nn.Module):
     """The baseline that every other model has to beat.
 
+    Where a label is seen is a region, as MCAR has them; it is not looked at again.
+
     Attributes:
         features: the backbone, of which the last map is used.
         num_classes: C.
         pooling: a key of `POOLINGS`.
+        top_n: regions of an image, of the classes with the highest logits.
+        threshold, localizer: how they are found, see `class_regions`.
     """
 
     features: nn.Module
     num_classes: int
     pooling: str
+    top_n: int
+    threshold: float
+    localizer: str
 
     def setup(self) -> None:
         self.convclass = PointwiseClassifier(self.num_classes)
@@ -75,7 +83,7 @@ class Pooled(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
-        """Scores images: `look`, then `score`.
+        """Scores images; in training that is all, else it also says where the likeliest labels are.
 
         Args:
             images: normalised.
@@ -83,16 +91,50 @@ class Pooled(nn.Module):
             mask: padding moves no batch statistics, see `ConvBatchNorm`.
 
         Returns:
-            `logits`, float32 `[B, C]`.
+            `logits`, float32 `[B, C]`. And, but in training, `boxes` int32 `[B, N, 4]` and
+            `box_classes` int32 `[B, N]`, see `MCAR`; `mutable=["intermediates"]` also gives their
+            `class_maps`, float32 `[B, N, h, w]`.
         """
-        return self.score(self.look(images, train, mask))
+        if train:
+            return self.score(self.look(images, train, mask))
+        height, width = images.shape[1:3]
+        return self.locate(self.look_everywhere(images), (height, width))
 
     def look(
         self, images: Float[Array, "B H W 3"], train: bool = False, mask: RowMask | None = None
     ) -> Outputs:
-        """All that the head needs of images, see `summarise`; arguments as of `__call__`."""
+        """All that `score` needs of images, see `summarise`; arguments as of `__call__`."""
         return summarise(self.features(images, train, mask)[-1])
 
+    def look_everywhere(self, images: Float[Array, "B H W 3"]) -> Outputs:
+        """All that `locate` needs of images, the last map."""
+        return {"maps": self.features(images)[-1]}
+
     def score(self, seen: Outputs) -> Outputs:
-        """What `__call__` returns, from what `look` does."""
+        """The logits, from what `look` returns."""
         return {"logits": self.convclass(global_pool(seen, self.pooling))}
+
+    def locate(self, seen: Outputs, image_size: tuple[int, int]) -> Outputs:
+        """What `__call__` returns, from what `look_everywhere` does of images of that size.
+
+        A class activation map is what the classifier says of every position by itself. Of `avg` the
+        mean of that is the logit. Of `max` and `gwp`, in which every feature is the maximum over
+        positions, it is no sum to the logit, but the same classifier on the same features.
+        """
+        logits = self.score(summarise(seen["maps"]))["logits"]
+        of_region = self.top_n, self.threshold, self.localizer
+        boxes, classes, maps = regions_of_likeliest(
+            stretched(self.convclass(seen["maps"])), logits, image_size, *of_region
+        )
+        self.sow("intermediates", "class_maps", maps)
+        return {"logits": logits, "boxes": boxes, "box_classes": classes}
+
+
+def stretched(scores: Float32Or64[Array, "B h w C"]) -> Float32Or64[Array, "B h w C"]:
+    """The scores of each class, from their least in an image, 0, to their greatest, 1.
+
+    Of a class that has the same everywhere, 1.
+    """
+    low, high = (of(scores, axis=(1, 2), keepdims=True) for of in (jnp.min, jnp.max))
+    is_flat = low == high
+    return jnp.where(is_flat, 1, (scores - low) / jnp.where(is_flat, 1, high - low))

@@ -4,10 +4,14 @@
 - Its training step against three times the forward pass.
 - The input pipeline against decoding alone, in as many threads; and of pixels that are kept,
   against a copy of as many in memory.
+- The pass over the photos that `features.store` makes, decoding and writing included, against the
+  backbone alone on as many images in memory.
 - The backbone alone in both frameworks. Where PyTorch's takes less than ours, the convolutions
   themselves are what stands between MCAR and its targets.
 """
 
+import contextlib
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,9 +26,12 @@ from comparison import Case, Comparison, Sizes, Task
 from frameworks import available_cores
 from models import Subject
 
-from mlic_jax.models import create_backbone
+from mlic_jax.features.store import AT_ONCE, Store
+from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.inputs import InputOptions, normalise
-from mlic_jax.runtime import compilation
+from mlic_jax.runtime import compilation, devices
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.stored import open_training_store
 
 Run = Callable[[], dict[str, Any]]
 
@@ -127,6 +134,46 @@ def copying(given: dict[str, np.ndarray], sizes: Sizes) -> Run:
     return run
 
 
+def feature_pass(given: dict[str, Any], sizes: Sizes) -> Run:
+    """All photos in all views, each anew."""
+    store = _store(given, sizes)
+    photos_of_views = [np.arange(sizes["images"])] * sizes["views"]
+
+    def run() -> dict[str, Any]:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return {"seconds": np.array(store.compute(photos_of_views))}
+
+    return run
+
+
+def bare_inference(given: dict[str, Any], sizes: Sizes) -> Run:
+    """The same program on as many images that are there."""
+    store = _store(given, sizes)
+    rng, images = np.random.default_rng(0), store.abstract_images(AT_ONCE)
+    batch = {name: np.zeros(of.shape, of.dtype) for name, of in images.items()}
+    batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
+    count = sizes["views"] * -(-sizes["images"] // AT_ONCE)
+
+    def run() -> dict[str, Any]:
+        features = [store.look(batch) for _ in range(count)]
+        return {"maximum": features[-1]["maximum"]}
+
+    return run
+
+
+def _store(given: dict[str, Any], sizes: Sizes) -> Store:
+    """The features of made-up photos, computed once."""
+    config = models.recipe(name="pooled", backbone="mobilenet_v2")
+    config.data.image_size, config.data.views = sizes["image_size"], sizes["views"]
+    config.data.train_crop = "random_resized_crop"
+    options = TrainOptions.of(config)
+    split = photos.prepared(photos.split_bytes(given), np.asarray(given["labels"]))
+    model = create_model(options.model, photos.CLASSES)
+    variables = models.random_variables(config, {**sizes, "labels": photos.CLASSES})
+    with contextlib.redirect_stderr(io.StringIO()):
+        return open_training_store(model, variables, split, options, devices.create_mesh())
+
+
 def against_limit(name: str, backbone: str, ours: Callable, limit: Callable, **sizes: int) -> Task:
     subject = models.mcar(backbone)
     cases = (
@@ -196,6 +243,17 @@ COMPARISON = Comparison(
                     Case("limit", "host", copying, time_target=0.5),
                 ),
             )
+        ),
+        Task(
+            "features of {views} views, MobileNetV2, {image_size} px; limit: its bare inference",
+            photos.inputs,
+            (
+                Case("ours", "jax", feature_pass),
+                Case("limit", "jax", bare_inference, time_target=0.9),
+            ),
+            sizes={"images": 128, "views": 4, "image_size": 256},
+            tolerance=None,
+            measures_memory=False,
         ),
         *(
             alone(f"{title} alone, {what}", backbone, ours, theirs, **sizes)

@@ -30,8 +30,8 @@ from mlic_jax.runtime.checkpoint import (
     latest_checkpoint,
     load_weights,
     read_metadata,
-    run_checkpoints,
 )
+from mlic_jax.runtime.checkpoint_paths import run_checkpoints
 from mlic_jax.runtime.run_checkpoints import RunCheckpoints
 
 MOST_COPIES = 60  # of a run

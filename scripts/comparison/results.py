@@ -1,0 +1,168 @@
+"""What came out of a matrix: a JSON for programs, and with `page.py` a page for people."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison.cells import Cell, Method
+from comparison.runs import Outcome
+
+from mlic_jax.data.label_policy import resolve_unknown
+from mlic_jax.errors import UsageError
+from mlic_jax.files import json_text
+from mlic_jax.metrics import methods
+from mlic_jax.scores.files import Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A cell that is done.
+
+    Attributes:
+        rate: that was chosen; None: the recipe's.
+        outcome: of the run at that rate, or of the first where all failed.
+        folder: of that run.
+        tries: the mAP on val of every rate, None where it failed.
+    """
+
+    set_name: str
+    cell: Cell
+    rate: float | None
+    outcome: Outcome
+    folder: Path
+    tries: Mapping[str, float | None]
+
+    @property
+    def method(self) -> Method:
+        """Of the cell."""
+        return self.cell.method
+
+    def scores(self) -> Scores:
+        """What its run said of the test split."""
+        (path,) = self.folder.glob("scores_*.npz")
+        return Scores.load(path)
+
+    def metrics(self) -> dict[str, Any]:
+        """What that is worth."""
+        (path,) = self.folder.glob("metrics_*.json")
+        return json_text.read(path)
+
+
+def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
+    """What each method is worth on a set, all of whose cells these are.
+
+    Raises:
+        UsageError: they differ in split, protocol or class list.
+    """
+    good = [one for one in done if one.outcome.mean_ap is not None]
+    found: dict[str, Any] = {"set": done[0].set_name, "methods": {}}
+    runs: dict[str, list[np.ndarray]] = {}
+    first: tuple[Done, Scores, dict[str, Any]] | None = None
+    for one in good:
+        scores, metrics = one.scores(), one.metrics()
+        if first is None:
+            first = one, scores, metrics
+        check_comparable(first, (one, scores, metrics))
+        runs.setdefault(str(one.method), []).append(scores.logits)
+    if first is not None:
+        _, scores, metrics = first
+        labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
+        found |= {
+            "split": scores.split,
+            "images": len(labels),
+            "classes": len(scores.class_names),
+            "protocol": metrics["protocol"],
+            "chance": metrics["chance"],
+        }
+        if baseline not in runs:
+            baseline = next(iter(runs))
+        found["baseline"] = baseline
+        found["methods"] = methods.compare_methods(runs, labels, baseline, metrics["ap_kind"])
+    for one in done:
+        of_method = found["methods"].setdefault(str(one.method), {"mAP": None})
+        of_method.setdefault("cells", []).append(_about(one))
+    return found
+
+
+def check_comparable(
+    first: tuple[Done, Scores, dict[str, Any]], other: tuple[Done, Scores, dict[str, Any]]
+) -> None:
+    """Raises UsageError for cells whose figures would not be of the same thing."""
+    (one, scores, metrics), (two, others, other_metrics) = first, other
+    for what, a, b in (
+        ("set", scores.set_name, others.set_name),
+        ("split", scores.split, others.split),
+        ("class list", scores.class_names.tolist(), others.class_names.tolist()),
+        ("images", scores.image_ids.tolist(), others.image_ids.tolist()),
+        ("labels", scores.labels.tolist(), others.labels.tolist()),
+        *(
+            (name, metrics[name], other_metrics[name])
+            for name in ("protocol", "ap_kind", "unknown_in_ap", "ties")
+        ),
+    ):
+        if a != b:
+            shown = f": {a} and {b}" if isinstance(a, str) else ""
+            raise UsageError(
+                f"{one.folder} and {two.folder} differ in {what}{shown}: they cannot be compared"
+            )
+
+
+def _about(done: Done) -> dict[str, Any]:
+    outcome = done.outcome
+    return {
+        "seed": done.cell.seed,
+        "rate": done.rate,
+        "val_mAP": outcome.mean_ap,
+        "tries": dict(done.tries),
+        "seconds": outcome.seconds,
+        "memory_mib": outcome.memory_mib,
+        "error": outcome.error,
+        "folder": str(done.folder),
+        "arguments": outcome.arguments,
+    }
+
+
+def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Ranks of the methods that every set has, over sets and seeds; None of fewer than two.
+
+    A block is a seed of a set; of a method with fewer runs than others, such as the ridge probe,
+    these take turns. Blocks of one set are alike, so that the critical difference is too small
+    rather than too large.
+    """
+    has_all = [
+        method
+        for method in sets[0]["methods"]
+        if all(of["methods"].get(method, {}).get("mAP") is not None for of in sets)
+    ]
+    if len(has_all) < 2:
+        return None
+    blocks = []
+    for of in sets:
+        runs = [of["methods"][method]["runs"] for method in has_all]
+        for k in range(max(map(len, runs))):
+            blocks.append([values[k % len(values)] for values in runs])
+    table = np.array(blocks)
+    ranks = methods.mean_ranks(table)
+    wins = {}
+    baseline = sets[0]["baseline"]
+    if baseline in has_all:
+        base = table[:, has_all.index(baseline)]
+        wins = {
+            method: [int(np.sum(column > base)), int(np.sum(column < base))]
+            for method, column in zip(has_all, table.T, strict=True)
+            if method != baseline
+        }
+    return {
+        "blocks": len(blocks),
+        "ranks": dict(zip(has_all, ranks.tolist(), strict=True)),
+        "critical_difference": methods.critical_difference(len(has_all), len(blocks)),
+        "baseline": baseline,
+        "wins_and_losses": wins,
+    }
+
+
+def summed_up(sets: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
+    """All of it, as JSON holds it."""
+    return {"rates": list(rates), "sets": list(sets), "over_sets": over_sets(sets)}

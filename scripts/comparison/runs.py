@@ -1,0 +1,221 @@
+"""Doing the runs of a matrix, each in a process that may die: how they ended is kept on the disk.
+
+A run leaves `outcome.json` in its folder: what it is worth on `val`, and what it took; or the one
+line that says why it failed. Whatever has one is never run again; what was killed before goes on
+from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+from comparison.cells import RIDGE, Cell
+
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files import json_text
+from mlic_jax.files.atomic import write_text
+
+OUTCOME, LOG = "outcome.json", "log.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    arguments: list[str]  # that it had beside its recipe
+    mean_ap: float | None  # of its best checkpoint on val, percent; None: it failed
+    seconds: float
+    memory_mib: float | None  # most of the process, where the system tells it
+    error: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """That of a run; None where it has not ended."""
+        path = folder / OUTCOME
+        if not path.exists():
+            return None
+        try:
+            return cls(**json_text.read(path))
+        except TypeError:
+            raise Failure(f"{path} is no outcome of a run: remove it to run it again") from None
+
+
+class Worker:
+    """A process that does one run after the other; another takes its place when it dies."""
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` returns.
+
+        Raises:
+            Failure: of `work`, in a line whatever it was; or the process dies of it.
+        """
+        self._here.send((work, arguments))
+        try:
+            value, error = self._here.recv()
+        except EOFError:
+            self._start()
+            raise Failure("its process was killed, perhaps for want of memory") from None
+        if error is not None:
+            raise error
+        return value
+
+    def _start(self) -> None:
+        spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+        self._here, there = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(there,), daemon=True)
+        self._process.start()
+        there.close()
+
+
+def _serve(there: Connection) -> None:
+    """Does what comes through a pipe, until that is closed."""
+    os.setsid()  # Ctrl-C is for the command, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _begin()
+    with contextlib.suppress(EOFError):
+        while True:
+            work, arguments = there.recv()
+            value, error = None, None
+            try:
+                value = work(*arguments)
+            except KeyboardInterrupt as stop:
+                error = stop
+            except (Failure, UsageError) as failure:
+                error = Failure(str(failure))
+            except Exception as failure:  # no memory on a GPU, or what nobody expected: see the log
+                line = (str(failure).splitlines() or [""])[0]
+                error = Failure(f"{type(failure).__name__}: {line}"[:300])
+            there.send((value, error))
+
+
+def _end_with_parent() -> None:
+    """Has nobody train in a folder that the next command trains in."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome:
+    """Does a run that has not ended yet, up to its last validation; says how it ended.
+
+    Raises:
+        UsageError: the run that is there is of other options.
+    """
+    arguments = cell.arguments(rate)
+    if done := Outcome.load(folder):
+        if done.arguments != arguments:
+            raise UsageError(
+                f"{folder} is a run of other options ({' '.join(done.arguments)}): give another "
+                "--out"
+            )
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    try:
+        mean_ap, memory = worker.do(train, cell, rate, folder)
+        outcome = Outcome(arguments, mean_ap, time.monotonic() - start, memory)
+    except Failure as error:
+        outcome = Outcome(arguments, None, time.monotonic() - start, None, str(error))
+    write_text(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1))
+    return outcome
+
+
+# --- in the worker
+
+
+def train(cell: Cell, rate: float | None, folder: Path) -> tuple[float, float | None]:
+    """The mAP on `val` of the best checkpoint of a run, and the most memory that it took in MiB.
+
+    Raises:
+        KeyboardInterrupt: the run was asked to stop, and is not at its end.
+    """
+    from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata
+    from mlic_jax.train.loop import train
+
+    _forget_peak()
+    with _logging_to(folder / LOG):
+        if cell.method.head.name == RIDGE:
+            from comparison.ridge import fit
+
+            return fit(cell.config(rate), folder), _peak_mib()
+        if not train(cell.config(rate), folder, evaluate=False):
+            raise KeyboardInterrupt
+    metadata = read_metadata(find_checkpoint(folder))
+    return metadata["validation"]["mAP"], _peak_mib()
+
+
+def evaluate(cell: Cell, rate: float | None, folder: Path) -> None:
+    """Writes the score file and the metrics of a run's best checkpoint on the test split."""
+    from mlic_jax.evaluate.run import evaluate_run
+
+    with _logging_to(folder / LOG):
+        evaluate_run(cell.config(rate), folder)
+
+
+def _begin() -> None:
+    from absl import logging as absl_logging
+
+    from mlic_jax.command_line import hush_pillow, show_log
+    from mlic_jax.runtime import compilation
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    hush_pillow()
+    show_log()
+    compilation.keep_programs()
+
+
+class _logging_to:
+    """All that the process and its libraries say goes to the end of a file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._before = [os.dup(1), os.dup(2)]
+        with self._path.open("ab") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if error is not None and not isinstance(error, Failure | UsageError | KeyboardInterrupt):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, before in enumerate(self._before, 1):
+            os.dup2(before, stream)
+            os.close(before)
+
+
+def _forget_peak() -> None:
+    """Has `_peak_mib` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib() -> float | None:
+    """The most memory that this process has had since; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return int(peak) / 1024

@@ -1,0 +1,240 @@
+"""A matrix of heads and losses: what is chosen, what is never done again, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlic_jax import recipes
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.scores.files import Scores
+from mlic_jax.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    """The modules of the script."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from comparison import cells, page, results, runs
+
+    yield {"cells": cells, "page": page, "results": results, "runs": runs}
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="module")
+def recipe(make_config, tmp_path_factory):
+    """A recipe of two epochs on a frozen backbone, whose features are stored."""
+    folder = tmp_path_factory.mktemp("compare")
+    config = make_config()
+    config.data.views, config.data.prepared_dir = 2, str(folder / "prepared")
+    config.freeze_statistics, config.optim.multipliers.features = True, 0.0
+    config.features.store, config.eval.every, config.data.views_seed = True, 2, 0
+    text = (
+        "import json\nfrom mlic_jax.config import default_config\n"
+        "def get_config():\n    config = default_config()\n"
+        f"    config.update(json.loads({config.to_json()!r}))\n    return config\n"
+    )
+    (folder / "recipe.py").write_text(text)
+    return folder / "recipe.py"
+
+
+def compare(recipe, out, *arguments):
+    command = [sys.executable, ROOT / "scripts" / "compare.py", "--sets", recipe, "--out", out]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def matrix(recipe):
+    """A matrix that was run: its folder, the arguments, what was printed."""
+    out = recipe.parent / "matrix"
+    arguments = [
+        *("--heads", "ridge", "pooled", "csra:model.csra_heads=2"),
+        *("--losses", "bce", "asl", "--seeds", "3", "4", "--rates", "0.02", "0.3", "1e38"),
+        *("--baseline", "pooled, bce"),
+    ]
+    ended = compare(recipe, out, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return out, arguments, ended.stdout
+
+
+def methods_of(out):
+    (of_set,) = json.loads((out / "comparison.json").read_text())["sets"]
+    return of_set
+
+
+def test_each_rate_is_chosen_on_val_and_test_is_scored_once(matrix):
+    out, _, said = matrix
+    of_set = methods_of(out)
+    csra = "csra (model.csra_heads=2)"
+    expected = ["ridge", "pooled, bce", "pooled, asl", f"{csra}, bce", f"{csra}, asl"]
+    assert sorted(of_set["methods"]) == sorted(expected)
+    assert (of_set["set"], of_set["split"], of_set["baseline"]) == (
+        "tiny_scenes",
+        "test",
+        "pooled, bce",
+    )
+    for method, values in of_set["methods"].items():
+        assert f"{method}: mAP {values['mAP']:.1f}" in said
+        assert ("holm" in values) == (method != "pooled, bce")
+        if method == "ridge":
+            assert [cell["seed"] for cell in values["cells"]] == [3]
+            continue
+        first, second = values["cells"]
+        tries = first["tries"]
+        assert tries.pop("1e+38") is None  # it diverged
+        assert first["rate"] == float(max(tries, key=tries.get))
+        assert first["val_mAP"] == max(tries.values())
+        assert (second["seed"], second["rate"], len(second["tries"])) == (4, first["rate"], 1)
+        assert first["seconds"] > 0
+    scored = [path.parent for path in out.rglob("scores_test.npz")]
+    assert len(scored) == 1 + 4 * 2
+    page = (out / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert f"{csra}, bce" in page
+
+
+def test_a_cell_is_a_run_that_anyone_can_do_again(matrix, recipe, tmp_path):
+    cell = methods_of(matrix[0])["methods"]["pooled, asl"]["cells"][1]
+    config = recipes.load_with(str(recipe), cell["arguments"])
+    train(config, tmp_path / "run")
+    runs = (tmp_path / "run", Path(cell["folder"]))
+    again, scores = (Scores.load(folder / "scores_test.npz") for folder in runs)
+    assert abs(again.logits - scores.logits).max() < 1e-4
+    assert config.loss.name == "asl"
+
+
+def test_what_is_done_is_not_done_again(matrix, recipe):
+    """Nor is what failed; a head more is added to it."""
+    out, arguments, _ = matrix
+    document = recipe.parent / "comparison.md"
+    document.write_text("before\n<!-- comparison: matrix -->\nold\n<!-- end -->\nafter\n")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("outcome.json")}
+    table = (out / "comparison.json").read_text()
+    assert compare(recipe, out, *arguments, "--page", document).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("outcome.json")} == before
+    assert (out / "comparison.json").read_text() == table
+    values = json.loads(table)["sets"][0]["methods"]["ridge"]
+    low, high = values["interval"]
+    row = f"| ridge | {values['mAP']:.1f} ({low:.1f} to {high:.1f}), {values['difference']:+.1f}"
+    assert row in document.read_text()
+    assert "old" not in document.read_text()
+    kept = (recipe.parent / "comparison" / "matrix.json").read_text()
+    assert str(recipe.parent) not in kept
+    assert json.loads(kept)["over_sets"]["blocks"] == 2
+    assert (recipe.parent / "comparison" / "matrix.svg").is_file()
+    ended = compare(recipe, out, *arguments, "--config.batch_size=16")
+    assert ended.returncode == 2
+    assert "is a run of other options" in ended.stderr
+
+
+def test_what_differs_in_its_protocol_is_not_compared(matrix, recipe):
+    out, _, _ = matrix
+    heads = ["--heads", "pooled", "pooled:eval.protocol=asl", "--rates", "0.3", "--seeds", "3"]
+    ended = compare(recipe, out, *heads)
+    assert ended.returncode == 2
+    assert "differ in protocol: mcar and asl" in ended.stderr
+
+
+def test_a_cell_that_fails_is_red_and_the_others_are_done(matrix, recipe):
+    out, _, _ = matrix
+    heads = ["mcar:model.local_size=33", "pooled"]
+    ended = compare(recipe, out, "--heads", *heads, "--rates", "0.3", "--seeds", "3")
+    assert ended.returncode == 0
+    methods = methods_of(out)["methods"]
+    (cell,) = methods["mcar (model.local_size=33), bce"]["cells"]
+    assert "local_size" in cell["error"]
+    said = f"failed: tiny_scenes, mcar (model.local_size=33), bce, seed 3: {cell['error']}"
+    assert said in ended.stdout
+    assert f"failed: {cell['error'][:20]}" in (out / "index.html").read_text()
+    assert methods["pooled, bce"]["mAP"] is not None
+
+
+def test_a_process_that_dies_fails_its_cell_alone(comparison):
+    with comparison["runs"].Worker() as worker:
+        with pytest.raises(Failure, match="was killed, perhaps for want of memory"):
+            worker.do(os.abort)
+        assert worker.do(abs, -3) == 3
+        with pytest.raises(Failure, match="ZeroDivisionError: "):
+            worker.do(divmod, 1, 0)
+        with pytest.raises(KeyboardInterrupt):
+            worker.do(signal.raise_signal, signal.SIGINT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the processes in /proc")
+def test_a_matrix_that_is_killed_goes_on_where_it_was(recipe, tmp_path):
+    """Its process ends with it, so that no two train in one folder."""
+    arguments = ["--heads", "pooled", "--losses", "bce", "focal", "--rates", "0.3", "0.1"]
+    command = [sys.executable, ROOT / "scripts" / "compare.py", "--sets", recipe, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, "--out", tmp_path], env=environment)
+    while not (first := list(tmp_path.rglob("outcome.json"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (worker,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if is_worker_of(process.pid, path)
+    )
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{worker}").exists():
+        time.sleep(0.05)
+    before = first[0].stat().st_mtime_ns
+    assert compare(recipe, tmp_path, *arguments).returncode == 0
+    assert first[0].stat().st_mtime_ns == before
+    assert len(list(tmp_path.rglob("outcome.json"))) == 4
+
+
+def is_worker_of(parent, stat):
+    """Whether a file of /proc is of a process that the parent spawned."""
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+        command = stat.with_name("cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return False
+    return int(fields[1]) == parent and b"spawn_main" in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--heads", "poold"], "did you mean 'pooled'"),
+        (["--heads", "pooled", "--losses", "ase"], "--losses is 'ase'; known are bce"),
+        (["--heads", "pooled", "--losses", "asl:loss.clip=2"], "loss.clip is 2"),
+        (["--heads", "pooled", "--recipes", "asll"], "did you mean 'asl'"),
+        (["--heads", "pooled", "--labels", "0.4"], "0.4-absent"),
+        (["--heads", "pooled:loss.clip"], "'loss.clip' is no option=value"),
+        (["--heads", "pooled", "--baseline", "csra, bce"], "these are: pooled, bce"),
+        (["--heads", "pooled", "--config.epocs=1"], "did you mean 'epochs'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(recipe, tmp_path, arguments, said):
+    ended = compare(recipe, tmp_path / "out", *arguments)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_says_what_it_is(comparison):
+    cells = comparison["cells"]
+    losses = ["bce", "asl:loss.clip=0,loss.gamma_absent=2"]
+    made = cells.methods(["ridge", "pooled"], losses, ["all", "0.4-absent"], ["own"])
+    assert [str(method) for method in made] == [
+        "ridge",
+        "pooled, bce",
+        "pooled, asl (loss.clip=0, loss.gamma_absent=2)",
+        "pooled, bce, labels 0.4-absent",
+        "pooled, asl (loss.clip=0, loss.gamma_absent=2), labels 0.4-absent",
+    ]
+    with pytest.raises(UsageError, match="one_positive-unknown"):
+        cells.labels_arguments("one_positive")

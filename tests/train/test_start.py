@@ -1,0 +1,38 @@
+"""What a run starts from, of the labels that it is given."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
+from mlic_jax.errors import UsageError
+from mlic_jax.train.label_losses import balanced_weights
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.start import class_weights, no_corrections
+
+
+def test_classes_weigh_by_the_labels_that_are_kept(config):
+    config.loss.class_weights = "inverse"
+    options = TrainOptions.of(config)
+    everything = class_weights(options.loss, sources.open_splits(options.data)["train"])
+    config.data.keep_labels = 0.5
+    split = sources.open_to_train(DataOptions.of(config.data))["train"]
+    positives = jnp.asarray((split.labels() > 0).sum(axis=0))
+    weights = class_weights(options.loss, split)
+    np.testing.assert_array_equal(weights, balanced_weights(positives, len(split), "inverse"))
+    assert (weights != everything).any()
+
+
+def test_a_share_of_less_than_a_label_is_refused(config):
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    assert no_corrections(TrainOptions.of(config), split) is None
+    config.loss.update(name="large_loss", large="correct_permanently")
+    with pytest.raises(UsageError, match=r"delta is 0\.002, of about \d+ labels given as absent"):
+        no_corrections(TrainOptions.of(config), split)
+    config.loss.delta = 0.1
+    corrected = no_corrections(TrainOptions.of(config), split)
+    assert corrected.shape == split.labels().shape and not corrected.any()
+    config.accumulation = 8
+    with pytest.raises(UsageError, match="none would be corrected"):
+        no_corrections(TrainOptions.of(config), split)
