@@ -78,10 +78,10 @@ def find(shapes: Mapping[str, Shape], arch: str | None = None, weights: str | No
         except (UsageError, Failure) as error:
             raise type(error)(f"{place}: {error}" if place else str(error)) from error
     place = named if named in fitting else _chosen(fitting, weights)
-    filled = {place + name for name, _ in matches[place].filled.values()}
+    of_use = {p + name for p in fitting for name, _ in matches[p].filled.values()}
     others = tuple(p for p in fitting if p != place)
-    left_out = (n for n in shapes if n not in filled and not n.startswith(others))
-    return Found(place, matches[place], others, tuple(left_out))
+    left_out = tuple(name for name in shapes if name not in of_use)
+    return Found(place, matches[place], others, left_out)
 
 
 def places_of(names: Iterable[str]) -> list[str]:

@@ -74,7 +74,8 @@ def test_of_both_the_raw_weights_are_taken_and_the_average_by_a_word(source_shap
     assert (found.place, found.others, found.left_out) == (raw, (ema,), ("queue",))
     assert find(both, weights="raw").place == raw
     assert find(both, weights="ema").place == ema
-    assert find(both, weights=ema).place == ema
+    named = find(both, weights=ema)
+    assert (named.place, named.others, named.left_out) == (ema, (raw,), ("queue",))
 
 
 def test_an_average_alone_is_taken(source_shapes):
