@@ -110,7 +110,8 @@ def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None)
         file: bytes to `read`, `readline` and `tell`, of which no `read` makes room for more than
             there is: a map of a file, or bytes in memory.
         find: module, name -> what stands for it, or None where it is only an argument, or a
-            `Foreign` whose objects are read past; raises Refused for whatever else. What stands for it must not take more than its arguments.
+            `Foreign` whose objects are read past; raises Refused for whatever else. What stands
+            for it must not take more than its arguments.
         stored: persistent id -> object; None where there are none.
 
     Raises:
