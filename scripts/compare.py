@@ -153,9 +153,7 @@ def look_at_what_is_done(
     return to_do
 
 
-def run_all(
-    cells: Sequence[Cell], rates: Sequence[float], out: Path, to_do: int
-) -> Iterator[Done]:
+def run_all(cells: Sequence[Cell], rates: Sequence[float], out: Path, to_do: int) -> Iterator[Done]:
     """Does every run that is not done, `to_do` of them."""
     chosen: dict[tuple[str, Method], float | None] = {}
     with Worker() as worker, tqdm(total=to_do, unit="run", smoothing=0.1) as bar:
@@ -200,9 +198,7 @@ def run_cell(
     return Done(cell, rate, outcome, folder, values)
 
 
-def write_results(
-    done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path
-) -> None:
+def write_results(done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path) -> None:
     """Writes `comparison.json` and `index.html`, and prints a line a method."""
     names = dict.fromkeys(one.cell.set_name for one in done)
     by_set = [[one for one in done if one.cell.set_name == name] for name in names]
