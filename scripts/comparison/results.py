@@ -140,15 +140,17 @@ def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         None of fewer than two sets, methods or blocks.
     """
     names = dict.fromkeys(method for of in sets for method in of["methods"])
-    by_seed = {method: [_by_seed(of["methods"].get(method)) for of in sets] for method in names}
-    has_all = [method for method in names if all(by_seed[method])]
+    has_all = [
+        method
+        for method in names
+        if all(of["methods"].get(method, {}).get("mAP") is not None for of in sets)
+    ]
     blocks = []
-    for k in range(len(sets)):
-        runs = {method: by_seed[method][k] for method in has_all}
-        several = [set(values) for values in runs.values() if len(values) > 1] or [{0}]
-        for seed in sorted(set.intersection(*several)):
-            row = [next(iter(of.values())) if len(of) == 1 else of[seed] for of in runs.values()]
-            blocks.append(row)
+    for of in sets:
+        cells = [cell for method in has_all for cell in of["methods"][method]["cells"]]
+        for seed in sorted({cell["seed"] for cell in cells}):
+            row = [_run(of["methods"][method], seed) for method in has_all]
+            blocks += [row] if None not in row else []
     if min(len(sets), len(has_all), len(blocks)) < 2:
         return None
     table = np.array(blocks)
@@ -171,12 +173,12 @@ def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _by_seed(values: Mapping[str, Any] | None) -> dict[int, float]:
-    """The mAP of each run of a method by its seed; of none, nothing."""
-    if values is None or values["mAP"] is None:
-        return {}
-    seeds = [cell["seed"] for cell in values["cells"] if not cell["error"]]
-    return dict(zip(seeds, values["runs"], strict=True))
+def _run(of_method: Mapping[str, Any], seed: int) -> float | None:
+    """The mAP of the run with a seed, None where there is none; of one cell that of any seed."""
+    if len(of_method["cells"]) == 1:
+        return of_method["mAP"]
+    seeds = [cell["seed"] for cell in of_method["cells"] if not cell["error"]]
+    return dict(zip(seeds, of_method["runs"], strict=True)).get(seed)
 
 
 def summed_up(sets: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
