@@ -104,10 +104,3 @@ def test_options_that_do_not_fit_are_refused(config, options, message):
     config.model.update(options)
     with pytest.raises(UsageError, match=message):
         create_model(config.model, 5)
-
-
-def test_a_prior_needs_a_bias(config, tmp_path):
-    config.model.name, config.init_prior = "csra", 0.1
-    with pytest.raises(UsageError, match="csra has no bias that could start there"):
-        train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
