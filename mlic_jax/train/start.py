@@ -78,11 +78,13 @@ def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
         return None
     labels = split.labels()
     absent = np.mean(resolve_unknown(labels, options.loss.label_policy) < 0)
-    together = options.batch_size // options.accumulation * labels.shape[1] * absent
+    photos = min(options.batch_size, len(split)) / options.accumulation  # the rest is padding
+    together = photos * labels.shape[1] * absent
     if options.loss.delta * together < 1:
         raise UsageError(
             f"loss.delta is {options.loss.delta:g}, of about {together:.0f} labels given as absent "
-            "in a step less than one: none would be corrected; give a greater one or batch_size"
+            "in a step less than one: none would be corrected; give a greater one, or a step more "
+            "photos"
         )
     return np.zeros(labels.shape, bool)
 

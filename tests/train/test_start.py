@@ -46,6 +46,17 @@ def test_a_share_of_less_than_a_label_is_refused(config):
         no_corrections(TrainOptions.of(config), split)
 
 
+def test_padding_is_corrected_nowhere(config):
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    absent = (split.labels() < 0).sum()
+    config.batch_size = 8 * len(split)
+    config.loss.update(name="large_loss", large="correct_permanently", delta=float(0.9 / absent))
+    with pytest.raises(UsageError, match=f"of about {absent} labels given as absent"):
+        no_corrections(TrainOptions.of(config), split)
+    config.loss.delta = float(1.1 / absent)
+    assert no_corrections(TrainOptions.of(config), split) is not None
+
+
 @pytest.mark.parametrize("name", ["csra", "query2label"])
 def test_a_prior_is_for_a_head_that_has_a_bias(config, name, caplog):
     config.model.update(name=name, head_width=4)
