@@ -14,6 +14,7 @@ import re
 import struct
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -303,8 +304,9 @@ class _Claims:
             return safe_pickle.find_array(module, name)
         except safe_pickle.Refused:
             pass
-        # Python 2 called it so, and pickles of protocol 2 still do.
-        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        # Protocol 2 writes the names of Python 2, which torch translates so: `__builtin__.long`.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
         if len(self.foreign) == _MOST_CLASSES and full not in self.foreign:
             raise ValueError(f"it names more than {_MOST_CLASSES} classes")
         return self.foreign.setdefault(full, safe_pickle.Foreign(full))

@@ -64,30 +64,24 @@ def find(shapes: Mapping[str, Shape], arch: str | None = None, weights: str | No
       UsageError: `arch` is unknown or another, there are no such `weights`, or several places fit.
       Failure: nothing fits; lists the problems of the place that comes closest.
     """
-    places = _asked_for(places_of(shapes), weights)
+    places = places_of(shapes)
     matches = {place: closest(under(shapes, place), arch) for place in places}
     fitting = [place for place, match in matches.items() if not match.problems]
     fitting = [place for place in fitting if arch in (None, matches[place].arch)]
-    if not fitting:
+    named = "" if weights == WHOLE_FILE else weights
+    if not fitting or (named in matches and named not in fitting):
         # Of equal ones the innermost, whose names are the shortest to read.
-        place = max(
-            reversed(places),
-            key=lambda p: (len(matches[p].filled), len(under(shapes, p))),
-        )
+        size = {place: (len(matches[place].filled), len(under(shapes, place))) for place in places}
+        place = named if named in matches else max(reversed(places), key=size.__getitem__)
         try:
             check(matches[place], under(shapes, place), arch)
         except (UsageError, Failure) as error:
             raise type(error)(f"{place}: {error}" if place else str(error)) from error
-    trained = [place for place in fitting if kind_of(place) == RAW]
-    place, *more = trained or fitting
-    if more:
-        told = " and ".join(place or WHOLE_FILE for place in (place, *more))
-        raise UsageError(f"{told} fit alike: say which with --weights {place or WHOLE_FILE}")
-    filled = {place + name for name, _ in matches[place].filled.values()}
-    # What is asked for by name still has the others beside it.
+    place = named if named in fitting else _chosen(fitting, weights)
+    of_use = {p + name for p in fitting for name, _ in matches[p].filled.values()}
     others = tuple(p for p in fitting if p != place)
-    left_out = (n for n in shapes if n not in filled and not n.startswith(others))
-    return Found(place, matches[place], others, tuple(left_out))
+    left_out = tuple(name for name in shapes if name not in of_use)
+    return Found(place, matches[place], others, left_out)
 
 
 def places_of(names: Iterable[str]) -> list[str]:
@@ -114,14 +108,15 @@ def under(shapes: Mapping[str, Shape], place: str) -> dict[str, Shape]:
     return {n.removeprefix(place): s for n, s in shapes.items() if n.startswith(place)}
 
 
-def _asked_for(places: list[str], weights: str | None) -> list[str]:
-    if weights is None:
-        return places
-    if weights in (RAW, EMA):
-        found = [place for place in places if kind_of(place) == weights]
-    else:
-        found = [place for place in places if weights == (place or WHOLE_FILE)]
+def _chosen(fitting: list[str], weights: str | None) -> str:
+    """The one of the places that are `weights`, by default raw."""
+    kinds = (RAW, EMA) if weights is None else (weights,)
+    of_kind = [[place for place in fitting if kind_of(place) == kind] for kind in kinds]
+    found = next((places for places in of_kind if places), [])
     if not found:
-        there = ", ".join(place or WHOLE_FILE for place in places)
-        raise UsageError(f"no weights {weights!r}: choose raw, ema or a place of {there}")
-    return found
+        there = ", ".join(f"{place or WHOLE_FILE} ({kind_of(place)})" for place in fitting)
+        raise UsageError(f"it has no weights {weights!r}, but {there}")
+    if len(found) > 1:
+        told = " and ".join(place or WHOLE_FILE for place in found)
+        raise UsageError(f"{told} fit alike: say which with --weights {found[0] or WHOLE_FILE}")
+    return found[0]

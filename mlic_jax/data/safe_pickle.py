@@ -83,7 +83,7 @@ class Foreign:
         return self.objects[-1]
 
 
-class Opaque(dict, Unbuilt):
+class Opaque(dict[Any, Any], Unbuilt):
     """Stands for an object of which nothing is kept, and holds its items if it is a dictionary."""
 
     def __init__(self, *_arguments: Any):
@@ -109,8 +109,9 @@ def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None)
     Args:
         file: bytes to `read`, `readline` and `tell`, of which no `read` makes room for more than
             there is: a map of a file, or bytes in memory.
-        find: module, name -> what stands for it, or None where it is only an argument; raises
-            Refused for whatever else. What stands for it must not take more than its arguments.
+        find: module, name -> what stands for it, or None where it is only an argument, or a
+            `Foreign` whose objects are read past; raises Refused for whatever else. What stands
+            for it must not take more than its arguments.
         stored: persistent id -> object; None where there are none.
 
     Raises:
