@@ -103,7 +103,8 @@ def default_config() -> ConfigDict:
     config.model.region_grid = 1
     config.model.pool_ratio = 0.05  # msrn: groups of labels, as a share of the labels
     config.model.head = "dense"  # msrn: dense (as released) | per_label
-    # ml_decoder, query2label: of tokens and queries; 0: 768 and 2048, as published.
+    # Of tokens and queries: a multiple of 24 with ml_decoder, of 4 with query2label; 0: 768 and
+    # 2048, as published.
     config.model.head_width = 0
     config.model.csra_heads = 1  # csra: 1 (VOC) | 2 | 4 (COCO) | 6 (COCO) | 8
     config.model.csra_residual = 0.1  # csra: lambda, 0.1 for VOC and 0.4 to 0.5 for COCO
@@ -112,7 +113,7 @@ def default_config() -> ConfigDict:
     # scenes | tfds | hub | nuswide | apparel, or own data: see --format of scripts/prepare_data.py
     config.data.source = ""
     config.data.name = ""  # of the prepared set, a folder of prepared_dir
-    config.data.prepared_dir = "prepared"
+    config.data.prepared_dir = "prepared"  # the folder that prepared sets lie in
     config.data.root = ""  # where the files of a set lie
     # Below root: coco: the images of a split; others: all images, "" is root itself.
     config.data.image_dir = "{split}"
@@ -131,10 +132,11 @@ def default_config() -> ConfigDict:
     # Sets without splits of their own (apparel, own data): the share of `train`; the rest is `val`
     # or `test`. 1: all of them, of which the next two are divided.
     config.data.train_share = 0.8
-    # The shares of the images to train on that are divided from them; 0: the set has that split.
+    # The share of the images to train on that becomes `val`; 0: the set has that split.
     config.data.val_share = 0.0
+    # The share of the images to train on that becomes `test`; 0: the set has that split.
     config.data.test_share = 0.0
-    config.data.split_seed = 0  # of that division
+    config.data.split_seed = 0  # of what becomes which split by train_share, val_share, test_share
     config.data.year = "2007"  # voc: 2007 | 2012 | own (data with classes and splits of its own)
     config.data.tfds_name = ""  # tfds: voc/2007, voc/2012 or coco/2014
     config.data.hub_name = ""  # hub: owner/name or owner/name:configuration; "": the folder root
@@ -146,10 +148,11 @@ def default_config() -> ConfigDict:
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
     config.data.keep_labels = 1.0
-    config.data.one_positive = False  # instead: of the labels present in a photo one
-    # What the others are: absent (missing labels; of those that are absent all are kept) | unknown.
+    config.data.one_positive = False  # of the labels present in a photo one is trained on
+    # What labels are that keep_labels or one_positive leave out: absent (missing labels; of those
+    # that are absent all are kept) | unknown.
     config.data.dropped_labels = "absent"
-    config.data.labels_seed = 0  # of what is kept, whatever the seed of the run
+    config.data.labels_seed = 0  # of keep_labels and one_positive, whatever the seed of the run
     # Which split of the set is trained on, validated on and evaluated in the end.
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})
     config.data.on_corrupt = "fail"  # fail | skip (and list) images that cannot be read
@@ -168,7 +171,7 @@ def default_config() -> ConfigDict:
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
     config.data.views = 0
-    # What these views are drawn from; -1: the seed of the run. Runs of other seeds that have it in
+    # What data.views are drawn from; -1: the seed of the run. Runs of other seeds that have it in
     # common see the same views, so that one store of features serves them all.
     config.data.views_seed = -1
 
@@ -189,8 +192,8 @@ def default_config() -> ConfigDict:
     config.augment.magnitude = 9.0  # 0 to 30, of RandAugment's
     # alpha of Beta(alpha, alpha), in which shares images and labels are mixed by pairs; 0: not.
     config.augment.mixup = 0.0
-    config.augment.mean = IMAGENET_MEAN  # of red, green and blue, which images are freed of...
-    config.augment.std = IMAGENET_STD  # ...and divided by
+    config.augment.mean = IMAGENET_MEAN  # of red, green and blue, which images are freed of
+    config.augment.std = IMAGENET_STD  # of red, green and blue, which images are then divided by
 
     config.loss = ConfigDict()
     # Of every label: bce (as released) | focal | asl | hill | splc | large_loss, see
@@ -201,13 +204,14 @@ def default_config() -> ConfigDict:
     config.loss.class_weights = "none"
     config.loss.gamma = 2.0  # focal, hill, splc: how far what is well told counts less
     config.loss.alpha = 0.25  # focal: the weight of what is present, 1 - alpha of what is absent
-    config.loss.gamma_present = 0.0  # asl
-    config.loss.gamma_absent = 4.0  # asl; query2label has 2
+    config.loss.gamma_present = 0.0  # asl: how far present labels well told count less
+    config.loss.gamma_absent = 4.0  # asl: how far absent labels well told count less; query2label 2
     config.loss.clip = 0.05  # asl: probabilities of absent labels are lowered by it; query2label 0
     config.loss.tau = 0.6  # splc: from the second epoch on, likelier labels count as present
     # large_loss: reject (R) | correct (Ct) | correct_permanently (Cp) the costliest absent labels.
     config.loss.large = "reject"
-    # large_loss: their share, which grows by so much an epoch, or with Cp is so much in every step.
+    # large_loss: the share of the costliest, which grows by so much an epoch, or with Cp is so much
+    # in every step.
     config.loss.delta = 0.002
     config.loss.label_policy = "as_positive"  # as_positive | as_negative | ignore
     config.loss.label_smoothing = 0.0  # s: targets are 1 - s / 2 and s / 2
@@ -232,7 +236,7 @@ def default_config() -> ConfigDict:
     config.optim.milestones = (30, 50)  # step: epochs at which the rate drops to a tenth
     config.optim.warmup_epochs = 0.0  # linear, from the rate divided by its steps
     config.optim.momentum = 0.9  # sgd
-    config.optim.nesterov = False  # sgd
+    config.optim.nesterov = False  # sgd: its momentum looks a step ahead
     config.optim.weight_decay = 1e-4  # sgd, adam: added to the gradient; adamw: decoupled from it
     config.optim.decay_biases_and_norms = True  # as released; False: biases and norms do not decay
     config.optim.clip_norm = 0.0  # the gradient's greatest norm, over all parameters; 0: no limit

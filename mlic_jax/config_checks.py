@@ -78,7 +78,10 @@ def check_kept_labels(config: ConfigDict) -> None:
             f"data.keep_labels is {data.keep_labels}; it must be above 0 and at most 1"
         )
     if data.keep_labels < 1 and data.one_positive:
-        raise UsageError("data.keep_labels is for data.one_positive False: leave one of them")
+        raise UsageError(
+            "data.keep_labels and data.one_positive are two ways to train on fewer labels: leave "
+            "one of them"
+        )
     drops = data.keep_labels < 1 or data.one_positive
     if drops and (data.dropped_labels, config.loss.label_policy) == ("unknown", "as_positive"):
         raise UsageError(
@@ -159,7 +162,8 @@ def check_combinations(config: ConfigDict) -> None:
         raise UsageError(f"optim.floor is for optim.schedule cosine, not {optim.schedule}")
     if optim.warmup_epochs and optim.schedule == "one_cycle":
         raise UsageError(
-            "optim.warmup_epochs is not for optim.schedule one_cycle, which rises itself"
+            "optim.warmup_epochs is not for optim.schedule one_cycle, which rises by itself: set "
+            "--config.optim.warmup_epochs=0"
         )
     if optim.schedule_share != 1 and optim.schedule == "step":
         raise UsageError(

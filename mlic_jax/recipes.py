@@ -122,19 +122,17 @@ def options() -> dict[str, Option]:
     config = default_config()
     result: dict[str, Option] = {}
     above: list[str] = []
-    below_option = False
     for line in inspect.getsource(default_config).splitlines():
         if comment := re.fullmatch(r" +# (.*)", line):
-            above = [*([] if below_option else above), comment[1]]
-        elif found := re.fullmatch(r" +config\.([\w.]+) = (.+?)(?:  # (.*))?", line):
+            above.append(comment[1])
+            continue
+        if found := re.fullmatch(r" +config\.([\w.]+) = (.+?)(?:  # (.*))?", line):
             name, value, beside = found.groups()
             if value != "ConfigDict()":
                 default = config[name]
                 default = default.to_dict() if isinstance(default, ConfigDict) else default
                 result[name] = Option(default, beside or " ".join(above))
-        else:
-            above = []
-        below_option = "config." in line and not comment
+        above = []
     return result
 
 

@@ -51,6 +51,10 @@ from mlic_jax.train.stored import compile_stored_step, open_training_store
 FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's rate
 DECAYS = (0.0, 1e-4, 1e-3)
 POOLED = ("pooled", "mcar")  # models that read `model.pooling`
+DESCRIPTION = (
+    f"{__doc__.splitlines()[0]} Every combination of rate, decay and pooling is a try, by default "
+    f"{len(FACTORS) * len(DECAYS)}."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +82,24 @@ class Try:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    parser = Parser(prog="head_search.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="head_search.py", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", required=True, help="a recipe")
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSON of all tries")
     parser.add_argument(
-        "--rates", type=float, nargs="+", metavar="R", help="default: a third, once, three times"
+        "--rates",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="default: a third, once, three times the recipe's",
     )
-    parser.add_argument("--decays", type=float, nargs="+", default=DECAYS, metavar="D")
+    parser.add_argument(
+        "--decays",
+        type=float,
+        nargs="+",
+        default=DECAYS,
+        metavar="D",
+        help=f"default: {' '.join(f'{decay:g}' for decay in DECAYS)}",
+    )
     parser.add_argument("--poolings", nargs="+", choices=POOLINGS, help="default: the recipe's")
 
     def run() -> None:

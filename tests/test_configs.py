@@ -148,7 +148,7 @@ def test_values_that_no_run_could_use(config, option, value, message):
     [
         (
             {"optim.schedule": "one_cycle", "optim.warmup_epochs": 1.0},
-            "optim.warmup_epochs is not for optim.schedule one_cycle, which rises itself",
+            "which rises by itself: set --config.optim.warmup_epochs=0",
         ),
         (
             {"augment.mixup": 0.2, "loss.name": "splc"},

@@ -84,3 +84,9 @@ def test_every_option_has_a_meaning_and_its_default():
     assert options["eval.ties"].meaning.startswith("How equal scores rank: stable")
     assert options["eval.ties"].meaning.endswith("empty: what the protocol says.")
     assert not [name for name, option in options.items() if not option.meaning]
+
+
+def test_no_option_has_the_meaning_of_another():
+    options = recipes.options()
+    named = {option.meaning: name for name, option in options.items()}
+    assert [name for name, option in options.items() if named[option.meaning] != name] == []

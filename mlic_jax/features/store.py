@@ -36,7 +36,7 @@ from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.features.options import FeatureOptions
 from mlic_jax.files.atomic import write_text
-from mlic_jax.files.rows import Rows, reserve
+from mlic_jax.files.rows import Rows, reserve, said_size
 from mlic_jax.models.options import ModelOptions
 from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices
@@ -254,7 +254,7 @@ class Store:
             rate = f"{count} views in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second"
             logger.info("Computed the %s: %s", what, rate)
         size = sum(rows.row_size for rows in files) * len(self.split)
-        logger.info("The %s are in %s, %.2f GiB", what, self.folder, size / 2**30)
+        logger.info("The %s are in %s, %s", what, self.folder, said_size(size))
 
     @functools.cached_property
     def look(self) -> Callable[[Batch | Seen], Batch]:

@@ -21,8 +21,6 @@ import numpy as np
 
 from mlic_jax.errors import Failure
 
-_GIB = 2**30
-
 
 class Rows:
     """Rows by their number, `count` arrays of one shape and type; behind them all marks.
@@ -174,9 +172,17 @@ def reserve(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise Failure(
-            f"{what} take {size / _GIB:,.2f} GiB more, and {free / _GIB:,.2f} are free on the disk "
-            f"of {folder}"
+            f"{what} take {said_size(size)} more, and {said_size(free)} are free on the disk of "
+            f"{folder}"
         )
+
+
+def said_size(size: int) -> str:
+    """Bytes as a person reads them: `2.81 GiB`, `7.50 MiB` or, of less than that, `0.16 KiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:,.2f} {unit}"
+    return f"{size / 2**10:,.2f} KiB"
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ from mlic_jax.names import (
     require_one_of,
 )
 
+_PUBLISHED = frozenset(MODELS)  # before any is registered
+
 # From the options and the number of classes to a head of `Attentive`.
 CreateHead = Callable[[ModelOptions, int], nn.Module]
 
@@ -72,16 +74,18 @@ def register_head(name: str, create: CreateHead) -> None:
     """Makes a head of one's own known as `model.name`, to train, evaluate and predict with.
 
     Args:
-        name: of none that there is.
+        name: of no model of the package. One that was registered before is replaced, for a recipe
+            or a cell of a notebook that registers it may run again.
         create: the options and the number of classes to a Linen module, see `Attentive.head`.
 
     Raises:
-        UsageError: there is one of that name.
+        UsageError: the package has a model of that name.
     """
-    if name in MODELS:
+    if name in _PUBLISHED:
         raise UsageError(f"there is a model {name!r} already: give the head another name")
     ATTENTIVE_HEADS[name] = create
-    MODELS.append(name)
+    if name not in MODELS:
+        MODELS.append(name)
 
 
 def create_backbone(

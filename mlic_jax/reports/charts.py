@@ -135,7 +135,8 @@ def draw_precision_recall(
 def draw_loss(steps: np.ndarray, loss: np.ndarray) -> Markup:
     """The training loss, and its running mean over a thirtieth of the run."""
     figure, axes = _curve_axes("Training loss", "step", "loss", legend_rows=2)
-    axes.plot(steps, loss, color=_FINAL, lw=1, alpha=0.4, label="as logged")
+    alone = "o" if len(loss) == 1 else ""  # no line goes through one point
+    axes.plot(steps, loss, color=_FINAL, lw=1, alpha=0.4, marker=alone, label="as logged")
     width = len(loss) // 30
     if width > 1:
         smooth = np.convolve(loss, np.ones(width) / width, mode="valid")

@@ -78,11 +78,13 @@ def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
         return None
     labels = split.labels()
     absent = np.mean(resolve_unknown(labels, options.loss.label_policy) < 0)
-    together = options.batch_size // options.accumulation * labels.shape[1] * absent
+    photos = min(options.batch_size, len(split)) / options.accumulation  # the rest is padding
+    together = photos * labels.shape[1] * absent
     if options.loss.delta * together < 1:
         raise UsageError(
             f"loss.delta is {options.loss.delta:g}, of about {together:.0f} labels given as absent "
-            "in a step less than one: none would be corrected; give a greater one or batch_size"
+            "in a step less than one: none would be corrected; give a greater one, or a step more "
+            "photos"
         )
     return np.zeros(labels.shape, bool)
 
@@ -102,7 +104,7 @@ def start_weights(
 
     From `init_from` it takes the whole model where that has the same classes and is the same model,
     or has the same arrays; else the backbone and what else does not depend on the classes. Then
-    `init_prior` decides the bias of a classifier that is fresh.
+    `init_prior` decides the bias of a classifier that is fresh and has one.
     """
     modules: set[str] = set()
     if options.init_from:
@@ -119,14 +121,14 @@ def start_weights(
     if options.init_prior and classifier not in modules:
         layer = variables["params"][classifier]
         layer = layer.get("per_label", layer)  # of Query2Label
-        if "bias" not in layer:
-            raise UsageError(
-                f"init_prior is {options.init_prior:g}, and {options.model.name} has no bias that "
-                "could start there: leave it 0"
+        if "bias" in layer:
+            prior = math.log(options.init_prior / (1 - options.init_prior))
+            layer["bias"] = jnp.full_like(layer["bias"], prior)
+        else:
+            logger.info(
+                "init_prior is not for %s, which has no bias that could start there",
+                options.model.name,
             )
-        layer["bias"] = jnp.full_like(
-            layer["bias"], math.log(options.init_prior / (1 - options.init_prior))
-        )
     return variables
 
 

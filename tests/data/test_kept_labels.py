@@ -128,7 +128,10 @@ def test_train_alone_has_fewer_labels(config, caplog):
         ({"keep_labels": 0.0}, "data.keep_labels is 0.0; it must be above 0 and at most 1"),
         ({"keep_labels": 1.5}, "data.keep_labels is 1.5"),
         ({"keep_labels": float("nan")}, "data.keep_labels is nan"),
-        ({"keep_labels": 0.5, "one_positive": True}, "leave one of them"),
+        (
+            {"keep_labels": 0.5, "one_positive": True},
+            "data.keep_labels and data.one_positive are two ways to train on fewer labels: leave",
+        ),
         ({"keep_labels": 0.5, "dropped_labels": "gone"}, "known are absent, unknown"),
         ({"labels_seed": -1}, "data.labels_seed is -1; it must be at least 0"),
         (

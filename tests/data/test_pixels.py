@@ -65,10 +65,10 @@ def test_batches_are_those_of_decoding(prepared, split, workers, capsys):
         want = transforms.resize(split.decode(split[i]), SIZE)
         np.testing.assert_array_equal(square, want)
     assert capsys.readouterr().out == (
-        f"pixels of 10 photos (toy train, 16 px) are kept in {path}, 0.00 GiB: 0 so far\n"
+        f"pixels of 10 photos (toy train, 16 px) are kept in {path}, 7.58 KiB: 0 so far\n"
     )
     assert_as_decoded(records.open_split(prepared, "train"))
-    assert "0.00 GiB: 10 so far\n" in capsys.readouterr().out
+    assert "7.58 KiB: 10 so far\n" in capsys.readouterr().out
 
 
 def test_what_is_kept_is_not_decoded_again(prepared, split):
@@ -167,7 +167,7 @@ def test_more_than_the_bound_is_not_kept(prepared, split, capsys):
     assert not (prepared / "pixels").exists()
     assert capsys.readouterr().out == (
         "pixels of 10 photos (toy train, 16 px) are not kept, photos are decoded anew: they take "
-        f"0.00 GiB beside the 0.00 that lie in {prepared}/pixels, and data.cache_gib is 1e-06\n"
+        f"7.58 KiB beside the 0.00 KiB that lie in {prepared}/pixels, and data.cache_gib is 1e-06\n"
     )
 
 

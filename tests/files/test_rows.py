@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import Failure
-from mlic_jax.files.rows import KeyedRows, Rows, reserve
+from mlic_jax.files.rows import KeyedRows, Rows, reserve, said_size
 
 SHAPE, DTYPE = (3, 2), np.float32
 VALUES = np.random.default_rng(0).standard_normal((5, *SHAPE)).astype(DTYPE)
@@ -85,3 +85,9 @@ def test_what_the_disk_refuses_is_one_line(path):
         Rows(path, 5, SHAPE, DTYPE)
     with pytest.raises(Failure, match=r"the rows take .* GiB more, and .* are free on the disk"):
         reserve(path, 2**60, "the rows")
+
+
+def test_sizes_are_said_in_a_unit_that_fits():
+    sizes = (0, 2**20 - 1024, 2**20, 2**30 - 2**20, 2**30, 3 * 2**40)
+    said = ["0.00 KiB", "1,023.00 KiB", "1.00 MiB", "1,023.00 MiB", "1.00 GiB", "3,072.00 GiB"]
+    assert list(map(said_size, sizes)) == said

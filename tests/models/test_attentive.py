@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import models
+from mlic_jax import models, recipes
 from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
@@ -31,6 +31,21 @@ class Brightest(nn.Module):
     def __call__(self, maps, train=False):
         scores = PointwiseClassifier(self.num_classes, name="per_label")(maps)
         return {"logits": jnp.max(scores, axis=(1, 2)), "class_maps": nn.sigmoid(scores)}
+
+
+RECIPE = """from flax import linen as nn
+
+from mlic_jax.config import default_config
+from mlic_jax.models import register_head
+
+register_head("brightest", lambda options, classes: nn.Dense(classes, name="from the recipe"))
+
+
+def get_config():
+    config = default_config()
+    config.model.name = "brightest"
+    return config
+"""
 
 
 @pytest.fixture
@@ -84,9 +99,24 @@ def test_a_head_of_ones_own_trains_and_predicts(config, own_head, tmp_path):
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-scores.logits[0])), rtol=1e-3, atol=1e-4)
 
 
-def test_a_name_is_given_once(own_head):
-    with pytest.raises(UsageError, match="there is a model 'brightest' already"):
-        models.register_head("brightest", lambda options, num_classes: Brightest(num_classes))
+def test_a_head_of_ones_own_is_registered_again_in_place_of_the_first(config, own_head):
+    config.model.name = own_head
+    models.register_head(own_head, lambda options, num_classes: Brightest(num_classes + 1))
+    assert create_model(config.model, 5).head == Brightest(6)
+    assert MODELS.count(own_head) == 1
+
+
+def test_the_names_of_the_package_are_not_given_again():
+    with pytest.raises(UsageError, match="there is a model 'csra' already"):
+        models.register_head("csra", lambda options, num_classes: Brightest(num_classes))
+
+
+def test_a_recipe_that_registers_its_head_is_loaded_more_than_once(config, own_head, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE)
+    recipes.load(str(path))
+    assert recipes.load(str(path)).model.name == own_head
+    assert models.ATTENTIVE_HEADS[own_head](config.model, 5).name == "from the recipe"
 
 
 @pytest.mark.parametrize(
@@ -104,10 +134,3 @@ def test_options_that_do_not_fit_are_refused(config, options, message):
     config.model.update(options)
     with pytest.raises(UsageError, match=message):
         create_model(config.model, 5)
-
-
-def test_a_prior_needs_a_bias(config, tmp_path):
-    config.model.name, config.init_prior = "csra", 0.1
-    with pytest.raises(UsageError, match="csra has no bias that could start there"):
-        train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()

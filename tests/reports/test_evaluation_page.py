@@ -562,6 +562,13 @@ def test_labels_are_marked_by_word_and_sign_and_not_by_colour_alone(page, scores
     assert set(seen) == {"label hit", "label missed", "label wrong", "label unknown"}
 
 
+@pytest.mark.parametrize(("steps", "marks"), [([3], 1), ([3, 4], 0)])
+def test_a_loss_that_was_logged_once_is_a_mark(steps, marks):
+    chart = charts.draw_loss(np.array(steps), np.linspace(2.0, 1.0, len(steps)))
+    drawn, _ = chart.split('id="loss-legend_1"')
+    assert len(re.findall(r"<use [^>]*fill: var\(--final\)", drawn)) == marks
+
+
 def test_long_names_of_classes_are_cut_to_the_room_beside_the_bars():
     names = ["Neutrophil (segmented), mature", "W" * 20, "猫" * 20]
     (chart,) = charts.draw_average_precision(names, np.array([50.0, 40.0, 30.0]))

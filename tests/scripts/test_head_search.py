@@ -72,3 +72,10 @@ def test_each_try_is_worth_what_a_run_is(search, recipe, tmp_path, capsys):
 def test_what_cannot_be_searched_is_refused(search, recipe, capsys, arguments, said):
     assert search("--config", recipe[0], *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_help_says_how_much_is_tried(search, capsys):
+    assert search("--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "by default 9." in said
+    assert "default: 0 0.0001 0.001" in said

@@ -1,5 +1,7 @@
 """What a run starts from, of the labels that it is given."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,9 +9,15 @@ import pytest
 from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
+from mlic_jax.models import create_model
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.options import TrainOptions
-from mlic_jax.train.start import class_weights, no_corrections
+from mlic_jax.train.start import (
+    class_weights,
+    initial_variables,
+    no_corrections,
+    start_weights,
+)
 
 
 def test_classes_weigh_by_the_labels_that_are_kept(config):
@@ -36,3 +44,31 @@ def test_a_share_of_less_than_a_label_is_refused(config):
     config.accumulation = 8
     with pytest.raises(UsageError, match="none would be corrected"):
         no_corrections(TrainOptions.of(config), split)
+
+
+def test_padding_is_corrected_nowhere(config):
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    absent = (split.labels() < 0).sum()
+    config.batch_size = 8 * len(split)
+    config.loss.update(name="large_loss", large="correct_permanently", delta=float(0.9 / absent))
+    with pytest.raises(UsageError, match=f"of about {absent} labels given as absent"):
+        no_corrections(TrainOptions.of(config), split)
+    config.loss.delta = float(1.1 / absent)
+    assert no_corrections(TrainOptions.of(config), split) is not None
+
+
+@pytest.mark.parametrize("name", ["csra", "query2label"])
+def test_a_prior_is_for_a_head_that_has_a_bias(config, name, caplog):
+    config.model.update(name=name, head_width=4)
+    config.init_prior = 0.1
+    options = TrainOptions.of(config)
+    fresh = initial_variables(create_model(options.model, 5), options)
+    before = jax.tree.map(np.asarray, fresh["params"]["head"])
+    with caplog.at_level("INFO", "mlic_jax"):
+        head = start_weights(fresh, options, list("abcde"))["params"]["head"]
+    line = "init_prior is not for csra, which has no bias that could start there"
+    assert caplog.messages == ([line] if name == "csra" else [])
+    if name == "csra":
+        jax.tree.map(np.testing.assert_array_equal, head, before)
+    else:
+        np.testing.assert_allclose(nn.sigmoid(head["per_label"]["bias"]), 0.1, rtol=1e-6)

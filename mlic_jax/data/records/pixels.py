@@ -19,7 +19,7 @@ from mlic_jax.data import transforms
 from mlic_jax.data.records.reading import Split, prepared_splits, read_prepared
 from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
 from mlic_jax.errors import Failure
-from mlic_jax.files.rows import Rows, reserve
+from mlic_jax.files.rows import Rows, reserve, said_size
 
 FOLDER = "pixels"
 _NAME = re.compile(r"(\w+)-(\d+)-[0-9a-f]+\.pixels")  # the split, the size, what decides the pixels
@@ -73,7 +73,7 @@ def open_squares(split: Split, size: int, most: float) -> Squares | None:
         if not path.exists():
             _make(path, total, most)
         squares = Squares(path, len(split), size)
-        kept = f"{pixels} are kept in {path}, {total / _GIB:,.2f} GiB: {squares.count():,} so far"
+        kept = f"{pixels} are kept in {path}, {said_size(total)}: {squares.count():,} so far"
     except (OSError, Failure) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"{pixels} are not kept, photos are decoded anew: {reason}")
@@ -115,7 +115,7 @@ def _make(path: Path, total: int, most: float) -> None:
     there = sum(other.stat().st_size for other in others if other.exists())
     if there + total > most * _GIB:
         raise Failure(
-            f"they take {total / _GIB:,.2f} GiB beside the {there / _GIB:,.2f} that lie in "
+            f"they take {said_size(total)} beside the {said_size(there)} that lie in "
             f"{path.parent}, and data.cache_gib is {most:g}"
         )
     reserve(path.parents[1], total, "they")
