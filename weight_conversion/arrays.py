@@ -37,7 +37,7 @@ def to_flax(tensors: Mapping[str, np.ndarray], matched: Match) -> dict:
             flat[target] = np.array(tensor, np.float32, order="C")
     if problems:
         raise Failure(listing("unusable weights", problems))
-    return {"unused": {}, **unflatten_dict(flat, sep="/")}
+    return {"batch_stats": {}, "unused": {}, **unflatten_dict(flat, sep="/")}
 
 
 def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict[str, np.ndarray]:
