@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
@@ -50,12 +49,12 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     """
     if arch is not None and arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
-    matches = [match(shapes, layout, name) for layout in LAYOUTS for name in layout.archs]
-    best = min(matches, key=lambda m: len(m.problems))
+    best = _closest(shapes)
     if not best.problems and arch not in (None, best.arch):
         raise UsageError(f"these are the weights of {best.arch}, not of {arch}")
     if best.problems and arch is not None:
-        best = min((m for m in matches if m.arch == arch), key=lambda m: len(m.problems))
+        of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
+        best = min(of_arch, key=lambda m: len(m.problems))
     if 2 * len(best.filled) <= len(shapes):
         names = ", ".join(map(repr, list(shapes)[:3])) or "none"
         known = ", ".join(f"{layout.name} {name}" for layout in LAYOUTS for name in layout.archs)
@@ -63,6 +62,27 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
+    return best
+
+
+def _closest(shapes: Mapping[str, Shape]) -> Match:
+    """What fits, or nearly does, of the layouts that know most of the names.
+
+    Only of those, and to the first that fits: to know what a network needs it has to be traced.
+    """
+    names = [name.removeprefix("module.") for name in shapes]
+    known = {}
+    for layout in LAYOUTS:
+        patterns = [_pattern(rule.source) for rule in layout.rules]
+        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in names)
+    best = None
+    for layout, count in known.items():
+        for arch in layout.archs if count == max(known.values()) else ():
+            found = match(shapes, layout, arch)
+            if best is None or len(found.problems) < len(best.problems):
+                best = found
+            if not found.problems or not count:
+                return best
     return best
 
 
@@ -163,10 +183,7 @@ def _names(layout: Layout, arch: str) -> dict[str, tuple[str, Rule]]:
 
 
 def _source_shape(target_shape: Shape, rule: Rule) -> Shape:
-    if rule.axes is None:
-        return target_shape
-    order = np.argsort(rule.axes.order)
-    return (*(target_shape[axis] for axis in order), *(1,) * rule.axes.ones)
+    return target_shape if rule.axes is None else rule.axes.their_shape(target_shape)
 
 
 def source_name(target: str, layout: Layout) -> tuple[str, Rule]:
