@@ -103,30 +103,21 @@ CONVNEXT_NAMES = {
     ),
     "facebook": (
         (
-            "downsample_layers.0.0",
-            "downsample_layers.0.1",
-            "stages.{k}.{b}",
-            "downsample_layers.{k}",
+            *("downsample_layers.0.0", "downsample_layers.0.1"),
+            *("stages.{k}.{b}", "downsample_layers.{k}"),
         ),
         ("norm", "head"),
         ("dwconv", "norm", "pwconv1", "pwconv2", "gamma", "grn.gamma", "grn.beta"),
     ),
     "transformers": (
         (
-            "{m}.embeddings.patch_embeddings",
-            "{m}.embeddings.layernorm",
-            "{m}.encoder.stages.{k}.layers.{b}",
-            "{m}.encoder.stages.{k}.downsampling_layer",
+            *("{m}.embeddings.patch_embeddings", "{m}.embeddings.layernorm"),
+            *("{m}.encoder.stages.{k}.layers.{b}", "{m}.encoder.stages.{k}.downsampling_layer"),
         ),
         ("{m}.layernorm", "classifier"),
         (
-            "dwconv",
-            "layernorm",
-            "pwconv1",
-            "pwconv2",
-            "layer_scale_parameter",
-            "grn.weight",
-            "grn.bias",
+            *("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter"),
+            *("grn.weight", "grn.bias"),
         ),
     ),
 }

@@ -3,6 +3,7 @@
 Their normalisations are of a position by itself, so they have no batch statistics.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -207,7 +208,7 @@ class ConvNeXt(nn.Module):
         stages = []
         for stage, count in enumerate(self.size.blocks, start=1):
             down = partial(Downsample, channels[stage - 1], self.dtype, name=f"downsample{stage}")
-            chain = [down] if stage > 1 else []
+            chain: list[Callable[..., nn.Module]] = [down] if stage > 1 else []
             for block in range(count):
                 options = self.size.version, next(rates), self.dtype
                 chain.append(partial(Block, *options, name=f"stage{stage}_{block}"))
