@@ -1,6 +1,6 @@
 """Converts checkpoints of PyTorch into ours, and back.
 
-    python -m weight_conversion.convert INPUT --output DIR [--arch NAME]
+    python -m weight_conversion.convert INPUT --output DIR [--arch NAME] [--weights raw|ema|PLACE]
     python -m weight_conversion.convert INPUT --output DIR --classes CLASSES [--order CLASSES]
         [--pooling avg|gwp|max] [--image-size N] [--graph FILE --vectors FILE]
     python -m weight_conversion.convert DIR --to torch --output FILE [--order CLASSES]
@@ -14,6 +14,9 @@ model can start training; or a whole MCAR or MSRN, which can be evaluated and us
 `--classes` names the classes in the order that INPUT has,
 `--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
 coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a name a line.
+Around the weights may be whatever people put there (`wrapping.WORDS`): the place where they were is
+printed, and so is all that is left out. Where a file has raw weights and their average, `--weights
+ema` takes the average; by default it is the raw ones, as in evaluation (`eval.weights`).
 MSRN also needs its co-occurrence counts and word vectors; they may be the published pickles, in the
 order of `--classes`.
 
@@ -48,40 +51,48 @@ from mlic_jax.models import POOLINGS
 from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.classes import reorder
-from weight_conversion.matching import Match, detect
-from weight_conversion.reading import locate, open_tensors
+from weight_conversion.matching import Match, detect, listing
+from weight_conversion.reading import Tensors, locate, open_tensors
+from weight_conversion.wrapping import Found, find, kind_of
 
 MODELS = ("mcar", "msrn")  # layouts of whole models, and their `config.model.name`
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
 
 
-def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, dict]:
+def load_checkpoint(
+    path: str | Path, arch: str | None = None, weights: str | None = None
+) -> tuple[dict, dict]:
     """Reads a PyTorch checkpoint of a known network.
 
     Args:
         path: a `.safetensors` file, or one that `torch.load` reads, holding a state_dict or
-            `{"state_dict": ...}`; or `hf:OWNER/NAME[@sha256:DIGEST]`.
+            dictionaries of them, see `wrapping`; or `hf:OWNER/NAME[@sha256:DIGEST]`.
         arch: insist on this backbone; by default it is told from names and shapes.
+        weights: which of those in the file: `raw`, `ema` or a place; see `wrapping.find`.
 
     Returns:
         (variables, info). Variables are numpy arrays by collection: `params` and `batch_stats`,
         float32, of the backbone in the submodule `features` and, where the file has it, the
         ImageNet `classifier` (kernel [F, 1000], bias) or the other modules of MCAR or MSRN; and
         `unused`, what torch has and nothing reads, by its torch name. Info can be written as JSON:
-        arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file),
-        preprocessing (mean and std of RGB in [0, 1]); of MCAR and MSRN also num_classes and
+        arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file,
+        less those of `others`), preprocessing (mean and std of RGB in [0, 1]); where the file has
+        more than the weights alone, `place` (where they were), `others` (places of weights that fit
+        as well) and `left_out` (what is of no use);  of MCAR and MSRN also num_classes and
         `config`, a configuration whose `model` fits the arrays (what arrays cannot tell, such as
         the pooling, has its default); `torch`, what else is needed to write the same file again.
 
     Raises:
-        UsageError: no such file, an unknown or a wrong `arch`, or an extra is needed and missing.
+        UsageError: no such file, an unknown or a wrong `arch`, no such `weights` or several that
+            fit alike, or an extra is needed and missing.
         Failure: the file is damaged, unsafe or not of a known network; lists the problems.
     """
     source, (path, digest) = str(path), locate(path)
     tensors = open_tensors(path)
     try:
-        matched = detect(tensors.shapes, arch)
-        variables = to_flax(tensors, matched)
+        found = find(tensors.shapes, arch, weights)
+        matched = found.matched
+        variables = to_flax(tensors.under(found.place), matched)
     except (UsageError, Failure) as error:
         raise type(error)(f"{path}: {error}") from error
     info = {
@@ -89,18 +100,30 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[dict, di
         "layout": matched.layout.name,
         "source": source if source.startswith("hf:") else path.name,
         "sha256": digest,
-        "num_tensors": len(tensors),
+        "num_tensors": len(matched.filled) + len(found.left_out),
         "preprocessing": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        **_whereabouts(found, tensors),
     }
     if matched.layout.name in MODELS:
         info["num_classes"] = matched.sizes.classes
         info["config"] = _config(matched)
     beside = dict(tensors.beside)
-    if all(name.startswith("module.") for name in tensors):
-        beside["prefix"] = "module."
+    if found.prefix:
+        beside["prefix"] = found.prefix
     if beside:
         info["torch"] = beside
     return variables, info
+
+
+def _whereabouts(found: Found, tensors: Tensors) -> dict[str, Any]:
+    """What `info` says of a file that holds more than the weights alone."""
+    left_out = [f"{name} {list(tensors.shapes[name])}" for name in found.left_out]
+    said = {
+        "place": found.place,
+        "others": list(found.others),
+        "left_out": [*left_out, *tensors.left_out],
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _config(matched: Match) -> dict[str, Any]:
@@ -186,6 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", metavar="PATH", required=True, help="a folder; to torch: a file"
     )
     parser.add_argument("--arch", metavar="NAME", help="insist on this architecture")
+    parser.add_argument(
+        "--weights", metavar="WHICH", help="of several: raw, ema or a place in INPUT"
+    )
     parser.add_argument("--classes", help=f"of MCAR and MSRN, in the order of INPUT: {lists}")
     parser.add_argument("--order", help="the same classes in the order of the output")
     parser.add_argument("--pooling", choices=POOLINGS, help="that MCAR was trained with")
@@ -205,9 +231,7 @@ def _convert(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output}: exists already and is not an empty folder")
-    variables, info = load_checkpoint(options.input, options.arch)
-    kept = len(variables["unused"])
-    converted = info["num_tensors"] - kept
+    variables, info = load_checkpoint(options.input, options.arch, options.weights)
     name = f"{info['arch']} under {info['layout']} names"
     if info["layout"] in MODELS:
         variables, info = _with_classes(variables, info, options)
@@ -219,7 +243,8 @@ def _convert(options: argparse.Namespace) -> None:
         what = f"with{'' if 'classifier' in variables['params'] else 'out'} classifier"
         _refuse(options, ("classes", "order", "pooling", "image_size", "graph", "vectors"), name)
     print(f"{info['source']}: {name}, {what}")
-    print(f"{info['num_tensors']} tensors: {converted} converted, {kept} unused and kept")
+    for line in _account(variables, info):
+        print(line)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{parameters:,} parameters; sha256 {info['sha256']}")
     try:
@@ -227,6 +252,24 @@ def _convert(options: argparse.Namespace) -> None:
     except OSError as error:
         raise Failure(f"{output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output}")
+
+
+def _account(variables: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
+    """Where the weights were and what became of everything in the file, for people."""
+    lines = []
+    place, others = info.get("place", ""), info.get("others", [])
+    if place or others:
+        said = ", ".join(f"{name} ({kind_of(name)})" for name in others)
+        more = f"; --weights takes what is also there: {said}" if others else ""
+        lines.append(f"from {place or 'the top of the file'} ({kind_of(place)}){more}")
+    taken = {name: variables.get(name, {}) for name in ("params", "batch_stats", "unused")}
+    converted = len(jax.tree.leaves([taken["params"], taken["batch_stats"]]))
+    kept, left = len(taken["unused"]), info["num_tensors"] - converted - len(taken["unused"])
+    counts = f"{info['num_tensors']} tensors: {converted} converted, {kept} unused and kept"
+    lines.append(counts + (f", {left} left out" if left else ""))
+    if "left_out" in info:
+        lines.append(listing("left out", info["left_out"]))
+    return lines
 
 
 def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> tuple[dict, dict]:
@@ -278,7 +321,7 @@ def _in_order(variables: dict, info: dict, wanted: str | None) -> tuple[dict, di
 
 def _convert_back(options: argparse.Namespace) -> None:
     variables, info = load_weights(Path(options.input))
-    others = ("arch", "classes", "pooling", "image_size", "graph", "vectors")
+    others = ("arch", "weights", "classes", "pooling", "image_size", "graph", "vectors")
     _refuse(options, others, "a checkpoint of ours")
     if "class_names" in info:
         variables, info = _in_order(variables, info, options.order)

@@ -34,56 +34,72 @@ class Match:
     sizes: Sizes
     filled: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target -> source, rule
     problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # tensors beside a trunk, its head's too
 
 
 def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     """Finds the layout and architecture that the tensors of a checkpoint fill exactly.
 
+    Tensors beside those of a trunk are left out, and so is its head if it is of other classes than
+    ImageNet's: a head is what it gets here. Of a whole model every tensor counts.
+
     Args:
-      shapes: the shape of every tensor by its name, with or without a leading `module.`.
+      shapes: the shape of every tensor by its name.
       arch: insist on this architecture; that of MCAR and MSRN is their backbone's.
 
     Raises:
       UsageError: `arch` is unknown, or the tensors are those of another architecture.
       Failure: nothing fits; lists the problems under the layout that comes closest.
     """
+    best = closest(shapes, arch)
+    check(best, shapes, arch)
+    return best
+
+
+def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
+    """The match with the fewest problems: of `arch`, unless those of another have none.
+
+    Raises:
+      UsageError: `arch` is unknown.
+    """
     if arch is not None and arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
-    best = _closest(shapes)
-    if not best.problems and arch not in (None, best.arch):
-        raise UsageError(f"these are the weights of {best.arch}, not of {arch}")
+    best = _closest_of_all(shapes)
     if best.problems and arch is not None:
         of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
         best = min(of_arch, key=lambda m: len(m.problems))
-    if 2 * len(best.filled) <= len(shapes):
+    return best
+
+
+def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
+    """Raises what `detect` raises, of the `closest` match."""
+    if not best.problems and arch not in (None, best.arch):
+        raise UsageError(f"these are the weights of {best.arch}, not of {arch}")
+    if best.problems and 2 * len(best.filled) <= len(shapes):
         names = ", ".join(map(repr, list(shapes)[:3])) or "none"
         known = ", ".join(f"{layout.name} {name}" for layout in LAYOUTS for name in layout.archs)
         raise Failure(f"no known network (its tensors: {names}, ...); known are {known}")
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
-    return best
 
 
-def _closest(shapes: Mapping[str, Shape]) -> Match:
+def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
     """What fits, or nearly does, of the layouts that know most of the names.
 
     Only of those, and to the first that fits: to know what a network needs it has to be traced.
     """
-    names = [name.removeprefix("module.") for name in shapes]
     known = {}
     for layout in LAYOUTS:
         patterns = [_pattern(rule.source) for rule in layout.rules]
-        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in names)
-    best = None
-    for layout, count in known.items():
-        for arch in layout.archs if count == max(known.values()) else ():
-            found = match(shapes, layout, arch)
-            if best is None or len(found.problems) < len(best.problems):
-                best = found
-            if not found.problems or not count:
-                return best
-    return best
+        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in shapes)
+    matches: list[Match] = []
+    for layout in (layout for layout, count in known.items() if count == max(known.values())):
+        for arch in layout.archs:
+            matches.append(match(shapes, layout, arch))
+            if not matches[-1].problems or not known[layout]:
+                return matches[-1]
+    return min(matches, key=lambda m: len(m.problems))
 
 
 def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
@@ -92,18 +108,22 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
     leaves = leaves_of(layout, arch, result.sizes)
     known = leaves.required | leaves.optional | leaves.dead
     names = _names(layout, arch)
+    is_trunk = not layout.head(result.sizes).required
     for name, shape in shapes.items():
-        target, rule = names.get(name.removeprefix("module."), (None, None))
-        if target is None:
-            result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
-        elif target in result.filled:
-            result.problems.append(f"tensor {name!r} repeats {result.filled[target][0]!r}")
-        else:
+        target, rule = names.get(name, (None, None))
+        if target is not None:
             result.filled[target] = (name, rule)
-            needed = _source_shape(known[target], rule)
-            if tuple(shape) != needed:
-                fault = f"is {list(shape)} and must be {list(needed)}"
-                result.problems.append(f"tensor {name!r} {fault}")
+        elif is_trunk and name.partition(".")[0] not in _modules(layout, arch):
+            result.left_out.append(name)
+        else:
+            result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
+    if is_trunk:
+        _leave_out_other_classes(result, shapes, leaves.optional)
+    for target, (name, rule) in result.filled.items():
+        shape, needed = tuple(shapes[name]), _source_shape(known[target], rule)
+        if shape != needed:
+            fault = f"is {list(shape)} and must be {list(needed)}"
+            result.problems.append(f"tensor {name!r} {fault}")
     wanted = dict(leaves.required)
     if any(target in result.filled for target in leaves.optional):
         wanted |= leaves.optional
@@ -113,6 +133,28 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
         if target in wanted and target not in result.filled
     ]
     return result
+
+
+def _leave_out_other_classes(
+    result: Match, shapes: Mapping[str, Shape], optional: Mapping[str, Shape]
+) -> None:
+    """Leaves out a classifier that is right but for the number of its classes, torch's axis 0."""
+    head = {target: result.filled[target] for target in optional if target in result.filled}
+    given = [tuple(shapes[name]) for name, _ in head.values()]
+    needed = [_source_shape(optional[target], rule) for target, (_, rule) in head.items()]
+    is_alike = all(
+        len(g) == len(n) and g[0] == given[0][0] != n[0] and g[1:] == n[1:]
+        for g, n in zip(given, needed, strict=True)
+    )
+    for target, (name, _) in head.items() if is_alike else ():
+        del result.filled[target]
+        result.left_out.append(name)
+
+
+@functools.cache
+def _modules(layout: Layout, arch: str) -> frozenset[str]:
+    """How the names of a trunk begin: anything else under them would change what it computes."""
+    return frozenset(source_name(t, layout)[0].partition(".")[0] for t in _trunk(arch)[0])
 
 
 @functools.cache
@@ -125,10 +167,9 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def sizes_of(shapes: Mapping[str, Shape], arch: str) -> Sizes:
     """The sizes that most of the tensors which have them agree on; 1 where none is there."""
-    bare = {name.removeprefix("module."): shape for name, shape in shapes.items()}
 
     def agreed(*places: tuple[str, int]) -> int:
-        found = [bare[name][axis] for name, axis in places if len(bare.get(name, ())) > axis]
+        found = [shapes[name][axis] for name, axis in places if len(shapes.get(name, ())) > axis]
         return max(1, statistics.mode(found)) if found else 1
 
     classes = ("convclass.weight", "convclass.bias", "fc2.weight", "fc2.bias", "W", "B")

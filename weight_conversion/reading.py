@@ -1,9 +1,10 @@
 """Reads PyTorch's files: names and shapes first, then arrays one at a time, and never any code.
 
 A `.safetensors` file cannot hold code. What `torch.save` wrote is a pickle, which torch unpickles
-with `weights_only=True`: tensors and plain containers, and here also the NumPy scalars that scripts
-leave beside them. Arrays are mapped from the file, so that nothing is allocated before names and
-shapes are known to be right.
+with `weights_only=True`: tensors and plain containers, and here also what scripts leave beside
+them: NumPy scalars, paths, and objects such as an `argparse.Namespace`, for which something empty
+stands. A file that calls anything is refused. Arrays are mapped from the file, so that nothing is
+allocated before names and shapes are known to be right.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ import re
 import struct
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from mlic_jax.data import safe_pickle
 from mlic_jax.errors import Failure, UsageError, reason
+from weight_conversion.wrapping import WORDS
 
 HUB_FILE = "model.safetensors"
 _HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@sha256:([0-9a-f]{64}))?")
@@ -34,6 +38,9 @@ _NUMPY_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "
 _NUMPY_TYPES |= {"BOOL"}
 # What a training checkpoint holds beside its weights and a conversion keeps.
 _KEPT = ("epoch", "arch", "best_score")
+_MOST_CLASSES = 100  # of objects beside the tensors
+# Where torch's own tensors are made of; whatever else is of torch is an object beside them.
+_OF_TENSORS = {"torch", "torch._tensor", "torch._utils", "torch.nn.parameter", "torch.storage"}
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -42,6 +49,7 @@ class Tensors(Mapping[str, np.ndarray]):
     Attributes:
         shapes: of every tensor, known without reading it.
         beside: `epoch`, `arch` and `best_score` where the file has them, as plain numbers and text.
+        left_out: what else a file of torch's holds, by its keys.
     """
 
     def __init__(
@@ -49,9 +57,11 @@ class Tensors(Mapping[str, np.ndarray]):
         shapes: dict[str, tuple[int, ...]],
         read: Callable[[str], np.ndarray],
         beside: dict[str, Any] | None = None,
+        left_out: tuple[str, ...] = (),
     ):
         self.shapes = shapes
         self.beside = beside or {}
+        self.left_out = left_out
         self._read = read
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -62,6 +72,11 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def under(self, place: str) -> "Tensors":
+        """The tensors whose names begin with `place`, by the rest of their names."""
+        shapes = {n.removeprefix(place): s for n, s in self.shapes.items() if n.startswith(place)}
+        return Tensors(shapes, lambda name: self._read(place + name), self.beside, self.left_out)
 
 
 def locate(source: str | Path) -> tuple[Path, str]:
@@ -113,14 +128,21 @@ def _fetch(source: str) -> tuple[Path, str | None]:
 def open_tensors(path: Path) -> Tensors:
     """The tensors of a `.safetensors` file, or of one that `torch.load` reads.
 
-    That one holds a state_dict or `{"state_dict": ...}`. Arrays of the latter are float32 wherever
-    they are floating point.
+    The latter holds a state_dict, or dictionaries of them under the words of `wrapping.WORDS`: then
+    a name begins with their keys, as in `state_dict/conv1.weight`. Its arrays are float32 wherever
+    they are floating point. Safetensors are told by their content too, whatever they are called.
 
     Raises:
         UsageError: torch is needed and missing.
-        Failure: the file is damaged, holds code, or holds anything but tensors.
+        Failure: the file is damaged, holds code, or holds no tensors.
     """
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+    return (_open_safetensors if _is_safetensors(path) else _open_torch)(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by the header behind eight bytes; what torch writes has other bytes there."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -156,14 +178,12 @@ def _open_torch(path: Path) -> Tensors:
     except ImportError as error:
         raise UsageError(f"{path}: reading it needs PyTorch: pip install -e '.[torch]'") from error
     content = _unpickle(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise Failure(f"{path}: holds no state_dict")
+    state: dict[str, Any] = {}
+    left_out: list[str] = []
+    _collect(content, "", state, left_out)
+    if not state:
+        raise Failure(f"{path}: holds no state_dict (of a model saved whole, save its state_dict)")
     for name, tensor in state.items():
-        if not isinstance(name, str):
-            raise Failure(f"{path}: holds no state_dict, {name!r} is no tensor's name")
-        if not isinstance(tensor, torch.Tensor):
-            raise Failure(f"{path}: {name!r} holds {type(tensor).__name__}, not a tensor")
         if not _is_plain(tensor):
             raise Failure(f"{path}: tensor {name!r} is not all in the file (sparse, or a view)")
 
@@ -172,24 +192,41 @@ def _open_torch(path: Path) -> Tensors:
         # NumPy has no bfloat16 of its own, and every weight ends up as float32.
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    beside = {} if state is content else {name: content[name] for name in _KEPT if name in content}
+    beside = {name: content[name] for name in _KEPT if name in content}
     for name, value in beside.items():
-        if isinstance(value, torch.Tensor) and value.numel() == 1 and _is_plain(value):
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
             beside[name] = value.item()
     plain = {name: v for name, v in beside.items() if isinstance(v, int | float | str)}
-    return Tensors(shapes, read, plain)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in plain}
+    return Tensors(shapes, read, plain, tuple(name for name in left_out if name not in plain))
+
+
+def _collect(content: Any, place: str, state: dict[str, Any], left_out: list[str]) -> None:
+    """Puts the tensors of a dictionary into `state`, and the keys of all else into `left_out`."""
+    import torch
+
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, torch.Tensor) and isinstance(name, str):
+            state[place + name] = value
+        elif isinstance(value, dict) and name in WORDS:
+            _collect(value, f"{place}{name}/", state, left_out)
+        else:
+            left_out.append(f"{place}{name}")
 
 
 def _unpickle(path: Path) -> Any:
     """What `torch.load` finds in a file, without running any of it."""
     import torch
 
-    allowed = [(_NumpyType, "numpy.dtype"), (_NumpyArray, "numpy.ndarray")]
+    allowed: list = [(_NumpyType, "numpy.dtype"), (_Object, "numpy.ndarray")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of NumPy 1 and 2
-        allowed += [(_numpy_scalar, f"{module}.scalar"), (_NumpyArray, f"{module}._reconstruct")]
+        allowed += [(_numpy_scalar, f"{module}.scalar"), (_Object, f"{module}._reconstruct")]
+    allowed += [(make, f"{module}.{name}") for (module, name), make in _PLAIN_CALLS.items()]
     try:
-        zipped = _check_content(path)
+        zipped, foreign = _check_content(path)
+        for name, stands_for in foreign.items():
+            is_dict = any(stands_for.objects)  # torch fills an OrderedDict and nothing of its like
+            allowed.append((OrderedDict if is_dict else _Object, name))
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")  # of odd pickles; they are read or they are refused
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -210,8 +247,12 @@ def _holds_code(name: Any) -> str:
 # --- what a file may claim. torch believes sizes, and hashes what takes for ever to hash.
 
 
-def _check_content(path: Path) -> bool:
-    """Goes through what torch will read, and makes nothing of it; True where it is a zip archive.
+def _check_content(path: Path) -> tuple[bool, dict[str, safe_pickle.Foreign]]:
+    """Goes through what torch will read, and makes nothing of it.
+
+    Returns:
+        Whether it is a zip archive, and what the file names that is neither imported nor called, by
+        the name that torch has for it.
 
     Raises:
         Refused: a pickle names what neither tensors nor plain containers are made with.
@@ -221,21 +262,23 @@ def _check_content(path: Path) -> bool:
         zipped = data[: len(_ZIP_START)] == _ZIP_START
         claims = _Claims(len(data))
         if zipped:
-            safe_pickle.interpret(io.BytesIO(_pickle_of_zip(path, data)), _find, claims.storage)
+            pickled = io.BytesIO(_pickle_of_zip(path, data))
+            safe_pickle.interpret(pickled, claims.find, claims.storage)
         else:
             # A number by which torch knows its files, a version, the system, the content, and the
             # keys of the storages that follow.
             for _ in range(5):
-                safe_pickle.interpret(data, _find, claims.storage)
-    return zipped
+                safe_pickle.interpret(data, claims.find, claims.storage)
+    return zipped, claims.foreign
 
 
 class _Claims:
-    """Adds up what the storages of a file claim to hold."""
+    """Adds up what the storages of a file claim to hold, and what it names."""
 
     def __init__(self, size: int):
         self._size = size
         self._elements: dict[str, int] = {}
+        self.foreign: dict[str, safe_pickle.Foreign] = {}
 
     def storage(self, name: tuple) -> str:
         """What stands for the storage `("storage", type, key, device, elements, ...)`."""
@@ -247,28 +290,26 @@ class _Claims:
             raise ValueError("storages larger than the file")
         return key
 
-
-class _Dict(dict, safe_pickle.Unbuilt):
-    """Stands for `OrderedDict` and `Counter`, which may get attributes after their items."""
-
-    def __init__(self, *_: Any):
-        super().__init__()
-
-    def build(self, state: Any) -> "_Dict":
-        return self
-
-
-def _find(module: str, name: str) -> Callable | None:
-    """Stands for what torch lets a file name; what it declines is still declined by it."""
-    if module == "collections" and name in ("OrderedDict", "Counter"):
-        return _Dict
-    if module == "torch._utils" and name.startswith("_rebuild_"):
-        return lambda *_: None
-    if (module, name) in (("torch", "Size"), ("torch", "device"), _LAYOUT):
-        return lambda *_: None
-    if module.partition(".")[0] == "torch":
-        return None  # types, which are arguments
-    return safe_pickle.find_array(module, name)
+    def find(self, module: str, name: str) -> Callable | None:
+        """Stands for what a file names; what torch declines is still declined by it."""
+        if module == "collections" and name in ("OrderedDict", "Counter", "defaultdict"):
+            return safe_pickle.Opaque
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return lambda *_: None
+        if (module, name) in (("torch", "Size"), ("torch", "device"), _LAYOUT, *_PLAIN_CALLS):
+            return lambda *_: None
+        if module in _OF_TENSORS:
+            return None  # types, which are arguments
+        try:
+            return safe_pickle.find_array(module, name)
+        except safe_pickle.Refused:
+            pass
+        # Protocol 2 writes the names of Python 2, which torch translates so: `__builtin__.long`.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
+        if len(self.foreign) == _MOST_CLASSES and full not in self.foreign:
+            raise ValueError(f"it names more than {_MOST_CLASSES} classes")
+        return self.foreign.setdefault(full, safe_pickle.Foreign(full))
 
 
 def _pickle_of_zip(path: Path, data: mmap.mmap) -> bytes:
@@ -336,8 +377,11 @@ class _NumpyType:
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _NumpyArray:
-    """An array beside the weights; nothing of it is kept."""
+class _Object:
+    """An object beside the weights, such as an array; nothing of it is kept."""
+
+    def __new__(cls, *_: Any) -> "_Object":
+        return super().__new__(cls)
 
     def __init__(self, *_: Any):
         pass
@@ -349,3 +393,20 @@ class _NumpyArray:
 def _numpy_scalar(kind: _NumpyType, data: bytes) -> int | float | bool:
     """`numpy.core.multiarray.scalar`, as a Python number."""
     return np.frombuffer(data, kind.dtype, count=1)[0].item()
+
+
+def _dict(*_: Any) -> dict:
+    """`defaultdict`, which is made with a function."""
+    return {}
+
+
+_PLAIN_CALLS: dict[tuple[str, str], Callable] = {
+    ("collections", "defaultdict"): _dict,
+    **{("datetime", kind): _Object for kind in ("date", "datetime", "time", "timedelta")},
+    **{
+        (module, pure + system): _Object
+        for module in ("pathlib", "pathlib._local")  # before and since Python 3.13
+        for pure in ("", "Pure")
+        for system in ("PosixPath", "WindowsPath")
+    },
+}

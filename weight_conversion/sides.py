@@ -65,14 +65,24 @@ class Checkpoint:
         return np.asarray(normalise(images, InputOptions(self.mean, self.std)))
 
 
-def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
-    """Reads a file of PyTorch's, a converted checkpoint or a run.
+def read_checkpoint(
+    path: Path, image_size: int | None = None, weights: str | None = None
+) -> Checkpoint:
+    """Reads a file of PyTorch's, of which `weights` as in `wrapping.find`; or one of ours.
 
     Raises:
-        UsageError: there is none at `path`, or `image_size` cannot be the size of an image.
+        UsageError: there is none at `path`, `image_size` cannot be the size of an image, or there
+            are no such `weights`.
         Failure: it is damaged, or of no known network.
     """
-    variables, info = load_weights(path) if path.is_dir() else load_checkpoint(path)
+    if path.is_dir() and weights is not None:
+        raise UsageError(f"{path}: --weights is for files of PyTorch's")
+    name = path.name
+    if path.is_dir():
+        variables, info = load_weights(path)
+    else:
+        variables, info = load_checkpoint(path, weights=weights)
+        name += f", {info['place']}" if "place" in info else ""
     preprocessing = info.get("preprocessing", {})
     size = image_size or preprocessing.get("image_size", TRUNK_IMAGE_SIZE)
     if size < 32 or size % 32:
@@ -83,7 +93,7 @@ def read_checkpoint(path: Path, image_size: int | None = None) -> Checkpoint:
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]
         names = [str(c) for c in range(len(classifier["bias"]))]
     return Checkpoint(
-        name=path.name,
+        name=name,
         variables={name: variables[name] for name in ("params", "batch_stats")},
         label_inputs=_label_inputs(variables, path) if model.name == "msrn" else {},
         model=model,

@@ -64,6 +64,35 @@ class Unbuilt:
         raise NotImplementedError
 
 
+class Foreign:
+    """Stands for a class that is not imported: its objects are read, and whoever calls it refused.
+
+    A pickle makes an object without a call where it gives its state afterwards, as of
+    `argparse.Namespace`; nothing of that state is kept.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.objects: list[Opaque] = []
+
+    def __call__(self, *_arguments: Any) -> Any:
+        raise Refused(self.name)
+
+    def new(self) -> "Opaque":
+        self.objects.append(Opaque())
+        return self.objects[-1]
+
+
+class Opaque(dict[Any, Any], Unbuilt):
+    """Stands for an object of which nothing is kept, and holds its items if it is a dictionary."""
+
+    def __init__(self, *_arguments: Any):
+        super().__init__()
+
+    def build(self, state: Any) -> "Opaque":
+        return self
+
+
 class _Name:
     """What a pickle imports: a constructor, or None for what is only handed to one."""
 
@@ -80,8 +109,9 @@ def interpret(file: Any, find: Find, stored: Callable[[Any], Any] | None = None)
     Args:
         file: bytes to `read`, `readline` and `tell`, of which no `read` makes room for more than
             there is: a map of a file, or bytes in memory.
-        find: module, name -> what stands for it, or None where it is only an argument; raises
-            Refused for whatever else. What stands for it must not take more than its arguments.
+        find: module, name -> what stands for it, or None where it is only an argument, or a
+            `Foreign` whose objects are read past; raises Refused for whatever else. What stands
+            for it must not take more than its arguments.
         stored: persistent id -> object; None where there are none.
 
     Raises:
@@ -175,6 +205,11 @@ class _Machine:
             case "REDUCE":
                 function, arguments = self.take(2)
                 push(self._construct(function, arguments, most=2 * read))
+            case "NEWOBJ":
+                name, _arguments = self.take(2)
+                if not (isinstance(name, _Name) and isinstance(name.construct, Foreign)):
+                    raise ValueError("an object of what is no class")
+                push(name.construct.new())
             case "BUILD":
                 unbuilt, state = self.take(2)
                 unbuilt.built = unbuilt.build(state)

@@ -28,7 +28,7 @@ from mlic_jax.metrics.significance import (
 def compare_methods(
     runs: Mapping[str, Sequence[np.ndarray]],
     labels: np.ndarray,
-    baseline: str,
+    baseline: str | None,
     kind: ApKind = "raw",
     *,
     resamples: int = RESAMPLES,
@@ -39,7 +39,7 @@ def compare_methods(
     Args:
         runs: of each method, the scores `[N, C]` of each of its runs.
         labels: `[N, C]` in {+1, -1, 0}; entries that are 0 are left out.
-        baseline: the method that the others are set against.
+        baseline: the method that the others are set against; None: none is.
         kind: of AP.
         resamples, seed: as of `significance.bootstrap_intervals`.
 
@@ -63,14 +63,16 @@ def compare_methods(
             "interval": interval(resampled[method]),
             "level": LEVEL,
         }
+    if baseline is None:
+        return found
+    p_values = {}
     for method, values in found.items():
         if method != baseline:
             differences = resampled[method] - resampled[baseline]
             values["difference"] = values["mAP"] - found[baseline]["mAP"]
             values["difference_interval"] = interval(differences)
-            values["p_value"] = p_value(differences)
-    others = {m: values["p_value"] for m, values in found.items() if m != baseline}
-    for method, corrected in holm(others).items():
+            values["p_value"] = p_values[method] = p_value(differences)
+    for method, corrected in holm(p_values).items():
         found[method]["holm"] = corrected
     return found
 

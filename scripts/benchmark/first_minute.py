@@ -11,7 +11,6 @@ others in the files as they are.
 """
 
 import argparse
-import collections
 import json
 import os
 import re
@@ -47,7 +46,8 @@ SECONDS = 600  # until a run is given up
 IMAGES = 2  # of a step: what is compiled takes as long for more, and the step itself less
 
 # What JAX says under JAX_LOG_COMPILES, and what we say.
-COMPILING = re.compile(r"Compiling (\S+) with global shapes and types (.*?)\. Argument mapping")
+COMPILING = re.compile(r"Compiling \S+ with global shapes and types")
+FOUND = re.compile(r"Persistent compilation cache hit for '(\S+)'")
 COMPILED = re.compile(r"Compiled (.+?) in ([\d.]+) s")
 
 
@@ -177,9 +177,8 @@ def first_step(name: str, folder: Path) -> tuple[float, str]:
 
 
 def compiled_twice(log: str) -> list[str]:
-    """The programs of the same name and shapes that a run compiled more than once."""
-    counts = collections.Counter(COMPILING.findall(log))
-    return [f"{name} {shapes}" for (name, shapes), count in counts.items() if count > 1]
+    """The programs that a run took from the cache: where that was empty, its own, made before."""
+    return FOUND.findall(log)
 
 
 def to_markdown(measured: dict[str, Any]) -> str:

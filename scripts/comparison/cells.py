@@ -6,6 +6,7 @@ arguments as on a command line, so that anyone can do it again without the matri
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mlic_jax import recipes
+from mlic_jax.checkpoint_config import folder_name
 from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.names import LOSSES, MODELS, RECIPES, require_one_of
@@ -20,6 +22,7 @@ from mlic_jax.names import LOSSES, MODELS, RECIPES, require_one_of
 RIDGE = "ridge"  # no head that is trained, but the probe that every head has to beat
 ALL_LABELS = "all"
 AS_THE_SET = "own"  # the recipe of the set, and no other
+RATE, SEED = "optim.learning_rate", "seed"  # options that the matrix itself sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Method:
         parts = [str(self.head)]
         if self.head.name != RIDGE:
             parts.append(str(self.loss))
-        parts += [str(self.recipe)] if self.recipe.name != AS_THE_SET else []
-        parts += [f"labels {self.labels}"] if self.labels.name != ALL_LABELS else []
+        parts += [f"recipe {self.recipe}"] if self.recipe != Setting(AS_THE_SET) else []
+        parts += [f"labels {self.labels}"] if self.labels != Setting(ALL_LABELS) else []
         return ", ".join(parts)
 
     @property
@@ -84,10 +87,12 @@ class Cell:
     """A method on a set with a seed.
 
     Attributes:
+        set_name: `data.name` of the recipe.
         recipe: of the set, as `--config` takes it.
         given: arguments that all cells have in common; those of the method go before them.
     """
 
+    set_name: str
     recipe: str
     given: tuple[str, ...]
     method: Method
@@ -101,22 +106,24 @@ class Cell:
 
     def arguments(self, rate: float | None = None) -> list[str]:
         """What a run has beside its recipe, as on a command line."""
-        of_rate = [] if rate is None else [f"--config.optim.learning_rate={rate:g}"]
-        return [*self.given, *self.method.arguments, f"--config.seed={self.seed}", *of_rate]
+        of_rate = [] if rate is None else [f"--config.{RATE}={rate!r}"]
+        return [*self.given, *self.method.arguments, f"--config.{SEED}={self.seed}", *of_rate]
 
-    def folder(self, out: Path, set_name: str) -> Path:
-        """Where its runs are, each in a folder of its rate."""
-        method = re.sub(r"[^\w.=-]+", "_", str(self.method)).strip("_")
-        return out / "cells" / set_name / method / f"seed{self.seed}"
+    def folder(self, out: Path, rate: float | None) -> Path:
+        """Where a run is."""
+        name = folder_name({"": str(self.method)}).removeprefix("=")
+        of_rate = "rate" if rate is None else f"rate{rate!r}"
+        return out / "cells" / self.set_name / name / f"seed{self.seed}" / of_rate
 
 
 def methods(
     heads: Sequence[str], losses: Sequence[str], labels: Sequence[str], named: Sequence[str]
 ) -> list[Method]:
-    """All combinations; the ridge probe, which knows none of the others, once.
+    """All combinations; of the ridge probe, which has no loss, one for each labels and recipe.
 
     Raises:
-        UsageError: an unknown name, which lists the known ones.
+        UsageError: an unknown name, which lists the known ones; or a setting of what the matrix
+            itself sets.
     """
     axes = [[Setting.parse(text) for text in axis] for axis in (heads, losses, labels, named)]
     for head in axes[0]:
@@ -128,17 +135,16 @@ def methods(
             labels_arguments(of_labels.name)
     for recipe in axes[3]:
         require_one_of("--recipes", recipe.name, (AS_THE_SET, *RECIPES))
+    for setting in itertools.chain(*axes):
+        for option in (RATE, SEED):
+            if any(one.startswith(f"{option}=") for one in setting.options):
+                raise UsageError(f"{setting}: {option} is for --rates and --seeds to say")
     made = [
-        Method(head, loss, of_labels, recipe)
+        Method(head, axes[1][0] if head.name == RIDGE else loss, of_labels, recipe)
         for of_labels in axes[2]
         for recipe in axes[3]
         for head in axes[0]
         for loss in axes[1]
-    ]
-    probe = (Setting(ALL_LABELS), Setting(AS_THE_SET))
-    made = [
-        method if method.head.name != RIDGE else Method(method.head, axes[1][0], *probe)
-        for method in made
     ]
     return list(dict.fromkeys(made))
 

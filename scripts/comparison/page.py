@@ -35,12 +35,14 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         known = [of["methods"].get(method, {}).get("mAP") for of in sets]
         return sum(value or 0.0 for value in known)
 
-    heads = [f"{of['set']} ({of['images']} images)" for of in sets]
+    heads = [f"{of['set']} ({of.get('images', 0)} images)" for of in sets]
     lines = ["| method | " + " | ".join(heads) + " | mean rank |", "|---" * (len(sets) + 2) + "|"]
     for method in sorted(names, key=worth, reverse=True):
         cells = [_cell(of["methods"].get(method)) for of in sets]
         rank = f"{ranks[method]:.1f}" if method in ranks else ""
         lines.append(f"| {method} | {' | '.join(cells)} | {rank} |")
+    baseline = sets[0]["baseline"]
+    lines += ["", f"Differences are to `{baseline}`; of those with a star p is below 0.05."]
     return "\n".join(lines) + "\n"
 
 
@@ -80,7 +82,8 @@ def draw_intervals(of_set: Mapping[str, Any]) -> Figure:
         axes.plot([low, high], [y, y], color="#56789a", lw=2)
         axes.plot(values["runs"], [y] * len(values["runs"]), "|", color="#56789a", ms=7)
         axes.plot(values["mAP"], y, "o", color="#1f5fa8", ms=5)
-    axes.axvline(of_set["methods"][of_set["baseline"]]["mAP"], color="#999", lw=1, ls=":")
+    if baseline := _good(of_set).get(of_set["baseline"]):
+        axes.axvline(baseline["mAP"], color="#999", lw=1, ls=":")
     axes.set_yticks(range(len(rows)), [method for method, _ in rows])
     axes.invert_yaxis()
     axes.set(xlabel=f"mAP on {of_set['set']} {of_set['split']} (%)", ylim=(len(rows) - 0.4, -0.6))

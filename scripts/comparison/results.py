@@ -27,7 +27,6 @@ class Done:
         tries: the mAP on val of every rate, None where it failed.
     """
 
-    set_name: str
     cell: Cell
     rate: float | None
     outcome: Outcome
@@ -53,21 +52,28 @@ class Done:
 def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
     """What each method is worth on a set, all of whose cells these are.
 
+    Where the baseline failed there are no differences.
+
     Raises:
-        UsageError: they differ in split, protocol or class list.
+        UsageError: they differ in split, protocol or class list, or equal scores rank otherwise
+            than the intervals have it.
     """
+    found: dict[str, Any] = {"set": done[0].cell.set_name, "baseline": baseline, "methods": {}}
     good = [one for one in done if one.outcome.mean_ap is not None]
-    found: dict[str, Any] = {"set": done[0].set_name, "methods": {}}
     runs: dict[str, list[np.ndarray]] = {}
     first: tuple[Done, Scores, dict[str, Any]] | None = None
     for one in good:
         scores, metrics = one.scores(), one.metrics()
-        if first is None:
-            first = one, scores, metrics
+        first = first or (one, scores, metrics)
         check_comparable(first, (one, scores, metrics))
         runs.setdefault(str(one.method), []).append(scores.logits)
     if first is not None:
         _, scores, metrics = first
+        if metrics["ties"] != "stable":
+            raise UsageError(
+                f"eval.ties is {metrics['ties']}, and intervals are of scores that rank in the "
+                "order of the images where they are equal: leave it stable"
+            )
         labels = resolve_unknown(scores.labels, metrics["unknown_in_ap"])
         found |= {
             "split": scores.split,
@@ -76,10 +82,8 @@ def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
             "protocol": metrics["protocol"],
             "chance": metrics["chance"],
         }
-        if baseline not in runs:
-            baseline = next(iter(runs))
-        found["baseline"] = baseline
-        found["methods"] = methods.compare_methods(runs, labels, baseline, metrics["ap_kind"])
+        against = baseline if baseline in runs else None
+        found["methods"] = methods.compare_methods(runs, labels, against, metrics["ap_kind"])
     for one in done:
         of_method = found["methods"].setdefault(str(one.method), {"mAP": None})
         of_method.setdefault("cells", []).append(_about(one))
@@ -120,33 +124,38 @@ def _about(done: Done) -> dict[str, Any]:
         "memory_mib": outcome.memory_mib,
         "error": outcome.error,
         "folder": str(done.folder),
+        "recipe": outcome.recipe,
         "arguments": outcome.arguments,
     }
 
 
 def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Ranks of the methods that every set has, over sets and seeds; None of fewer than two.
+    """Ranks of the methods that every set has, over sets and seeds.
 
-    A block is a seed of a set; of a method with fewer runs than others, such as the ridge probe,
-    these take turns. Blocks of one set are alike, so that the critical difference is too small
-    rather than too large.
+    A block is a seed of a set that all methods have; a method of one run alone, such as the ridge
+    probe, has it in every block. Blocks of one set are alike, so that the critical difference is
+    too small rather than too large.
+
+    Returns:
+        None of fewer than two sets, methods or blocks.
     """
+    names = dict.fromkeys(method for of in sets for method in of["methods"])
     has_all = [
         method
-        for method in sets[0]["methods"]
+        for method in names
         if all(of["methods"].get(method, {}).get("mAP") is not None for of in sets)
     ]
-    if len(has_all) < 2:
-        return None
     blocks = []
     for of in sets:
-        runs = [of["methods"][method]["runs"] for method in has_all]
-        for k in range(max(map(len, runs))):
-            blocks.append([values[k % len(values)] for values in runs])
+        cells = [cell for method in has_all for cell in of["methods"][method]["cells"]]
+        for seed in sorted({cell["seed"] for cell in cells}):
+            row = [_run(of["methods"][method], seed) for method in has_all]
+            blocks += [row] if None not in row else []
+    if min(len(sets), len(has_all), len(blocks)) < 2:
+        return None
     table = np.array(blocks)
     ranks = methods.mean_ranks(table)
-    wins = {}
-    baseline = sets[0]["baseline"]
+    baseline, wins = sets[0]["baseline"], {}
     if baseline in has_all:
         base = table[:, has_all.index(baseline)]
         wins = {
@@ -160,7 +169,16 @@ def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "critical_difference": methods.critical_difference(len(has_all), len(blocks)),
         "baseline": baseline,
         "wins_and_losses": wins,
+        "left_out": [method for method in names if method not in has_all],
     }
+
+
+def _run(of_method: Mapping[str, Any], seed: int) -> float | None:
+    """The mAP of the run with a seed, None where there is none; of one cell that of any seed."""
+    if len(of_method["cells"]) == 1:
+        return of_method["mAP"]
+    seeds = [cell["seed"] for cell in of_method["cells"] if not cell["error"]]
+    return dict(zip(seeds, of_method["runs"], strict=True)).get(seed)
 
 
 def summed_up(sets: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The probe that every head has to beat: ridge regression on the mean features of whole images.
 
-Of the plain view alone, with labels of +1 and -1; unknown ones are left out. Its penalty is chosen
-on `val`, by mAP, and the test split is scored once.
+Of the plain view alone, with the labels of training as +1 and -1; unknown ones are left out. Its
+penalty is chosen on `val`, by mAP, and the test split is scored once.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def fit(config: ConfigDict, folder: Path) -> float:
     options, mesh = TrainOptions.of(config), devices.create_mesh()
     if not options.features.store:
         raise UsageError("ridge is of stored features: say --config.features.store=True")
-    splits = sources.open_splits(options.data)
+    splits = sources.open_to_train(options.data)
     names = list(splits["train"].class_names)
     model = create_model(options.model, len(names))
     start = start_weights(initial_variables(model, options), options, names)

@@ -21,21 +21,35 @@ from typing import Any, Self
 
 from comparison.cells import RIDGE, Cell
 
+from mlic_jax import config_paths
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
 
 OUTCOME, LOG = "outcome.json", "log.txt"
+ENDING = 20.0  # seconds that a process has to end by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """How a run ended.
 
-    arguments: list[str]  # that it had beside its recipe
-    mean_ap: float | None  # of its best checkpoint on val, percent; None: it failed
+    Attributes:
+        recipe, arguments: what anyone can do it again with.
+        config: the configuration that follows from them, as JSON, with absolute paths.
+        mean_ap: of its best checkpoint on val, percent; None: it failed.
+        seconds: that it took.
+        memory_mib: most of the process, where the system tells it.
+        error: the line that says why it failed.
+    """
+
+    recipe: str
+    arguments: list[str]
+    config: dict[str, Any]
+    mean_ap: float | None
     seconds: float
-    memory_mib: float | None  # most of the process, where the system tells it
+    memory_mib: float | None
     error: str = ""
 
     @classmethod
@@ -57,7 +71,10 @@ class Worker:
         self._start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        self._here.close()
+        if error is None:  # it ends by itself, and tidies up
+            self._process.join(ENDING)
         self._process.kill()
         self._process.join()
 
@@ -78,6 +95,8 @@ class Worker:
         return value
 
     def _start(self) -> None:
+        # Of one that is killed Python would warn of what it could not tidy up.
+        os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
         spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
         self._here, there = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(there,), daemon=True)
@@ -114,27 +133,36 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome:
-    """Does a run that has not ended yet, up to its last validation; says how it ended.
+def earlier(cell: Cell, rate: float | None, folder: Path) -> Outcome | None:
+    """How a run ended, if it has.
 
     Raises:
-        UsageError: the run that is there is of other options.
+        UsageError: what is in its folder is a run of another configuration.
     """
-    arguments = cell.arguments(rate)
-    if done := Outcome.load(folder):
-        if done.arguments != arguments:
+    done = Outcome.load(folder)
+    if done is not None:
+        now = config_paths.absolute(json.loads(cell.config(rate).to_json()))
+        changes = changed_options(done.config, now)
+        changes = {name: of for name, of in changes.items() if not is_among(name, HOW)}
+        if changes:
             raise UsageError(
-                f"{folder} is a run of other options ({' '.join(done.arguments)}): give another "
-                "--out"
+                f"{folder} is a run of other options: {describe(changes)}; give another --out"
             )
-        return done
+    return done
+
+
+def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome:
+    """Does a run up to its last validation, from where it was, and keeps how it ended."""
     folder.mkdir(parents=True, exist_ok=True)
+    config = config_paths.absolute(json.loads(cell.config(rate).to_json()))
+    begun = Outcome(cell.recipe, cell.arguments(rate), config, None, 0.0, None)
     start = time.monotonic()
     try:
         mean_ap, memory = worker.do(train, cell, rate, folder)
-        outcome = Outcome(arguments, mean_ap, time.monotonic() - start, memory)
+        outcome = dataclasses.replace(begun, mean_ap=mean_ap, memory_mib=memory)
     except Failure as error:
-        outcome = Outcome(arguments, None, time.monotonic() - start, None, str(error))
+        outcome = dataclasses.replace(begun, error=str(error))
+    outcome = dataclasses.replace(outcome, seconds=time.monotonic() - start)
     write_text(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1))
     return outcome
 
@@ -168,7 +196,8 @@ def evaluate(cell: Cell, rate: float | None, folder: Path) -> None:
     from mlic_jax.evaluate.run import evaluate_run
 
     with _logging_to(folder / LOG):
-        evaluate_run(cell.config(rate), folder)
+        if not evaluate_run(cell.config(rate), folder):
+            raise Failure("no label of the test split is known: nothing can be compared on it")
 
 
 def _begin() -> None:

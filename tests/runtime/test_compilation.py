@@ -152,7 +152,7 @@ def test_a_step_moves_nothing_to_its_devices():
         step(batch, jnp.float32(7))  # on the first of them alone
 
 
-def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
+def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path, caplog):
     """Training and validation, whose last batches are partly padding."""
     config.epochs = 3
     validations = []  # done before each compilation
@@ -166,9 +166,12 @@ def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        train(config, tmp_path)
+        with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+            train(config, tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
+    steps = [line for line in caplog.messages if line.startswith("Compiling jit(train_step)")]
+    assert len(steps) == 1
     assert validations.count(0) >= 2, "the steps themselves"
     assert validations.count(1) == validations.count(2) == 0
 

@@ -99,7 +99,7 @@ def test_each_rate_is_chosen_on_val_and_test_is_scored_once(matrix):
     scored = [path.parent for path in out.rglob("scores_test.npz")]
     assert len(scored) == 1 + 4 * 2
     page = (out / "index.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1  # ranks are of several sets
     assert f"{csra}, bce" in page
 
 
@@ -130,11 +130,14 @@ def test_what_is_done_is_not_done_again(matrix, recipe):
     assert "old" not in document.read_text()
     kept = (recipe.parent / "comparison" / "matrix.json").read_text()
     assert str(recipe.parent) not in kept
-    assert json.loads(kept)["over_sets"]["blocks"] == 2
-    assert (recipe.parent / "comparison" / "matrix.svg").is_file()
-    ended = compare(recipe, out, *arguments, "--config.batch_size=16")
-    assert ended.returncode == 2
-    assert "is a run of other options" in ended.stderr
+    assert json.loads(kept)["sets"][0]["methods"]["ridge"]["mAP"] == values["mAP"]
+    other = recipe.with_name("other.py")  # the recipe, edited
+    other.write_text(recipe.read_text().replace("    return", "    config.epochs = 1\n    return"))
+    for of in ([recipe, out, *arguments, "--config.batch_size=16"], [other, out, *arguments]):
+        ended = compare(*of)
+        assert ended.returncode == 2
+        assert "is a run of other options: " in ended.stderr
+    assert "epochs 2 (now 1); give another --out" in ended.stderr
 
 
 def test_what_differs_in_its_protocol_is_not_compared(matrix, recipe):
@@ -142,21 +145,50 @@ def test_what_differs_in_its_protocol_is_not_compared(matrix, recipe):
     heads = ["--heads", "pooled", "pooled:eval.protocol=asl", "--rates", "0.3", "--seeds", "3"]
     ended = compare(recipe, out, *heads)
     assert ended.returncode == 2
-    assert "differ in protocol: mcar and asl" in ended.stderr
+    assert "pooled (eval.protocol=asl), bce differs in eval.protocol, 'asl' and" in ended.stderr
 
 
 def test_a_cell_that_fails_is_red_and_the_others_are_done(matrix, recipe):
     out, _, _ = matrix
     heads = ["mcar:model.local_size=33", "pooled"]
     ended = compare(recipe, out, "--heads", *heads, "--rates", "0.3", "--seeds", "3")
-    assert ended.returncode == 0
+    assert ended.returncode == 1
+    assert "1 of 2 cells failed" in ended.stderr
     methods = methods_of(out)["methods"]
     (cell,) = methods["mcar (model.local_size=33), bce"]["cells"]
     assert "local_size" in cell["error"]
-    said = f"failed: tiny_scenes, mcar (model.local_size=33), bce, seed 3: {cell['error']}"
+    said = f"failed: tiny_scenes: mcar (model.local_size=33), bce, seed 3: {cell['error']}"
     assert said in ended.stdout
     assert f"failed: {cell['error'][:20]}" in (out / "index.html").read_text()
     assert methods["pooled, bce"]["mAP"] is not None
+    failed = next(out.glob("cells/*/mcar*/seed3/rate0.3/outcome.json"))
+    before = failed.stat().st_mtime_ns
+    compare(recipe, out, "--heads", *heads, "--rates", "0.3", "--seeds", "3", "--retry")
+    assert failed.stat().st_mtime_ns > before
+
+
+def made_up_set(name, runs, baseline="a"):
+    """What `results.of_set` gives of methods {name: {seed: mAP}}; None: that run failed."""
+    methods = {}
+    for method, of_seeds in runs.items():
+        good = [value for value in of_seeds.values() if value is not None]
+        cells = [{"seed": s, "error": "" if v is not None else "it"} for s, v in of_seeds.items()]
+        methods[method] = {"mAP": sum(good) / len(good), "runs": good, "cells": cells}
+    return {"set": name, "baseline": baseline, "methods": methods}
+
+
+def test_ranks_are_of_seeds_that_all_methods_have(comparison):
+    one = made_up_set("one", {"ridge": {0: 50}, "a": {0: 40, 1: 60}, "b": {0: None, 1: 70}})
+    runs = {"ridge": {0: 10}, "a": {0: 20, 1: 5}, "b": {0: 30, 1: 4}, "c": {0: 1}}
+    two = made_up_set("two", runs)
+    found = comparison["results"].over_sets([one, two])
+    # Blocks: seed 1 of the first set, seeds 0 and 1 of the second.
+    assert found["blocks"] == 3
+    ranks = {"ridge": (3 + 3 + 1) / 3, "a": (2 + 2 + 2) / 3, "b": (1 + 1 + 3) / 3}
+    assert found["ranks"] == pytest.approx(ranks)
+    assert found["wins_and_losses"] == {"ridge": [1, 2], "b": [2, 1]}
+    assert found["left_out"] == ["c"]
+    assert comparison["results"].over_sets([one]) is None
 
 
 def test_a_process_that_dies_fails_its_cell_alone(comparison):
@@ -214,6 +246,7 @@ def is_worker_of(parent, stat):
         (["--heads", "pooled", "--recipes", "asll"], "did you mean 'asl'"),
         (["--heads", "pooled", "--labels", "0.4"], "0.4-absent"),
         (["--heads", "pooled:loss.clip"], "'loss.clip' is no option=value"),
+        (["--heads", "pooled:seed=3"], "seed is for --rates and --seeds to say"),
         (["--heads", "pooled", "--baseline", "csra, bce"], "these are: pooled, bce"),
         (["--heads", "pooled", "--config.epocs=1"], "did you mean 'epochs'"),
     ],
@@ -233,8 +266,13 @@ def test_a_method_says_what_it_is(comparison):
         "ridge",
         "pooled, bce",
         "pooled, asl (loss.clip=0, loss.gamma_absent=2)",
+        "ridge, labels 0.4-absent",
         "pooled, bce, labels 0.4-absent",
         "pooled, asl (loss.clip=0, loss.gamma_absent=2), labels 0.4-absent",
     ]
+    (plain, other) = cells.methods(["pooled"], ["bce"], ["all"], ["own", "own:optim.ema=0.9"])
+    assert str(other) == "pooled, bce, recipe own (optim.ema=0.9)"
+    folders = [cells.Cell("set", "", (), one, 0).folder(Path("x"), 0.1) for one in (plain, other)]
+    assert folders[0] != folders[1]
     with pytest.raises(UsageError, match="one_positive-unknown"):
         cells.labels_arguments("one_positive")

@@ -73,13 +73,13 @@ def test_every_backbone_has_a_table():
     assert set(ARCHS) == set(BACKBONES) - {"resnet10"}  # which torchvision does not have
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize(("arch", "layout"), NETWORKS)
-def test_every_network_is_recognised_and_filled(source_shapes, arch, layout, prefix):
+def test_every_network_is_recognised_and_filled(source_shapes, arch, layout):
     shapes = source_shapes(arch, layout)
-    found = detect({prefix + name: shape for name, shape in shapes.items()})
+    found = detect(shapes)
     assert (found.arch, found.layout.name) == (arch, layout)
-    assert {name for name, _ in found.filled.values()} == {prefix + name for name in shapes}
+    assert {name for name, _ in found.filled.values()} == set(shapes)
+    assert not found.left_out
     unused = {path.removeprefix("unused/") for path in found.filled if path.startswith("unused/")}
     assert unused == {name for name in shapes if is_dead(name)}
 
@@ -271,9 +271,8 @@ def test_known_leaves_of_whole_models(source_tensors):
 
 def test_all_problems_are_listed_in_one_line(source_shapes):
     shapes = source_shapes("resnet50")
-    shapes["stranger.weight"] = (3,)
+    shapes["layer1.0.se.fc1.weight"] = (16, 256)  # would change what the block computes
     shapes["layer1.7.conv1.weight"] = (64, 64, 1, 1)
-    shapes["module.bn1.bias"] = (64,)
     shapes["conv1.weight"] = (64, 4, 7, 7)
     shapes["layer4.0.conv2.weight"] = (512,)
     del shapes["layer2.3.bn3.running_var"], shapes["fc.bias"]
@@ -283,9 +282,8 @@ def test_all_problems_are_listed_in_one_line(source_shapes):
     assert title == "does not fit resnet50 under torchvision names"
     assert sorted(problems.split("; ")) == sorted(
         [
-            "tensor 'stranger.weight' [3] is unknown",
+            "tensor 'layer1.0.se.fc1.weight' [16, 256] is unknown",
             "tensor 'layer1.7.conv1.weight' [64, 64, 1, 1] is unknown",
-            "tensor 'module.bn1.bias' repeats 'bn1.bias'",
             "tensor 'conv1.weight' is [64, 4, 7, 7] and must be [64, 3, 7, 7]",
             "tensor 'layer4.0.conv2.weight' is [512] and must be [512, 512, 3, 3]",
             "tensor 'layer2.3.bn3.running_var' is missing",
@@ -322,10 +320,27 @@ def test_no_classes_at_all_are_refused(source_shapes, layout):
         detect(source_shapes("resnet18", layout, classes=0))
 
 
-def test_a_classifier_of_other_classes_is_refused(source_shapes):
+def test_a_head_of_other_classes_is_left_out(source_shapes):
     shapes = source_shapes("resnet18") | {"fc.weight": (21, 512), "fc.bias": (21,)}
-    with pytest.raises(Failure, match=r"'fc.weight' is \[21, 512\] and must be \[1000, 512\]"):
+    found = detect(shapes)
+    assert found.left_out == ["fc.weight", "fc.bias"]
+    assert not any("classifier" in target for target in found.filled)
+    del shapes["fc.bias"]
+    assert detect(shapes).left_out == ["fc.weight"]
+
+
+@pytest.mark.parametrize("kernel", [(21, 256), (1000, 256), (21, 512, 1, 1), (22, 512), ()])
+def test_a_head_that_is_wrong_otherwise_is_refused(source_shapes, kernel):
+    shapes = source_shapes("resnet18") | {"fc.weight": kernel, "fc.bias": (21,)}
+    with pytest.raises(Failure, match=r"'fc.weight' is .* and must be \[1000, 512\]"):
         detect(shapes)
+
+
+def test_tensors_beside_a_trunk_are_left_out_and_beside_a_model_refused(source_shapes):
+    more = {"aux.weight": (3, 3), "fc.1.weight": (20, 512)}
+    assert detect(source_shapes("resnet18") | more).left_out == list(more)
+    with pytest.raises(Failure, match=r"'aux\.weight' \[3, 3\] is unknown"):
+        detect(source_shapes("resnet18", "mcar") | more)
 
 
 def test_the_heads_tell_the_two_flat_mobilenets_apart(source_shapes):

@@ -1,5 +1,8 @@
 """Files that mean harm, or are not what they seem: refused in one line, without being run."""
 
+import argparse
+import collections
+import datetime
 import importlib.util
 import json
 import pickle
@@ -205,7 +208,7 @@ def test_numpy_is_let_in_for_numbers_alone(torch, save):
     for value in (np.array([{}], object), np.datetime64("2020-01-01"), np.str_("text")):
         with pytest.raises(Failure, match=r"weights\.pth: damaged, or not"):
             open_tensors(save({"state_dict": state, "best_score": value}))
-    with pytest.raises(Failure, match="not a tensor"):
+    with pytest.raises(Failure, match="holds no state_dict"):
         open_tensors(save({"state_dict": {"w": np.zeros(3)}}))
 
 
@@ -225,6 +228,88 @@ def test_the_byte_order_of_numpy_scores_counts(torch, save):
     assert swapped != content
     path.write_bytes(swapped)
     assert open_tensors(path).beside == {"best_score": 93.25}
+
+
+class Settings(dict):
+    """A dictionary with attributes, as configurations are."""
+
+
+def objects_of_training(torch) -> dict:
+    settings = Settings(lr=0.1)
+    settings.name = "run"
+    return {
+        "args": argparse.Namespace(model="resnet18", size=(2, 3), root=Path("a/b")),
+        "config": {"root": Path("/data"), "settings": settings, "kind": int},
+        "log": collections.defaultdict(list, loss=[1.0, 2.0]),
+        "saved": datetime.datetime(2026, 1, 2),
+        "version": torch.__version__,  # a class of torch's own
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": [{}]},
+        "scores": np.arange(20.0),
+        "model": torch.nn.Linear(2, 2),  # saved whole
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_objects_beside_the_weights_are_left_out(torch, save, zipped):
+    objects = objects_of_training(torch)
+    if not zipped:
+        del objects["model"]  # of which that format has the source
+    state = {"conv1.weight": torch.arange(3.0)}
+    tensors = open_tensors(save({"state_dict": state, "epoch": 3, **objects}, zipped))
+    assert tensors.shapes == {"state_dict/conv1.weight": (3,)}
+    np.testing.assert_array_equal(tensors["state_dict/conv1.weight"], [0, 1, 2])
+    assert tensors.left_out == tuple(objects)
+    assert tensors.beside == {"epoch": 3}
+
+
+@pytest.mark.torch
+def test_no_object_beside_the_weights_is_made(torch, save, monkeypatch):
+    """Not even one that would do no harm: the class is never asked."""
+    path = save({"state_dict": {"w": torch.zeros(3)}, "settings": Settings(lr=0.1)})
+
+    def made(*_):
+        raise AssertionError("an object of the file was made")
+
+    monkeypatch.setattr(Settings, "__new__", made)
+    monkeypatch.setattr(Settings, "__setitem__", made)
+    monkeypatch.setitem(sys.modules, Settings.__module__, None)  # nor may it be imported
+    assert open_tensors(path).left_out == ("settings",)
+
+
+@pytest.mark.torch
+def test_a_model_that_was_saved_whole_says_what_to_save(torch, save):
+    with pytest.raises(Failure, match=r"holds no state_dict \(of a model saved whole, save its"):
+        open_tensors(save(torch.nn.Linear(2, 2)))
+
+
+@pytest.mark.torch
+def test_more_classes_than_any_script_has_are_refused(torch, save):
+    kinds = [type(f"Kind{k}", (), {"__module__": "__main__"}) for k in range(101)]
+    for kind in kinds:
+        setattr(sys.modules["__main__"], kind.__name__, kind)
+    path = save({"w": torch.zeros(3), "objects": [kind() for kind in kinds]})
+    for kind in kinds:
+        delattr(sys.modules["__main__"], kind.__name__)
+    with pytest.raises(Failure, match="it names more than 100 classes"):
+        open_tensors(path)
+
+
+@pytest.mark.torch
+def test_dictionaries_of_tensors_are_opened_by_their_keys(torch, save):
+    state = {"w": torch.zeros(3)}
+    content = {"model": {"module": state}, "best": torch.ones(1), "other": state, "ema": {}}
+    tensors = open_tensors(save(content))
+    assert tensors.shapes == {"model/module/w": (3,), "best": (1,)}
+    assert tensors.left_out == ("other",)
+    assert tensors.under("model/module/").shapes == {"w": (3,)}
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.bin"])
+def test_safetensors_are_told_by_their_content(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / name)
+    assert open_tensors(tmp_path / name).shapes == {"w": (3,)}
 
 
 def legacy(content: bytes) -> bytes:

@@ -469,3 +469,18 @@ def test_a_damaged_photo_is_named(torch, trunk_file, tmp_path, capsys):
     code, _, errors = run(capsys, *arguments)
     assert code == 1 and "broken.jpg: cannot decode the image" in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_the_weights_of_a_wrapped_file_are_chosen_and_named(source_tensors, tmp_path):
+    tensors = source_tensors("mobilenet_v2")
+    wrapped = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    wrapped |= {f"model_ema.{name}": np.asarray(2 * tensor) for name, tensor in tensors.items()}
+    save_file(wrapped, tmp_path / "x.safetensors")
+    stem = tensors["features.0.0.weight"].transpose(2, 3, 1, 0)
+    for weights, place, scale in ((None, "model.", 1), ("ema", "model_ema.", 2)):
+        read = sides.read_checkpoint(tmp_path / "x.safetensors", SIZE, weights)
+        assert read.name == f"x.safetensors, {place}"
+        kernel = read.variables["params"]["features"]["stem"]["kernel"]
+        np.testing.assert_array_equal(kernel, scale * stem)
+    with pytest.raises(UsageError, match="--weights is for files of PyTorch's"):
+        sides.read_checkpoint(tmp_path, SIZE, "ema")

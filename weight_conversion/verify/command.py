@@ -1,7 +1,7 @@
 """Runs one checkpoint through Flax and through plain PyTorch, and says how far they are apart.
 
     python -m weight_conversion.verify --checkpoint X --data DIR [--split NAME] [--images N]
-        [--train-steps N] [--batch-size B] [--image-size S] [--out DIR]
+        [--train-steps N] [--batch-size B] [--image-size S] [--weights WHICH] [--out DIR]
 
 X is a PyTorch or safetensors file, a converted checkpoint or a run. DIR is a prepared set
 (`prepared/<name>`), or any folder of photos, which has no labels and so no mAP. Both frameworks get
@@ -142,6 +142,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="weight_conversion.verify", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--checkpoint", metavar="X", type=Path, required=True, help="a file, a folder or a run")
+    add("--weights", metavar="WHICH", help="of several in a file: raw, ema or a place")
     add("--data", metavar="DIR", type=Path, required=True, help="a prepared set, or photos")
     add("--split", metavar="NAME", help="of a prepared set; default: test")
     add("--images", metavar="N", type=_positive, help="the first N alone; default: all")
@@ -156,7 +157,7 @@ def _verify(options: argparse.Namespace) -> None:
     """Does what the command line asks for; a bound that is missed is a Failure."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError("verifying needs PyTorch: pip install -e '.[torch]'")
-    checkpoint = read_checkpoint(options.checkpoint, options.image_size)
+    checkpoint = read_checkpoint(options.checkpoint, options.image_size, options.weights)
     seen = checkpoint.upright, checkpoint.value_range
     photos = open_photos(options.data, options.split, options.images, *seen)
     result = verify(checkpoint, photos, options.batch_size, options.train_steps)

@@ -1,5 +1,6 @@
 """Damaged and hostile files of weights and label graphs: pickles, npz, safetensors, pth, Orbax."""
 
+import argparse
 import importlib.util
 import io
 import json
@@ -101,6 +102,7 @@ def _plant(folder: Path) -> None:
 
         state = {name: torch.tensor(array) for name, array in tensors.items()}
         content = {"state_dict": state, "epoch": 3, "best_score": np.float64(0.5)}
+        content["args"] = argparse.Namespace(lr=0.1, root=Path("photos"))
         torch.save(content, folder / "weights.pth")
         torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
 
