@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import UsageError
+from mlic_jax.models import create_model
 from mlic_jax.models.backbones import convnext
 from mlic_jax.predict import Predictor
-from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights
+from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights, read_metadata
 from mlic_jax.train.loop import train, validate_step
+from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.start import initial_variables, start_weights
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def curves(workdir):
     ]
 
 
-def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch, caplog):
+def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch):
     """On eight devices, in parts, with blocks that are dropped and an average of all weights."""
     config.batch_size, config.accumulation, config.model.drop_path = 16, 2, 0.5
     config.optim.layer_decay, config.optim.ema = 0.5, 0.9
@@ -60,9 +63,11 @@ def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     scores = Predictor.from_checkpoint(tmp_path / "alone")(photo).scores
     assert len(scores) == 12 and all(0 < score < 1 for score in scores.values())
-    config.init_from, config.epochs, config.accumulation = str(last[0]), 1, 1
-    train(config, tmp_path / "next", evaluate=False)
-    assert f"Starting from {last[0]} (pooled): convclass, features" in caplog.text
+    config.init_from, config.seed = str(last[0]), 1
+    fresh = initial_variables(create_model(config.model, 12), TrainOptions.of(config))
+    names = read_metadata(last[0])["class_names"]
+    started = start_weights(fresh, TrainOptions.of(config), names)
+    jax.tree.map(np.testing.assert_array_equal, started, load_weights(last[0], "raw")[0])
 
 
 def test_what_it_says_of_views_is_kept_as_of_others(config, tmp_path):
