@@ -81,7 +81,9 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     # mcar | msrn | pooled (the baseline) | csra | ml_decoder | query2label
     config.model.name = "mcar"
-    config.model.backbone = "resnet101"  # resnet10/18/34/50/101/152 | mobilenet_v2
+    # resnet10/18/34/50/101/152 | mobilenet_v2 | convnext_tiny/small/base/large/xlarge |
+    # convnextv2_atto/femto/pico/nano/tiny/base/large/huge
+    config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
     config.model.dtype = "float32"
@@ -92,6 +94,9 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
+    # convnext: in training the last block leaves out its branch for so many of the images, the
+    # others fewer, in equal steps from 0 (stochastic depth); 0: none does.
+    config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image
     config.model.threshold = 0.5  # where a region's profiles are cut

@@ -68,6 +68,11 @@ def check_storable(config: ConfigDict) -> None:
         )
     if config.shard_fc1:
         raise UsageError("features.store is not for shard_fc1: leave one of them")
+    if config.model.drop_path:
+        raise UsageError(
+            "model.drop_path leaves out other blocks in every step, and features.store has what "
+            "the whole backbone says: leave one of them"
+        )
 
 
 def check_kept_labels(config: ConfigDict) -> None:
@@ -98,6 +103,7 @@ def check_ranges(config: ConfigDict) -> None:
         "loss.label_smoothing": config.loss.label_smoothing,
         "loss.clip": config.loss.clip,
         "loss.tau": config.loss.tau,
+        "model.drop_path": config.model.drop_path,
         "optim.momentum": optim.momentum,
         "optim.ema": optim.ema,
     }

@@ -13,6 +13,9 @@ MODELS = ["mcar", "msrn", "pooled", "csra", "ml_decoder", "query2label"]
 BACKBONES = (
     *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "mobilenet_v2",
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
+    *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
+    *("convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge"),
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
 # Of training, as its papers set it; see `mlic_jax/training_recipes.py`.

@@ -116,12 +116,14 @@ def in_float64() -> Callable:
     from mlic_jax.models.layers import ConvBatchNorm
 
     def widen(module: nn.Module, variables: dict) -> tuple[nn.Module, dict]:
-        layer = partial(ConvBatchNorm, dtype=jnp.float64)
-        if hasattr(module, "features"):
-            module = module.clone(features=module.features.clone(layer=layer))
+        backbone = getattr(module, "features", module)
+        if hasattr(backbone, "layer"):
+            backbone = backbone.clone(layer=partial(ConvBatchNorm, dtype=jnp.float64))
         else:
-            module = module.clone(layer=layer)
-        return module, jax.tree.map(partial(np.asarray, dtype=np.float64), variables)
+            backbone = backbone.clone(dtype=jnp.float64)
+        if hasattr(module, "features"):
+            backbone = module.clone(features=backbone)
+        return backbone, jax.tree.map(partial(np.asarray, dtype=np.float64), variables)
 
     return widen
 

@@ -4,13 +4,13 @@ import pytest
 
 from mlic_jax import names
 from mlic_jax.errors import UsageError
-from mlic_jax.models.backbones.resnet import DEPTHS
+from mlic_jax.models.backbones import CREATORS
 from mlic_jax.models.heads.pooled import POOLINGS
 from mlic_jax.models.ops.regions import LOCALIZERS
 
 
 def test_they_are_those_of_what_they_name():
-    assert (*(f"resnet{depth}" for depth in DEPTHS), "mobilenet_v2") == names.BACKBONES
+    assert tuple(CREATORS) == names.BACKBONES
     assert tuple(POOLINGS) == names.POOLINGS
     assert tuple(LOCALIZERS) == names.LOCALIZERS
 

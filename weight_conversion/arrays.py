@@ -32,12 +32,11 @@ def to_flax(tensors: Mapping[str, np.ndarray], matched: Match) -> dict:
             problems.append(f"tensor {name!r} holds NaN or infinity")
         else:
             if rule.axes is not None:
-                order = rule.axes.order
-                tensor = tensor.reshape(tensor.shape[: len(order)]).transpose(order)
+                tensor = rule.axes.ours(tensor)
             flat[target] = np.array(tensor, np.float32, order="C")
     if problems:
         raise Failure(listing("unusable weights", problems))
-    return {"unused": {}, **unflatten_dict(flat, sep="/")}
+    return {"batch_stats": {}, "unused": {}, **unflatten_dict(flat, sep="/")}
 
 
 def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict[str, np.ndarray]:
@@ -56,8 +55,7 @@ def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict
     for target, array in flatten_dict(given, sep="/").items():
         name, rule = source_name(target, table)
         if rule.axes is not None:
-            array = np.transpose(array, np.argsort(rule.axes.order))
-            array = array.reshape(*array.shape, *(1,) * rule.axes.ones)
+            array = rule.axes.theirs(np.asarray(array))
         state[name] = np.array(array, order="C")
     return state
 

@@ -6,9 +6,13 @@ one of its names is that of a leaf and every leaf of the architecture is filled 
 shape. Only names and shapes are needed to tell.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
+
+from mlic_jax.models.backbones.convnext import SIZES as CONVNEXTS
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -23,10 +27,28 @@ PLACEHOLDERS = {
 
 
 class Axes(NamedTuple):
-    """What becomes of torch's axes: the last `ones`, of length 1, go; the others take `order`."""
+    """What becomes of torch's axes: those of length 1 go, the others take `order`.
+
+    Of these `start` come before the others and `ones` after them.
+    """
 
     order: tuple[int, ...]
     ones: int = 0
+    start: int = 0
+
+    def ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Torch's array as we have it."""
+        kept = tensor.shape[self.start : self.start + len(self.order)]
+        return tensor.reshape(kept).transpose(self.order)
+
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `ours`."""
+        return array.transpose(np.argsort(self.order)).reshape(self.their_shape(array.shape))
+
+    def their_shape(self, ours: Shape) -> Shape:
+        """That of `theirs`, by the shape of an array."""
+        kept = (ours[axis] for axis in np.argsort(self.order))
+        return (*(1,) * self.start, *kept, *(1,) * self.ones)
 
 
 # A depthwise kernel [C, 1, 3, 3] is an ordinary OIHW kernel with one input channel, so CONV carries
@@ -34,6 +56,8 @@ class Axes(NamedTuple):
 CONV = Axes((2, 3, 1, 0))  # OIHW -> HWIO
 LINEAR = Axes((1, 0))  # [out, in] -> [in, out]
 POINTWISE = Axes((1, 0), ones=2)  # [out, in, 1, 1] -> [in, out]
+PER_MAP = Axes((0,), ones=2)  # [C, 1, 1] -> [C]
+PER_FEATURE = Axes((0,), start=3)  # [1, 1, 1, C] -> [C]
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,79 @@ def _flat_mobilenet(blocks: str, head: str) -> tuple[Rule, ...]:
     )
 
 
+def _convolution(name: str, module: str, axes: Axes) -> tuple[Rule, ...]:
+    return _linear(name, f"features/{module}", axes)
+
+
+def _norm(name: str, module: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{name}.weight", f"params/features/{module}/scale"),
+        Rule(f"{name}.bias", f"params/features/{module}/bias"),
+    )
+
+
+class BlockNames(NamedTuple):
+    """Of the parts of a ConvNeXt block; `scale` is of version 1, `response` of version 2."""
+
+    depthwise: str
+    norm: str
+    expand: str
+    reduce: str
+    scale: tuple[str, Axes | None]
+    response: tuple[str, str, Axes | None] | None = None
+
+
+def _convnext(
+    stem: Sequence[str], stages: Sequence[str], down: Sequence[str], last: str, block: BlockNames
+) -> tuple[Rule, ...]:
+    """A ConvNeXt.
+
+    Args:
+        stem: its convolution and its normalisation.
+        stages: what the names of the blocks of each of the four begin with.
+        down: of those that lead to the last three stages.
+        last: the normalisation at the end.
+    """
+    rules = [*_convolution(stem[0], "stem/patches", CONV), *_norm(stem[1], "stem/norm")]
+    for number, name in enumerate(down, start=2):
+        rules += _norm(f"{name}.0", f"downsample{number}/norm")
+        rules += _convolution(f"{name}.1", f"downsample{number}/patches", CONV)
+    for number, stage in enumerate(stages, start=1):
+        name, ours = f"{stage}.{{block}}", f"stage{number}_{{block}}"
+        rules += _convolution(f"{name}.{block.depthwise}", f"{ours}/depthwise", CONV)
+        rules += _norm(f"{name}.{block.norm}", f"{ours}/norm")
+        rules += _convolution(f"{name}.{block.expand}", f"{ours}/expand", LINEAR)
+        rules += _convolution(f"{name}.{block.reduce}", f"{ours}/reduce", LINEAR)
+        scale, axes = block.scale
+        rules.append(Rule(f"{name}.{scale}", f"params/features/{ours}/layer_scale", axes))
+        if block.response:
+            scale, bias, axes = block.response
+            path = f"params/features/{ours}/response_norm"
+            rules.append(Rule(f"{name}.{scale}", f"{path}/scale", axes))
+            rules.append(Rule(f"{name}.{bias}", f"{path}/bias", axes))
+    return (*rules, *_norm(last, "norm"))
+
+
+def _transformers_convnext(prefix: str) -> tuple[Rule, ...]:
+    """That of Hugging Face, in a model that calls it `prefix`."""
+    stages = [f"{prefix}encoder.stages.{k}" for k in range(4)]
+    return _convnext(
+        (f"{prefix}embeddings.patch_embeddings", f"{prefix}embeddings.layernorm"),
+        [f"{stage}.layers" for stage in stages],
+        [f"{stage}.downsampling_layer" for stage in stages[1:]],
+        f"{prefix}layernorm",
+        BlockNames(
+            *("dwconv", "layernorm", "pwconv1", "pwconv2"),
+            ("layer_scale_parameter", None),
+            ("grn.weight", "grn.bias", PER_FEATURE),
+        ),
+    )
+
+
+def _no_head(sizes: Sizes) -> Leaves:
+    return Leaves({})
+
+
 def _imagenet_head(sizes: Sizes) -> Leaves:
     kernel = (sizes.channels[-1], IMAGENET_CLASSES)
     return Leaves(
@@ -188,6 +285,8 @@ def _msrn_head(sizes: Sizes) -> Leaves:
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOBILENET = ("mobilenet_v2",)
+CONVNEXT = tuple(name for name, size in CONVNEXTS.items() if size.version == 1)
+CONVNEXT_V2 = tuple(name for name, size in CONVNEXTS.items() if size.version == 2)
 
 LAYOUTS = (
     Layout(
@@ -225,6 +324,74 @@ LAYOUTS = (
         MOBILENET,
         (*_flat_mobilenet("features", "features.18"), *_linear("classifier.1", "classifier")),
         _imagenet_head,
+    ),
+    Layout(
+        "torchvision",
+        tuple(name for name in CONVNEXT if name != "convnext_xlarge"),
+        (
+            *_convnext(
+                ("features.0.0", "features.0.1"),
+                [f"features.{k}" for k in (1, 3, 5, 7)],
+                [f"features.{k}" for k in (2, 4, 6)],
+                "classifier.0",
+                BlockNames("block.0", "block.2", "block.3", "block.5", ("layer_scale", PER_MAP)),
+            ),
+            *_linear("classifier.2", "classifier"),
+        ),
+        _imagenet_head,
+    ),
+    Layout(
+        "timm",
+        (*CONVNEXT, *CONVNEXT_V2),
+        (
+            *_convnext(
+                ("stem.0", "stem.1"),
+                [f"stages.{k}.blocks" for k in range(4)],
+                [f"stages.{k}.downsample" for k in (1, 2, 3)],
+                "head.norm",
+                BlockNames(
+                    *("conv_dw", "norm", "mlp.fc1", "mlp.fc2"),
+                    ("gamma", None),
+                    ("mlp.grn.weight", "mlp.grn.bias", None),
+                ),
+            ),
+            *_linear("head.fc", "classifier"),
+        ),
+        _imagenet_head,
+    ),
+    Layout(  # github.com/facebookresearch/ConvNeXt and ConvNeXt-V2
+        "facebook",
+        (*CONVNEXT, *CONVNEXT_V2),
+        (
+            *_convnext(
+                ("downsample_layers.0.0", "downsample_layers.0.1"),
+                [f"stages.{k}" for k in range(4)],
+                [f"downsample_layers.{k}" for k in (1, 2, 3)],
+                "norm",
+                BlockNames(
+                    *("dwconv", "norm", "pwconv1", "pwconv2"),
+                    ("gamma", None),
+                    ("grn.gamma", "grn.beta", PER_FEATURE),
+                ),
+            ),
+            *_linear("head", "classifier"),
+        ),
+        _imagenet_head,
+    ),
+    *(
+        Layout(  # ConvNextForImageClassification, ConvNextV2ForImageClassification
+            "transformers",
+            archs,
+            (*_transformers_convnext(prefix), *_linear("classifier", "classifier")),
+            _imagenet_head,
+        )
+        for archs, prefix in ((CONVNEXT, "convnext."), (CONVNEXT_V2, "convnextv2."))
+    ),
+    Layout(  # ConvNextModel, ConvNextV2Model
+        "transformers-trunk",
+        (*CONVNEXT, *CONVNEXT_V2),
+        _transformers_convnext(""),
+        _no_head,
     ),
     Layout(  # the released checkpoints of MCAR (TIP 2021)
         "mcar",
@@ -273,4 +440,9 @@ LAYOUTS = (
         _msrn_head,
     ),
 )
+# The names that the modules of `torch_reference` have.
+REFERENCE_LAYOUTS = {
+    **dict.fromkeys((*RESNETS, *MOBILENET), "torchvision"),
+    **dict.fromkeys((*CONVNEXT, *CONVNEXT_V2), "timm"),
+}
 ARCHS = tuple(dict.fromkeys(arch for layout in LAYOUTS for arch in layout.archs))

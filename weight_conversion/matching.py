@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
@@ -65,10 +64,10 @@ def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     """
     if arch is not None and arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
-    matches = [match(shapes, layout, name) for layout in LAYOUTS for name in layout.archs]
-    best = min(matches, key=lambda m: len(m.problems))
+    best = _closest_of_all(shapes)
     if best.problems and arch is not None:
-        best = min((m for m in matches if m.arch == arch), key=lambda m: len(m.problems))
+        of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
+        best = min(of_arch, key=lambda m: len(m.problems))
     return best
 
 
@@ -83,6 +82,24 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
+
+
+def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
+    """What fits, or nearly does, of the layouts that know most of the names.
+
+    Only of those, and to the first that fits: to know what a network needs it has to be traced.
+    """
+    known = {}
+    for layout in LAYOUTS:
+        patterns = [_pattern(rule.source) for rule in layout.rules]
+        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in shapes)
+    matches: list[Match] = []
+    for layout in (layout for layout, count in known.items() if count == max(known.values())):
+        for arch in layout.archs:
+            matches.append(match(shapes, layout, arch))
+            if not matches[-1].problems or not known[layout]:
+                return matches[-1]
+    return min(matches, key=lambda m: len(m.problems))
 
 
 def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
@@ -207,10 +224,7 @@ def _names(layout: Layout, arch: str) -> dict[str, tuple[str, Rule]]:
 
 
 def _source_shape(target_shape: Shape, rule: Rule) -> Shape:
-    if rule.axes is None:
-        return target_shape
-    order = np.argsort(rule.axes.order)
-    return (*(target_shape[axis] for axis in order), *(1,) * rule.axes.ones)
+    return target_shape if rule.axes is None else rule.axes.their_shape(target_shape)
 
 
 def source_name(target: str, layout: Layout) -> tuple[str, Rule]:

@@ -32,6 +32,7 @@ from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
+from weight_conversion.layouts import REFERENCE_LAYOUTS
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [B, S, S, 3], labels int8 [B, C]
@@ -309,8 +310,8 @@ def torch_state(variables: Mapping, model: ModelOptions) -> Arrays:
     if model.name == "msrn":
         state = to_torch(variables, model.backbone, "msrn")
         return with_dead_tensors(state, model.backbone, "msrn")
-    trunk = {kind: {"features": tree["features"]} for kind, tree in variables.items()}
-    state = to_torch(trunk, model.backbone)
+    trunk = {kind: {"features": tree.get("features", {})} for kind, tree in variables.items()}
+    state = to_torch(trunk, model.backbone, REFERENCE_LAYOUTS[model.backbone])
     if model.name == "trunk":
         return state
     convclass = variables["params"]["convclass"]
@@ -345,10 +346,10 @@ def _torch_module(checkpoint: Checkpoint) -> Any:
 
 
 def _check_reference(model: ModelOptions, resnets: Collection[str]) -> None:
-    known = {"trunk": (*resnets, "mobilenet_v2"), "mcar": (*resnets, "mobilenet_v2")}
+    known = {"trunk": tuple(REFERENCE_LAYOUTS), "mcar": tuple(REFERENCE_LAYOUTS)}
     known["msrn"] = tuple(resnets)
     per_label = model.name == "msrn" and model.head != "dense"
-    narrow = model.width != 1 and model.backbone != "mobilenet_v2"
+    narrow = model.width != 1 and model.backbone in resnets
     if model.backbone not in known.get(model.name, ()) or per_label or narrow:
         raise UsageError(
             f"there is no PyTorch reference of {model.name} on {model.backbone} with these "

@@ -100,6 +100,7 @@ class Backbone:
         weights = {
             collection: {"features": jax.device_get(variables[collection]["features"])}
             for collection in ("params", "batch_stats")
+            if "features" in variables[collection]  # not every backbone has statistics
         }
         digest = digest_of_arrays(weights)
         weights = devices.lay_out(weights, devices.replicated(mesh))

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.attentive import Attentive
-from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
-from mlic_jax.models.backbones.resnet import ResNet
+from mlic_jax.models.backbones import CREATORS, Settings
 from mlic_jax.models.heads.csra import CSRA, TEMPERATURES
 from mlic_jax.models.heads.decoders import (
     ML_DECODER_WIDTH,
@@ -22,7 +21,6 @@ from mlic_jax.models.heads.decoders import (
     Query2Label,
 )
 from mlic_jax.models.heads.pooled import POOLINGS, Pooled
-from mlic_jax.models.layers import ConvBatchNorm
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.msrn import MSRN
 from mlic_jax.models.options import UNSAID, ModelOptions
@@ -94,6 +92,7 @@ def create_backbone(
     dtype: str = "float32",
     bn_groups: int = 1,
     remat: str = "none",
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """A backbone that maps images `[B, H, W, 3]` to the feature maps of its stages.
 
@@ -101,11 +100,13 @@ def create_backbone(
         name: one of `BACKBONES`.
         width: multiplies the channel counts; 1 is the published network.
         dtype: one of `DTYPES`, of convolutions and maps. Statistics are float32 in any case.
-        bn_groups: parts of a batch that are normalised each by itself, see `ConvBatchNorm`.
+        bn_groups: parts of a batch that are normalised each by itself, see `ConvBatchNorm`; of no
+            use to a backbone without batch normalisation.
         remat: one of `REMATS`, what the backward pass computes again.
+        drop_path: the rate of stochastic depth of the last block, of a backbone that has it.
 
     Raises:
-        UsageError: an option is unknown or not positive.
+        UsageError: an option is unknown or out of its range, or the backbone has no such thing.
     """
     require_one_of("model.backbone", name, BACKBONES)
     require_one_of("model.dtype", dtype, DTYPES)
@@ -113,10 +114,14 @@ def create_backbone(
     for option, value in (("width", width), ("bn_groups", bn_groups)):
         if value <= 0:
             raise UsageError(f"model.{option} is {value}; it must be positive")
-    layer = partial(ConvBatchNorm, dtype=getattr(jnp, dtype), bn_groups=bn_groups)
-    if name == "mobilenet_v2":
-        return MobileNetV2(width, layer, remat)
-    return ResNet(int(name.removeprefix("resnet")), width, layer, remat)
+    if not 0 <= drop_path < 1:
+        raise UsageError(f"model.drop_path is {drop_path}; it must be at least 0 and below 1")
+    backbone = CREATORS[name](Settings(width, getattr(jnp, dtype), bn_groups, remat, drop_path))
+    if drop_path and not hasattr(backbone, "drop_path"):
+        raise UsageError(
+            f"model.drop_path is {drop_path}, and {name} has no stochastic depth: leave it 0"
+        )
+    return backbone
 
 
 def create_model(
@@ -142,7 +147,12 @@ def create_model(
     require_one_of("model.name", options.name, MODELS)
     require_one_of("model.precision", options.precision, PRECISIONS)
     features = create_backbone(
-        options.backbone, options.width, options.dtype, options.bn_groups, options.remat
+        options.backbone,
+        options.width,
+        options.dtype,
+        options.bn_groups,
+        options.remat,
+        options.drop_path,
     )
     if options.name == "msrn":
         return _create_msrn(options, features, num_classes, word_vectors, attention_mask)
@@ -167,8 +177,9 @@ def spread(model: nn.Module, axis: str, shard_fc1: bool = False) -> nn.Module:
         axis: of the mesh, along which batches are split; statistics are of all rows along it.
         shard_fc1: the first dense layer of MSRN is split along it as well, by its inputs.
     """
-    layer = partial(model.features.layer, axis=axis)
-    model = model.clone(features=model.features.clone(layer=layer))
+    if hasattr(model.features, "layer"):  # others have no statistics that devices would exchange
+        layer = partial(model.features.layer, axis=axis)
+        model = model.clone(features=model.features.clone(layer=layer))
     return model.clone(fc1_axis=axis) if shard_fc1 else model
 
 

@@ -1,7 +1,8 @@
 """The layers that several models are made of.
 
-A convolution and its batch normalisation, the one building block of every backbone; how the blocks
-of a backbone follow each other, with or without recomputation; and how a linear layer starts.
+A convolution and its batch normalisation; what there is in its place where nothing depends on a
+batch, a normalisation of every position by itself; how the blocks of a backbone follow each other,
+with or without recomputation, and how they are left out; and how a linear layer starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -197,6 +198,41 @@ def run_in_order(
     for part in parts:
         x = nn.remat(partial(run, blocks=part))(backbone, x)
     return x if parts else run(backbone, x, blocks)
+
+
+class LayerNorm(nn.Module):
+    """Normalises every position by itself, over its features; its sums are float32 or wider.
+
+    Attributes:
+        dtype: of what it returns; parameters are float32, or float64 where this is.
+    """
+
+    dtype: Any = jnp.float32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).reshape(shape)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).reshape(shape)
+        x = at_least_float32(x)
+        x -= jnp.mean(x, axis=-1, keepdims=True)
+        var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * lax.rsqrt(var + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def drop_path(module: nn.Module, x: Float[Array, "*axes"], rate: float) -> Float[Array, "*axes"]:
+    """Stochastic depth (Huang et al. 2016): rows of a residual branch are 0, others are scaled up.
+
+    Args:
+        module: in training it has a key `dropout`; without one nothing is left out.
+        rate: the share that is, in [0, 1).
+    """
+    if not rate or not module.has_rng("dropout"):
+        return x
+    shape = (len(x),) + (1,) * (x.ndim - 1)
+    is_kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
+    return jnp.where(is_kept, x / (1 - rate), 0)
 
 
 class PerLabel(nn.Module):

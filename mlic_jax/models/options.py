@@ -17,6 +17,7 @@ class ModelOptions(Options):
     precision: str
     bn_groups: int
     remat: str
+    drop_path: float
     pooling: str
     top_n: int
     threshold: float
@@ -37,6 +38,7 @@ UNSAID: dict[str, Any] = {
     "precision": "auto",
     "bn_groups": 1,
     "remat": "none",
+    "drop_path": 0.0,
     "pooling": "gwp",
     "top_n": 4,
     "threshold": 0.5,

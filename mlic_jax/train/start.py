@@ -90,11 +90,12 @@ def no_corrections(options: TrainOptions, split: Split) -> np.ndarray | None:
 
 
 def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
-    """Variables drawn from `seed`."""
+    """Params and batch_stats drawn from `seed`; of a model without statistics these are empty."""
     size = options.data.image_size
     # XLA's own generator: to compile threefry for every kernel takes several times longer.
     key = jax.random.key(options.seed, impl="rbg")
-    return dict(jax.jit(model.init)(key, jnp.zeros((1, size, size, 3))))
+    drawn = dict(jax.jit(model.init)(key, jnp.zeros((1, size, size, 3))))
+    return {"batch_stats": {}, **drawn}
 
 
 def start_weights(

@@ -112,7 +112,7 @@ def make_train_step(
         rows["groups"] = groups_in_parts(
             batch["mask"], options.accumulation, options.model.bn_groups
         )
-        if isinstance(model, Attentive):
+        if isinstance(model, Attentive) or options.model.drop_path:
             of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), DROPOUT)
             rows["dropout"] = jax.random.bits(of_step, batch["mask"].shape)
         of_batch = {

@@ -20,6 +20,19 @@ from mlic_jax.models.backbones.mobilenet_v2 import scaled
         ("resnet101", (256, 512, 1024, 2048), (4, 8, 16, 32), 42_500_160),
         ("resnet152", (256, 512, 1024, 2048), (4, 8, 16, 32), 58_143_808),
         ("mobilenet_v2", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), 2_223_872),
+        ("convnext_tiny", (96, 192, 384, 768), (4, 8, 16, 32), 27_820_128),
+        ("convnext_small", (96, 192, 384, 768), (4, 8, 16, 32), 49_454_688),
+        ("convnext_base", (128, 256, 512, 1024), (4, 8, 16, 32), 87_566_464),
+        ("convnext_large", (192, 384, 768, 1536), (4, 8, 16, 32), 196_230_336),
+        ("convnext_xlarge", (256, 512, 1024, 2048), (4, 8, 16, 32), 348_147_968),
+        ("convnextv2_atto", (40, 80, 160, 320), (4, 8, 16, 32), 3_387_400),
+        ("convnextv2_femto", (48, 96, 192, 384), (4, 8, 16, 32), 4_848_240),
+        ("convnextv2_pico", (64, 128, 256, 512), (4, 8, 16, 32), 8_553_280),
+        ("convnextv2_nano", (80, 160, 320, 640), (4, 8, 16, 32), 14_982_800),
+        ("convnextv2_tiny", (96, 192, 384, 768), (4, 8, 16, 32), 27_866_496),
+        ("convnextv2_base", (128, 256, 512, 1024), (4, 8, 16, 32), 87_692_800),
+        ("convnextv2_large", (192, 384, 768, 1536), (4, 8, 16, 32), 196_419_840),
+        ("convnextv2_huge", (352, 704, 1408, 2816), (4, 8, 16, 32), 657_472_640),
     ],
 )
 def test_stages(name, channels, strides, parameters):
@@ -37,6 +50,10 @@ def test_width():
         lambda: create_backbone("resnet18", 0.25).init_with_output(jax.random.key(0), images)[0]
     )
     assert [stage.shape[-1] for stage in narrow] == [16, 32, 64, 128]
+    narrow = jax.eval_shape(
+        lambda: create_backbone("convnextv2_atto", 0.2).init_with_output(jax.random.key(0), images)
+    )
+    assert [stage.shape[-1] for stage in narrow[0]] == [8, 16, 32, 64]
     assert [scaled(c) for c in (32 * 0.35, 24 * 0.35, 16 * 0.5, 320 * 1.4)] == [16, 8, 8, 448]
 
 
@@ -48,6 +65,9 @@ def test_width():
         ("resnet18", "block", 8),
         ("mobilenet_v2", "stage", 7),
         ("mobilenet_v2", "block", 17),
+        ("convnextv2_atto", "none", 0),
+        ("convnextv2_atto", "stage", 4),
+        ("convnextv2_atto", "block", 12 + 3),  # and what leads to the later stages
     ],
 )
 def test_what_the_backward_pass_computes_again(name, remat, parts):
@@ -65,7 +85,7 @@ def test_what_the_backward_pass_computes_again(name, remat, parts):
 
 def test_maps_have_the_dtype_and_variables_do_not():
     images = jnp.zeros((2, 64, 64, 3))
-    for name in ("resnet18", "mobilenet_v2"):
+    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto"):
         backbone = create_backbone(name, dtype="bfloat16")
         stages, variables = jax.eval_shape(
             lambda b=backbone: b.init_with_output(jax.random.key(0), images)
@@ -75,16 +95,21 @@ def test_maps_have_the_dtype_and_variables_do_not():
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "float16"}, {"remat": "all"}, {"bn_groups": 0}, {"width": 0}]
+    "options",
+    [
+        *({"dtype": "float16"}, {"remat": "all"}, {"bn_groups": 0}, {"width": 0}),
+        *({"drop_path": 1.0}, {"drop_path": 0.1}),  # of which ResNet has none
+    ],
 )
 def test_options_that_are_none(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         create_backbone("resnet18", **options)
 
 
-def test_no_residual_sum_is_computed_anew():
+@pytest.mark.parametrize("name", ["resnet34", "convnextv2_atto"])
+def test_no_residual_sum_is_computed_anew(name):
     """A fusion reads what one sum is made of, not that of all the blocks before it."""
-    backbone, images = create_backbone("resnet34", 0.125), jnp.zeros((1, 64, 64, 3))
+    backbone, images = create_backbone(name, 0.125), jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(backbone.init, jax.random.key(0), images)
     program = jax.jit(backbone.apply).lower(variables, images).compile().as_text()
     reads = [

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from mlic_jax.models.layers import (
     ConvBatchNorm,
+    LayerNorm,
     batch_statistics,
     deal_rows,
+    drop_path,
     members_of_groups,
 )
 
@@ -212,3 +215,40 @@ def test_in_bfloat16_statistics_are_float32(layer):
     members = members_of_groups(None, 8, 1)
     _, var, _ = batch_statistics(half, members, jnp.full(1, 100.0), jnp.ones(1))
     np.testing.assert_allclose(var[0], np.asarray(half, np.float64).var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_position_is_normalised_by_itself(dtype):
+    """In float32, whatever comes in: a mean that is far from 0 costs nothing of the variance."""
+    x = (100 + jax.random.normal(jax.random.key(0), (2, 3, 64))).astype(dtype)
+    params = {"scale": jnp.linspace(0.5, 2, 64), "bias": jnp.linspace(-1, 1, 64)}
+    given = np.asarray(x, np.float64)
+    mean, var = given.mean(-1, keepdims=True), given.var(-1, keepdims=True)
+    expected = (given - mean) / np.sqrt(var + 1e-6) * np.asarray(params["scale"]) + (
+        np.asarray(params["bias"])
+    )
+    got = jax.jit(LayerNorm(dtype).apply)({"params": params}, x)
+    assert got.dtype == dtype
+    # The mean of 64 values about 100 is rounded by up to 64 x 100 epsilon / 2, where they deviate
+    # by 1; results up to 10 are rounded to bfloat16 by at most 10 epsilon / 2.
+    rounding = 64 * 100 * 2.0**-24 * 2 + (10 * 2.0**-9 if dtype == jnp.bfloat16 else 0)
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=0, atol=rounding)
+
+
+class Branch(nn.Module):
+    rate: float
+
+    @nn.compact
+    def __call__(self, x):
+        return drop_path(self, x, self.rate)
+
+
+def test_a_branch_is_dropped_for_some_rows_and_scaled_up_for_the_rest():
+    x = 1 + jax.random.uniform(jax.random.key(0), (1000, 2, 2, 3))
+    got = Branch(0.25).apply({}, x, rngs={"dropout": jax.random.key(1)})
+    is_kept = np.asarray(got).any(axis=(1, 2, 3))
+    np.testing.assert_allclose(got[is_kept], x[is_kept] / 0.75, rtol=1e-6)
+    assert not np.any(got[~is_kept])
+    # Of 1,000 rows 750 are kept, give or take five standard deviations of 13.7.
+    assert abs(is_kept.sum() - 750) < 69
+    np.testing.assert_array_equal(Branch(0.25).apply({}, x), x)

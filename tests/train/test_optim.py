@@ -10,6 +10,7 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
+from mlic_jax.models.backbones.convnext import ConvNeXt, Size
 from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.backbones.resnet import ResNet
 from mlic_jax.train.optim import (
@@ -227,6 +228,11 @@ def test_biases_and_norms_may_be_left_out_of_the_decay(settings):
             MobileNetV2(0.125),
             {"stem": 0, "block1": 1, "block2": 2, "block4": 3, "block7": 4, "block11": 5}
             | {"block14": 6, "block16": 6, "block17": 7, "head": 8},
+        ),
+        (
+            ConvNeXt(Size((1, 2, 1, 1), (4, 4, 4, 4), 1)),
+            {"stem": 0, "stage1_0": 1, "downsample2": 2, "stage2_1": 2, "stage3_0": 3}
+            | {"downsample4": 4, "stage4_0": 4, "norm": 4},
         ),
     ],
 )

@@ -72,6 +72,95 @@ def mobilenet_shapes(layout: str) -> dict[str, tuple]:
     return shapes | {f"{classifier}.weight": (1000, 1280), f"{classifier}.bias": (1000,)}
 
 
+# Of a ConvNeXt: blocks of the third stage and of the others, channels of the first.
+CONVNEXTS = {
+    "convnext_tiny": (9, 3, 96),
+    "convnext_small": (27, 3, 96),
+    "convnext_base": (27, 3, 128),
+    "convnext_large": (27, 3, 192),
+    "convnext_xlarge": (27, 3, 256),
+    "convnextv2_atto": (6, 2, 40),
+    "convnextv2_femto": (6, 2, 48),
+    "convnextv2_pico": (6, 2, 64),
+    "convnextv2_nano": (8, 2, 80),
+    "convnextv2_tiny": (9, 3, 96),
+    "convnextv2_base": (27, 3, 128),
+    "convnextv2_large": (27, 3, 192),
+    "convnextv2_huge": (27, 3, 352),
+}
+# layout -> stem, its normalisation, stage k, what leads to it, the end, the classifier; and of a
+# block depthwise, normalisation, the two linear layers, the scale, the response normalisation.
+CONVNEXT_NAMES = {
+    "torchvision": (
+        ("features.0.0", "features.0.1", "features.{odd}.{b}", "features.{even}"),
+        ("classifier.0", "classifier.2"),
+        ("block.0", "block.2", "block.3", "block.5", "layer_scale", "", ""),
+    ),
+    "timm": (
+        ("stem.0", "stem.1", "stages.{k}.blocks.{b}", "stages.{k}.downsample"),
+        ("head.norm", "head.fc"),
+        ("conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma", "mlp.grn.weight", "mlp.grn.bias"),
+    ),
+    "facebook": (
+        (
+            *("downsample_layers.0.0", "downsample_layers.0.1"),
+            *("stages.{k}.{b}", "downsample_layers.{k}"),
+        ),
+        ("norm", "head"),
+        ("dwconv", "norm", "pwconv1", "pwconv2", "gamma", "grn.gamma", "grn.beta"),
+    ),
+    "transformers": (
+        (
+            *("{m}.embeddings.patch_embeddings", "{m}.embeddings.layernorm"),
+            *("{m}.encoder.stages.{k}.layers.{b}", "{m}.encoder.stages.{k}.downsampling_layer"),
+        ),
+        ("{m}.layernorm", "classifier"),
+        (
+            *("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter"),
+            *("grn.weight", "grn.bias"),
+        ),
+    ),
+}
+
+
+def convnext_shapes(arch: str, layout: str) -> dict[str, tuple]:
+    if layout == "transformers-trunk":
+        shapes = convnext_shapes(arch, "transformers")
+        del shapes["classifier.weight"], shapes["classifier.bias"]
+        return {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    third, others, first = CONVNEXTS[arch]
+    (stem, stem_norm, block, down), (last, classifier), parts = CONVNEXT_NAMES[layout]
+    depthwise, norm, expand, reduce, scale, response, response_bias = parts
+    shapes = {}
+
+    def add(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    add(stem, first, 3, 4, 4)
+    add(stem_norm, first)
+    for k in range(4):
+        c = first * 2**k
+        if k:
+            name = down.format(k=k, even=2 * k, m="{m}")
+            add(f"{name}.0", c // 2)
+            add(f"{name}.1", c, c // 2, 2, 2)
+        for b in range(third if k == 2 else others):
+            name = block.format(k=k, b=b, odd=2 * k + 1, m="{m}")
+            add(f"{name}.{depthwise}", c, 1, 7, 7)
+            add(f"{name}.{norm}", c)
+            add(f"{name}.{expand}", 4 * c, c)
+            add(f"{name}.{reduce}", c, 4 * c)
+            if "v2" not in arch:
+                shapes[f"{name}.{scale}"] = (c, 1, 1) if layout == "torchvision" else (c,)
+            else:
+                shape = (4 * c,) if layout == "timm" else (1, 1, 1, 4 * c)
+                shapes[f"{name}.{response}"] = shapes[f"{name}.{response_bias}"] = shape
+    add(last, 8 * first)
+    add(classifier, 1000, 8 * first)
+    return {name.format(m=arch.partition("_")[0]): shape for name, shape in shapes.items()}
+
+
 def mcar_shapes(arch: str, classes: int) -> dict[str, tuple]:
     """A trunk cut into the list `features`, without its classifier, and `convclass`."""
     shapes = {}
@@ -128,6 +217,8 @@ def source_shapes() -> Callable[..., dict[str, tuple]]:
             return mcar_shapes(arch, classes)
         if layout == "msrn":
             return msrn_shapes(arch, classes, groups)
+        if arch in CONVNEXTS:
+            return convnext_shapes(arch, layout)
         return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
 
     return shapes
@@ -142,11 +233,13 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
             return np.array(7, np.int64)
         if np.prod(shape) > 1e7:  # ten times as fast, and as good where nothing is computed
             return rng.random(shape, np.float32)
-        if len(shape) > 1:
+        if len(shape) > 1 and max(shape) < np.prod(shape):
             fan_in = np.prod(shape[1:])
             return rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
         if name.endswith(("bias", "running_mean")):
             return rng.normal(0, 0.1, shape).astype(np.float32)
+        if "layer_scale" in name or "gamma" in name:
+            return rng.normal(0, 0.3, shape).astype(np.float32)
         low, high = (0.5, 1.5) if name.endswith("running_var") else (0.5, 0.9)
         return rng.uniform(low, high, shape).astype(np.float32)
 

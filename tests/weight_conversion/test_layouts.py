@@ -11,7 +11,7 @@ from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import BACKBONES, create_backbone, create_model
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
-from weight_conversion.layouts import ARCHS, LAYOUTS, Rule
+from weight_conversion.layouts import ARCHS, IMAGENET_CLASSES, LAYOUTS, Rule
 from weight_conversion.matching import detect, match
 
 # Published sizes, the ImageNet classifier included.
@@ -22,10 +22,31 @@ PARAMETERS = {
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
+    "convnext_xlarge": 350_196_968,
+    "convnextv2_atto": 3_708_400,
+    "convnextv2_femto": 5_233_240,
+    "convnextv2_pico": 9_066_280,
+    "convnextv2_nano": 15_623_800,
+    "convnextv2_tiny": 28_635_496,
+    "convnextv2_base": 88_717_800,
+    "convnextv2_large": 197_956_840,
+    "convnextv2_huge": 660_289_640,
 }
 NETWORKS = [(arch, layout.name) for layout in LAYOUTS for arch in layout.archs]
-TRUNKS = [(arch, layout) for arch, layout in NETWORKS if layout not in ("mcar", "msrn")]
-SMALLEST = [(arch, layout) for arch, layout in NETWORKS if arch in ("resnet18", "mobilenet_v2")]
+TRUNKS = [
+    (arch, layout)
+    for arch, layout in NETWORKS
+    if layout not in ("mcar", "msrn", "transformers-trunk")
+]
+SMALLEST = [
+    (arch, layout)
+    for arch, layout in NETWORKS
+    if arch in ("resnet18", "mobilenet_v2", "convnextv2_atto")
+]
 # (C, K) of the four released checkpoints of MSRN.
 MSRN_SETS = {"voc": (20, 4), "coco": (80, 4), "nuswide": (81, 4), "apparel": (11, 2)}
 
@@ -102,13 +123,15 @@ def test_msrn_may_carry_the_classifier_of_its_trunk(source_shapes):
 @pytest.mark.parametrize(("arch", "layout"), TRUNKS)
 def test_the_classifier_is_optional(source_shapes, arch, layout):
     shapes = source_shapes(arch, layout)
-    trunk = dict(list(shapes.items())[:-2])
+    trunk = {n: s for n, s in shapes.items() if s[:1] != (IMAGENET_CLASSES,)}
     found = detect(trunk)
     assert (found.arch, found.layout.name) == (arch, layout)
     assert not any("classifier" in target for target in found.filled)
 
 
-@pytest.mark.parametrize(("arch", "layout"), [*SMALLEST, ("resnet50", "torchvision")])
+@pytest.mark.parametrize(
+    ("arch", "layout"), [*SMALLEST, ("resnet50", "torchvision"), ("convnext_tiny", "torchvision")]
+)
 def test_tensors_go_there_and_back_unchanged(source_tensors, arch, layout):
     tensors = source_tensors(arch, layout)
     if layout == "msrn":
@@ -136,8 +159,7 @@ def test_the_leaves_are_those_of_our_models(source_tensors, arch, layout):
         inputs["attention_mask"] = np.eye(2, dtype=bool)
         model = create_model(config, 2, **inputs if layout == "msrn" else {})
     else:
-        del given["params"]["classifier"]
-        given = {name: tree["features"] for name, tree in given.items()}
+        given = {name: tree["features"] for name, tree in given.items() if tree}
         model = create_backbone(arch)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -190,6 +212,29 @@ def test_known_leaves_hold_the_right_axes(source_tensors):
         np.testing.assert_array_equal(
             features["block1"]["project"][leaf], tensors[f"features.1.conv.4.{name}"]
         )
+
+
+def test_known_leaves_of_convnext(source_tensors):
+    for layout, block, scale in (
+        ("torchvision", "features.3.1", "layer_scale"),
+        ("timm", "stages.1.blocks.1", "gamma"),
+        ("facebook", "stages.1.1", "gamma"),
+        ("transformers", "convnext.encoder.stages.1.layers.1", "layer_scale_parameter"),
+    ):
+        tensors = source_tensors("convnext_tiny", layout)
+        params = to_flax(tensors, detect(shapes_of(tensors)))["params"]
+        ours = params["features"]["stage2_1"]
+        np.testing.assert_array_equal(ours["layer_scale"], tensors[f"{block}.{scale}"].ravel())
+        names = {"torchvision": ("block.3", "block.5"), "timm": ("mlp.fc1", "mlp.fc2")}
+        expand, reduce = names.get(layout, ("pwconv1", "pwconv2"))
+        assert ours["expand"]["kernel"][3, 8] == tensors[f"{block}.{expand}.weight"][8, 3]
+        assert ours["reduce"]["bias"][5] == tensors[f"{block}.{reduce}.bias"][5]
+    tensors = source_tensors("convnextv2_atto", "transformers")
+    params = to_flax(tensors, detect(shapes_of(tensors)))["params"]
+    theirs = tensors["convnextv2.encoder.stages.2.layers.4.grn.weight"]
+    np.testing.assert_array_equal(
+        params["features"]["stage3_4"]["response_norm"]["scale"], theirs[0, 0, 0]
+    )
 
 
 def test_known_leaves_of_whole_models(source_tensors):

@@ -19,7 +19,7 @@ from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_flax, to_torch
-from weight_conversion.layouts import ARCHS
+from weight_conversion.layouts import ARCHS, REFERENCE_LAYOUTS
 from weight_conversion.matching import detect
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]
@@ -32,6 +32,7 @@ EXACT, ROUNDED = 1e-9, 5e-5
 TWO_STEPS = 1e-7
 # At 1/2 a straight ramp from the lowest to the highest value of a profile can cross on a pixel.
 THRESHOLD = 0.47
+CLASSIFIERS = ("fc.", "classifier.", "head.fc.")
 
 
 def relative_error(ours, theirs) -> float:
@@ -50,10 +51,10 @@ def random_images(batch: int, size: int) -> np.ndarray:
 
 def random_backbone(source_tensors, arch: str) -> tuple[dict, dict[str, np.ndarray]]:
     """One set of weights: our variables of the trunk, and the state_dict of the torch trunk."""
-    tensors = source_tensors(arch)
+    tensors = source_tensors(arch, REFERENCE_LAYOUTS[arch])
     variables = to_flax(tensors, detect({name: t.shape for name, t in tensors.items()}))
-    state = {n: t for n, t in tensors.items() if not n.startswith(("fc.", "classifier."))}
-    return {name: variables[name]["features"] for name in ("params", "batch_stats")}, state
+    state = {n: t for n, t in tensors.items() if not n.startswith(CLASSIFIERS)}
+    return {name: variables[name].get("features", {}) for name in ("params", "batch_stats")}, state
 
 
 def loaded(torch, module, state: dict[str, np.ndarray]):
@@ -66,14 +67,14 @@ def to_nchw(torch, images: np.ndarray):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_torch_backbone_has_torchvision_names(torch, source_shapes, arch):
+def test_the_torch_backbone_has_the_names_of_its_layout(torch, source_shapes, arch):
     from weight_conversion.torch_reference import backbones
 
     with torch.device("meta"):
         state = backbones.create_backbone(arch).state_dict()
-    wanted = source_shapes(arch)
+    wanted = source_shapes(arch, REFERENCE_LAYOUTS[arch])
     for name in list(wanted):
-        if name.startswith(("fc.", "classifier.")):
+        if name.startswith(CLASSIFIERS):
             del wanted[name]
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == wanted
 
@@ -84,7 +85,7 @@ def assert_stages_agree(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v2", "convnextv2_atto"])
 def test_backbones_agree_after_every_stage(torch, source_tensors, in_float64, arch, train):
     from weight_conversion.torch_reference import backbones
 
@@ -103,7 +104,8 @@ def test_backbones_agree_after_every_stage(torch, source_tensors, in_float64, ar
         ours, updated = jax.device_get(apply(variables, images))
     assert_stages_agree(ours, theirs, EXACT)
 
-    statistics = to_torch({"batch_stats": {"features": updated["batch_stats"]}}, arch)
+    statistics = {"batch_stats": {"features": updated["batch_stats"]}}
+    statistics = to_torch(statistics, arch, REFERENCE_LAYOUTS[arch])
     after = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     moved = [name for name in statistics if not np.array_equal(after[name], state[name])]
     assert moved == (list(statistics) if train else [])

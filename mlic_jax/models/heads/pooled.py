@@ -1,6 +1,7 @@
 """The baseline: a backbone, global pooling and a linear classifier. MCAR shares the last two."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,33 @@ def summarise(maps: Float[Array, "*N h w F"]) -> dict[str, Float32Or64[Array, "*
     Inside `jax.jit` the one that is not used is not computed.
     """
     maps = at_least_float32(maps)
-    return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": jnp.max(maps, axis=(-3, -2))}
+    *rows, height, width, features = maps.shape
+    of_positions = maps.reshape(*rows, height * width, features)
+    maximum = highest(of_positions, height * width)
+    return {"mean": jnp.mean(maps, axis=(-3, -2)), "maximum": maximum}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def highest(maps: Float32Or64[Array, "*N P F"], positions: int) -> Float32Or64[Array, "*N F"]:
+    """The maximum over the P positions, whose gradient goes to the first that has it.
+
+    JAX's own looks for what equals the maximum. XLA may compute maps twice, and round them in
+    another way: then nothing does, and the gradient is 0/0.
+    """
+    return jnp.max(maps, axis=-2)
+
+
+def _highest_and_place(maps: Array, positions: int) -> tuple[Array, Array]:
+    return highest(maps, positions), jnp.argmax(maps, axis=-2)
+
+
+def _gradient_of_highest(positions: int, place: Array, g: Array) -> tuple[Array]:
+    shape = (*(1,) * (g.ndim - 1), positions, 1)
+    is_there = jnp.arange(positions).reshape(shape) == place[..., None, :]
+    return (jnp.where(is_there, g[..., None, :], 0),)
+
+
+highest.defvjp(_highest_and_place, _gradient_of_highest)
 
 
 def global_pool(summary: Outputs, pooling: str) -> Float32Or64[Array, "... F"]:

@@ -25,6 +25,8 @@ from mlic_jax.models.precision import at_least_float32
 Gradients = tuple[Float[Array, "B H W F"], Float[Array, "k k I G"]]
 
 
+# Traced once for all layers of the same shapes, of which a deep network has dozens.
+@partial(jax.jit, static_argnames=("stride", "depthwise"), inline=True)
 def convolve(
     x: Float[Array, "B H W F"],
     kernel: Float[Array, "k k I G"],

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.heads.pooled import global_pool, stretched, summarise
+from mlic_jax.models.layers import LayerNorm
 from mlic_jax.models.ops.regions import class_regions
 
 pytestmark = pytest.mark.numerical
@@ -108,3 +109,26 @@ def test_an_unknown_pooling_is_refused(config):
     config.model.name, config.model.pooling = "pooled", "sum"
     with pytest.raises(UsageError, match=r"model\.pooling is 'sum'; known are avg, max, gwp"):
         create_model(config.model, 5)
+
+
+@pytest.mark.parametrize("level", [0, 3])
+def test_the_gradient_of_a_maximum_is_a_number_however_xla_rounds(level):
+    """Without optimisation XLA computes these maps twice, not to the same bit."""
+
+    def total(x):
+        norm = LayerNorm().apply({"params": {"scale": scale, "bias": scale - 1}}, x)
+        return jnp.sum(summarise(norm)["maximum"])
+
+    scale = jnp.linspace(0.5, 2, 8)
+    x = jax.random.normal(jax.random.key(0), (16, 2, 2, 8))
+    options = {"xla_backend_optimization_level": level}
+    gradient = jax.jit(jax.grad(total), compiler_options=options)(x)
+    assert np.isfinite(gradient).all() and gradient.any()
+
+
+def test_the_gradient_of_a_maximum_goes_to_where_it_is():
+    maps = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2, 4)), jnp.float32)
+    weights = jnp.arange(8.0).reshape(2, 4)
+    got = jax.grad(lambda maps: jnp.sum(weights * summarise(maps)["maximum"]))(maps)
+    highest = maps.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_array_equal(got, jnp.where(maps == highest, weights[:, None, None], 0))
