@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import results
-from comparison.cells import ALL_LABELS, AS_THE_SET, RIDGE, Cell, Method, methods
-from comparison.page import draw_ranks, render, to_markdown
-from comparison.results import Done
-from comparison.runs import LOG, OUTCOME, Outcome, Worker, earlier, evaluate, run
+from matrix import results
+from matrix.cells import ALL_LABELS, AS_THE_SET, RIDGE, Cell, Method, methods
+from matrix.page import draw_ranks, render, to_markdown
+from matrix.results import Done
+from matrix.runs import LOG, OUTCOME, Outcome, Worker, earlier, evaluate, run
 from tqdm import tqdm
 
 from mlic_jax import recipes

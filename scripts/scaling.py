@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -96,11 +96,13 @@ MACHINES = (
 )
 
 
-def as_on_accelerators() -> AbstractContextManager:
+@contextmanager
+def as_on_accelerators() -> Iterator[None]:
     """Inside, what is traced has the formulation of accelerators alone, and runs here as well."""
-    return mock.patch.object(
-        lax, "platform_dependent", lambda *given, default, **_: default(*given)
-    )
+    jax.clear_caches()  # of what was traced outside, and in the end of what was traced here
+    with mock.patch.object(lax, "platform_dependent", lambda *given, default, **_: default(*given)):
+        yield
+    jax.clear_caches()
 
 
 def recipe(name: str, *variants: str, **options: Any) -> ConfigDict:

@@ -37,7 +37,7 @@ def test_flags_are_those_of_the_help(commands):
         (["train", "--config", "="], list(recipes.known())),
         (["train", "--config=msrn_a"], ["--config=msrn_apparel"]),  # as zsh leaves it
         (["train", "--config.optim.mom"], ["--config.optim.momentum"]),
-        (["train", "--config.optim.name", "=", ""], ["sgd", "adamw"]),
+        (["train", "--config.optim.name", "=", ""], ["sgd", "adam", "adamw"]),
         (["completion", "f"], ["fish"]),
         (["predict", "photo"], []),  # files, which bash completes itself
     ],
@@ -68,6 +68,6 @@ def test_fish(commands):
     seen = "complete -c mlic -n '__fish_seen_subcommand_from train' -l"
     assert f"{seen} recover\n" in script
     assert f"{seen} config -x -a '{' '.join(recipes.known())}'\n" in script
-    assert f"{seen} config.optim.name -x -a 'sgd adamw'\n" in script
+    assert f"{seen} config.optim.name -x -a 'sgd adam adamw'\n" in script
     if shutil.which("fish"):
         subprocess.run(["fish", "--no-execute"], input=script, text=True, check=True)

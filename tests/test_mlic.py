@@ -34,7 +34,7 @@ def test_lists(capsys):
         assert f"\n  {command} " in first
     assert run(["recipes"]) == 0
     assert "\n  msrn_coco      MSRN on COCO 2014" in capsys.readouterr().out
-    assert run(["options", "momentum"]) == 0
+    assert run(["options", "optim.momentum"]) == 0
     assert capsys.readouterr().out == "--config.optim.momentum=0.9\n    sgd\n"
 
 

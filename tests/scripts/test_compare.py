@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def comparison():
+def matrix_modules():
     """The modules of the script."""
     sys.path.insert(0, str(ROOT / "scripts"))
-    from comparison import cells, page, results, runs
+    from matrix import cells, page, results, runs
 
     yield {"cells": cells, "page": page, "results": results, "runs": runs}
     sys.path.remove(str(ROOT / "scripts"))
@@ -177,22 +177,22 @@ def made_up_set(name, runs, baseline="a"):
     return {"set": name, "baseline": baseline, "methods": methods}
 
 
-def test_ranks_are_of_seeds_that_all_methods_have(comparison):
+def test_ranks_are_of_seeds_that_all_methods_have(matrix_modules):
     one = made_up_set("one", {"ridge": {0: 50}, "a": {0: 40, 1: 60}, "b": {0: None, 1: 70}})
     runs = {"ridge": {0: 10}, "a": {0: 20, 1: 5}, "b": {0: 30, 1: 4}, "c": {0: 1}}
     two = made_up_set("two", runs)
-    found = comparison["results"].over_sets([one, two])
+    found = matrix_modules["results"].over_sets([one, two])
     # Blocks: seed 1 of the first set, seeds 0 and 1 of the second.
     assert found["blocks"] == 3
     ranks = {"ridge": (3 + 3 + 1) / 3, "a": (2 + 2 + 2) / 3, "b": (1 + 1 + 3) / 3}
     assert found["ranks"] == pytest.approx(ranks)
     assert found["wins_and_losses"] == {"ridge": [1, 2], "b": [2, 1]}
     assert found["left_out"] == ["c"]
-    assert comparison["results"].over_sets([one]) is None
+    assert matrix_modules["results"].over_sets([one]) is None
 
 
-def test_a_process_that_dies_fails_its_cell_alone(comparison):
-    with comparison["runs"].Worker() as worker:
+def test_a_process_that_dies_fails_its_cell_alone(matrix_modules):
+    with matrix_modules["runs"].Worker() as worker:
         with pytest.raises(Failure, match="was killed, perhaps for want of memory"):
             worker.do(os.abort)
         assert worker.do(abs, -3) == 3
@@ -258,8 +258,8 @@ def test_what_cannot_be_compared_is_refused_at_once(recipe, tmp_path, arguments,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_says_what_it_is(comparison):
-    cells = comparison["cells"]
+def test_a_method_says_what_it_is(matrix_modules):
+    cells = matrix_modules["cells"]
     losses = ["bce", "asl:loss.clip=0,loss.gamma_absent=2"]
     made = cells.methods(["ridge", "pooled"], losses, ["all", "0.4-absent"], ["own"])
     assert [str(method) for method in made] == [

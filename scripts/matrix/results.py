@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.cells import Cell, Method
-from comparison.runs import Outcome
+from matrix.cells import Cell, Method
+from matrix.runs import Outcome
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError

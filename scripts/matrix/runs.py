@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from comparison.cells import RIDGE, Cell
+from matrix.cells import RIDGE, Cell
 
 from mlic_jax import config_paths
 from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
@@ -182,7 +182,7 @@ def train(cell: Cell, rate: float | None, folder: Path) -> tuple[float, float | 
     _forget_peak()
     with _logging_to(folder / LOG):
         if cell.method.head.name == RIDGE:
-            from comparison.ridge import fit
+            from matrix.ridge import fit
 
             return fit(cell.config(rate), folder), _peak_mib()
         if not train(cell.config(rate), folder, evaluate=False):
