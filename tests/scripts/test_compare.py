@@ -199,7 +199,7 @@ def test_a_process_that_dies_fails_its_cell_alone(matrix_modules):
         with pytest.raises(Failure, match="ZeroDivisionError: "):
             worker.do(divmod, 1, 0)
         with pytest.raises(KeyboardInterrupt):
-            worker.do(signal.raise_signal, signal.SIGINT)
+            worker.do(signal.default_int_handler, signal.SIGINT, None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the processes in /proc")
