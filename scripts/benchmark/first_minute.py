@@ -119,6 +119,7 @@ def on_scenes(name: str, folder: Path) -> list[str]:
     }
     if config.model.name == "msrn":
         values["data.word_vectors"] = "one_hot"
+        values["model.pool_ratio"] = max(config.model.pool_ratio, 0.1)  # of twelve labels one group
     return [f"--config={recipes.find(name)}"] + [
         f"--config.{option}={value}" for option, value in values.items()
     ]
