@@ -21,7 +21,7 @@ halves, 47.5 over all, the best of six validations on the evaluated half; the gl
 With `--config.features.store=True --config.data.views=8 --config.model.region_grid=16` the backbone
 runs once over each of 8 views of a photo, and over regions with edges on a grid, four in ten of
 which are met again: mAP 55.2, 54.2 and 54.9 over the 33, 49.0, 47.9 and 46.3 over all with seeds 0,
-1 and 2 (without the grid 55.4 and 49.1 with seed 0), in 2 min 3 s on two CPU cores with seed 2,
+1 and 2 (without the grid 55.4 and 49.1 with seed 0), in 1 min 58 s on two CPU cores with seed 2,
 preparing included; another rate on the same features takes 1 min 7 s.
 """
 
