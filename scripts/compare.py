@@ -30,7 +30,6 @@ from tqdm import tqdm
 from mlic_jax import recipes
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
 from mlic_jax.files.marked import split_page, update_page
 
@@ -64,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="Markdown with a place `<!-- comparison: DIR -->`"
     )
-
     parser.add_argument("--retry", action="store_true", help="do again what failed")
 
     def compare() -> None:
@@ -88,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 done.append(one)
         finally:  # of what was killed or stopped, what there is
             if done:
-                write_results(done, baseline, rates, options.out)
+                content = write_results(done, baseline, rates, options.out)
         if options.page:
-            update_documents(options.page, options.out)
+            update_documents(options.page, options.out, content)
         if failed := sum(bool(one.outcome.error) for one in done):
             raise Failure(
                 f"{failed} of {len(done)} cells failed: the page says why; --retry does them again"
@@ -198,8 +196,10 @@ def run_cell(
     return Done(cell, rate, outcome, folder, values)
 
 
-def write_results(done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path) -> None:
-    """Writes `comparison.json` and `index.html`, and prints a line a method."""
+def write_results(
+    done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path
+) -> dict[str, Any]:
+    """Writes `comparison.json`, which it returns, and `index.html`; prints a line a method."""
     names = dict.fromkeys(one.cell.set_name for one in done)
     by_set = [[one for one in done if one.cell.set_name == name] for name in names]
     content = results.summed_up([results.of_set(of, baseline) for of in by_set], rates)
@@ -218,6 +218,7 @@ def write_results(done: Sequence[Done], baseline: str, rates: Sequence[float], o
                 line += f"p {values['holm']:.3f} (Holm)"
             print(line)
     print(f"page and figures: {out / 'index.html'}, {out / 'comparison.json'}")
+    return content
 
 
 def mark_of(out: Path) -> str:
@@ -225,9 +226,8 @@ def mark_of(out: Path) -> str:
     return f"comparison: {out.resolve().name}"
 
 
-def update_documents(page: Path, out: Path) -> None:
+def update_documents(page: Path, out: Path, content: dict[str, Any]) -> None:
     """Puts the table into a page, and the figures and the picture of ranks beside it."""
-    content = json_text.read(out / "comparison.json")
     update_page(page, mark_of(out), to_markdown(content))
     folder, name = page.with_suffix(""), out.resolve().name
     write_text(folder / f"{name}.json", json.dumps(without_folders(content), indent=1))

@@ -162,8 +162,8 @@ def train(
         if not validated:  # it was killed in validation
             validate(step, state)
         for index, batch in devices.on_devices(batches, mesh):
-            best = checkpoints.best_step()
-            if patience and best is not None and step - best >= patience:
+            best = checkpoints.best_step() if patience else None
+            if best is not None and step - best >= patience:
                 print(
                     f"stopped early at step {step} of {last_step}: no validation was better than "
                     f"that of step {best}"

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -212,26 +212,26 @@ def _begin() -> None:
     compilation.keep_programs()
 
 
-class _logging_to:
-    """All that the process and its libraries say goes to the end of a file."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._before = [os.dup(1), os.dup(2)]
-        with self._path.open("ab") as file:
-            for stream in (1, 2):
-                os.dup2(file.fileno(), stream)
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if error is not None and not isinstance(error, Failure | UsageError | KeyboardInterrupt):
-            traceback.print_exception(error)
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """All that the process and its libraries say inside goes to the end of a file."""
+    before = [os.dup(1), os.dup(2)]
+    with path.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        yield
+    except (Failure, UsageError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        traceback.print_exception(error)
+        raise
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for stream, before in enumerate(self._before, 1):
-            os.dup2(before, stream)
-            os.close(before)
+        for stream, descriptor in enumerate(before, 1):
+            os.dup2(descriptor, stream)
+            os.close(descriptor)
 
 
 def _forget_peak() -> None:
