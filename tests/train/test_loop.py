@@ -528,7 +528,9 @@ def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
     for find in (latest_checkpoint, find_checkpoint):
         folders = [find(run) for run in (alone, broken)]
         assert folders[0].name == folders[1].name
-        assert read_metadata(folders[0]) == read_metadata(folders[1])
+        metadata = [read_metadata(folder) for folder in folders]
+        assert [of.pop("folder") for of in metadata] == [str(alone), str(broken)]
+        assert metadata[0] == metadata[1]
         expected, got = (load_weights(folder)[0] for folder in folders)
         jax.tree.map(np.testing.assert_array_equal, expected, got)
     scores = [np.load(run / "scores_test.npz") for run in (alone, broken)]
