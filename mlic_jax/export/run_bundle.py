@@ -28,7 +28,7 @@ Outputs = dict[str, np.ndarray]
 
 def to_rgb(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
     """An opened photo upright, in RGB; of more than 8 bits, with black and white as in training."""
-    image = ImageOps.exif_transpose(image) or image
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         if value_range is None:
             raise ValueError("it has more than 8 bits, and the model was trained on none such")
