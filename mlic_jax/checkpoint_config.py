@@ -37,7 +37,8 @@ Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
 # ...and those of them that decide what the model says of an image, in prediction too.
 SAYING = (
-    *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
+    *("model", "data.image_size", "data.interpolation", "data.center_crop", "augment.mean"),
+    *("augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
 )
 # What of the model and the data training alone knows.
@@ -47,8 +48,8 @@ _OF_TRAINING = (
 )
 # Options of `data` that are the model's, whatever the set.
 _OF_MODEL = (
-    *("image_size", "train_crop", "crop_scale", "views", "views_seed", "word_vectors"),
-    "label_graph",
+    *("image_size", "interpolation", "center_crop", "train_crop", "crop_scale", "views"),
+    *("views_seed", "word_vectors", "label_graph"),
 )
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
