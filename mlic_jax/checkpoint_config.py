@@ -7,6 +7,7 @@ the checkpoint names none (a converted model) or another set.
 import dataclasses
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -51,6 +52,14 @@ _OF_MODEL = (
     *("image_size", "interpolation", "center_crop", "train_crop", "crop_scale", "views"),
     *("views_seed", "word_vectors", "label_graph"),
 )
+
+# What a checkpoint notes of how photos were prepared, and which options say it.
+_PREPARED_BY = {
+    "mean": "augment.mean",
+    "std": "augment.std",
+    "interpolation": "data.interpolation",
+    "center_crop": "data.center_crop",
+}
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
 LONGEST_NAME = 100  # characters of a folder there
@@ -218,6 +227,27 @@ def as_predicted(metadata: Mapping[str, Any], config: ConfigDict, path: str | Pa
     """The options with which prediction would say something else: {name: (its, now)}."""
     changes = changes_between(own_config(metadata, path), config)
     return {name: values for name, values in changes.items() if is_among(name, SAYING)}
+
+
+def other_preprocessing(metadata: Mapping[str, Any], config: Any) -> Changes:
+    """The options that prepare photos otherwise than for a checkpoint: {name: (its, now)}.
+
+    What the checkpoint does not say, as converted weights may not, is not among them.
+
+    Args:
+        config: a configuration, or options of the same names.
+    """
+    noted = dict(metadata.get("preprocessing", {}))
+    if "config" in metadata:  # a run of before there was a choice
+        noted = {"interpolation": "bilinear", "center_crop": 0.0} | noted
+    changes: Changes = {}
+    for name, option in _PREPARED_BY.items():
+        now = operator.attrgetter(option)(config)
+        theirs = noted.get(name, now)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if theirs != now:
+            changes[option] = theirs, now
+    return changes
 
 
 def folder_name(parts: Mapping[str, Any]) -> str:
