@@ -177,7 +177,9 @@ def with_data_of(
         return own
     config = own.copy_and_resolve_references()
     config.data = recipe.data.copy_and_resolve_references()
-    for name in set(_OF_MODEL) & metadata["config"].get("data", {}).keys():
+    # A run of before there was a choice of the last two is of their defaults.
+    said = {*metadata["config"].get("data", {}), "interpolation", "center_crop"}
+    for name in set(_OF_MODEL) & said:
         config.data[name] = own.data[name]
     if not own.data.source:
         config.eval = recipe.eval.copy_and_resolve_references()
