@@ -244,6 +244,7 @@ class Evaluator:
                 self.split,
                 batch_size=rows,
                 image_size=views.host_size(self.options),
+                fit=self.options.data.fit,
                 shuffle=False,
                 cache=self.options.data.cache,
                 cache_gib=self.options.data.cache_gib,
