@@ -1,0 +1,37 @@
+"""Attention of tokens to each other, as transformers have it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# What cuDNN's fused attention takes; see `jax.nn.dot_product_attention`.
+_FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+_FUSED_FEATURES = 128  # of a head, at most
+_FUSED_CAPABILITY = 8.0  # of an NVIDIA GPU, at least
+
+
+def attend(
+    query: Float[Array, "B T N F"], key: Float[Array, "B S N F"], value: Float[Array, "B S N F"]
+) -> Float[Array, "B T N F"]:
+    """The means of `value` over all tokens, weighed by softmax(query key / sqrt(F)), by heads N.
+
+    The softmax is float32 or wider. On a GPU that has it, cuDNN's fused attention computes it, which
+    never stores the weights; elsewhere, and of what that does not take, such as float32, XLA.
+    """
+    plain = partial(jax.nn.dot_product_attention, implementation="xla")
+    fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if _is_fused(query):
+        return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+    return plain(query, key, value)
+
+
+def _is_fused(query: Array) -> bool:
+    """Whether a GPU is there whose cuDNN takes such arrays: without one it cannot be traced."""
+    features = query.shape[-1]
+    if query.dtype not in _FUSED_DTYPES or features % 8 or features > _FUSED_FEATURES:
+        return False
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # "9.0"; of AMD's "gfx90a"
+    return capability[:1].isdigit() and float(capability) >= _FUSED_CAPABILITY
