@@ -16,6 +16,16 @@ BACKBONES = (
     *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
     *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
     *("convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge"),
+    *("vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16"),
+    *("vit_base_patch32", "vit_large_patch14", "vit_large_patch16", "vit_large_patch32"),
+    *(f"dinov2_{size}" for size in ("small", "base", "large")),
+    *(f"dinov2_{size}_registers" for size in ("small", "base", "large")),
+    *(
+        f"{source}_vit_{size}"
+        for source in ("clip", "openclip")
+        for size in ("base_patch32", "base_patch16", "large_patch14")
+    ),
+    *(f"dinov3_{size}" for size in ("small", "base", "large")),
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
 # Of training, as its papers set it; see `mlic_jax/training_recipes.py`.
@@ -32,6 +42,14 @@ REMATS = ("none", "stage", "block")
 # Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
 # platform can) in a training step; the others for both.
 PRECISIONS = ("auto", "default", "high", "highest")
+
+
+def stride_of(backbone: str) -> int:
+    """Of the last map of a backbone, in pixels, of which sizes of images must be a multiple."""
+    families = {"dinov2": 14, "dinov3": 16}
+    patch = backbone.partition("_patch")[2]
+    return int(patch) if patch else families.get(backbone.partition("_")[0], 32)
+
 
 LEAST_LIKE = 0.6  # of 1; less is another word
 

@@ -28,6 +28,8 @@ WORDS = {
     **dict.fromkeys(("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"), ""),
     # what networks are part of: mmpretrain's and torchvision's, then those that train themselves
     **dict.fromkeys(("backbone", "body", "encoder", "trunk"), ""),
+    # what CLIP calls its image tower, and those that are built on it
+    **dict.fromkeys(("visual", "vision_model", "vision_tower"), ""),
     **{"encoder_q": RAW, "encoder_k": EMA, "base_encoder": RAW, "momentum_encoder": EMA},
     **{"student": RAW, "teacher": EMA, "online_encoder": RAW, "target_encoder": EMA},
 }

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.models.backbones.vit import side_of
+
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
@@ -72,13 +74,15 @@ class Part(NamedTuple):
 class Rule:
     """`source` name <-> `target` path; without `axes` the array is the same in both.
 
-    With a `part` it is of that alone: what one codebase fuses, as queries, keys and values.
+    With a `part` it is of that alone: what one codebase fuses, as queries, keys and values. A
+    table of positions (`is_table`) has those of any square grid.
     """
 
     source: str
     target: str
     axes: Axes | None = None
     part: Part | None = None
+    is_table: bool = False
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """Torch's tensor, or its part, as we have it."""
@@ -93,6 +97,19 @@ class Rule:
         """Of the whole tensor, by the shape of our array."""
         shape = ours if self.axes is None else self.axes.their_shape(ours)
         return shape if self.part is None else (self.part.count * shape[0], *shape[1:])
+
+    def fault_of(self, shape: Shape, ours: Shape) -> str:
+        """What is wrong with a tensor of that shape for our array; nothing: ""."""
+        needed = self.their_shape(ours)
+        if shape == needed:
+            return ""
+        fault = f"is {list(shape)} and must be {list(needed)}"
+        if not self.is_table:
+            return fault
+        *before, rows, features = shape if len(shape) > 1 else (0, 0)
+        if (*before, features) == (*needed[:-2], needed[-1]) and side_of(rows):
+            return ""
+        return f"{fault}, or have the rows of another square grid, or those and one for the class"
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,7 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
+    ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
 
 
 def unused(name: str) -> Rule:

@@ -8,6 +8,7 @@ arXiv 2508.10104) turns queries and keys by where they are. All maps are at the 
 
 import math
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,8 +66,8 @@ class Size(NamedTuple):
 
 VIT = Kind()
 DINOV2 = Kind(pixels=518, antialias=False, layer_scale=1e-5)
-# Its authors' own code resizes positions as if there were a tenth of a patch more, for a reason that
-# is gone; `transformers` and this do not. With registers they all do the same.
+# Its authors' code resizes positions as if there were a tenth of a patch more, which once helped
+# against rounding; `transformers` and this do not. With registers theirs does as all others do.
 DINOV2_REGISTERS = DINOV2._replace(antialias=True, registers=4)
 OPENCLIP = Kind(antialias=False, is_clip=True, epsilon=1e-5)
 CLIP = OPENCLIP._replace(quick_gelu=True)
@@ -154,7 +155,7 @@ def rotations(rows: int, columns: int, features: int) -> tuple[np.ndarray, np.nd
 
 
 def turn(x: Float[Array, "B T N F"], cosines: np.ndarray, sines: np.ndarray) -> Array:
-    """Turns the pairs (f, f + F/2) of the last tokens, those of patches; others stay as they are."""
+    """Turns the pairs (f, f + F/2) of the last tokens, those of patches, and none of the others."""
     first = x.shape[1] - len(cosines)
     patches = at_least_float32(x[:, first:])
     cos, sin = (jnp.asarray(y, patches.dtype)[None, :, None] for y in (cosines, sines))
@@ -179,9 +180,9 @@ class Stem(nn.Module):
         kind, features = self.size.kind, self.features
         patch = self.size.patch
         x = Patches(features, patch, self.dtype, not kind.is_clip, name="patches")(x)
-        grid = x.shape[1:3]
+        grid = x.shape[1], x.shape[2]
         x = x.reshape(len(x), -1, features)
-        first = self.param("class_token", kernel_initializer, (1, features))
+        first = self.param("class_token", kernel_initializer, (features,))[None]
         if kind.pixels:
             of_class, of_patches = self._positions(grid)
             first += of_class
@@ -331,17 +332,15 @@ class ViT(nn.Module):
         grid = x.shape[1] // size.patch, x.shape[2] // size.patch
         as_map = len(x), *grid, features
         rates = np.linspace(0, self.drop_path, size.depth).tolist()
+        options = kind, heads, None if kind.pixels else grid
         chain = [
-            partial(
-                *(Block, kind, heads, None if kind.pixels else grid, rate, self.dtype),
-                name=f"block{number}",
-            )
+            partial(Block, *options, rate, self.dtype, name=f"block{number}")
             for number, rate in enumerate(rates)
         ]
         x = Stem(size, features, self.dtype, name="stem")(x)
         stages = []
         ends = [-(-size.depth * quarter // 4) for quarter in range(5)]
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in pairwise(ends):
             x = run_in_order(self, chain[start:end], self.remat, x, train, mask)
             stages.append(x)
         stages[-1] = LayerNorm(self.dtype, kind.epsilon, name="norm")(x)

@@ -18,8 +18,8 @@ def attend(
 ) -> Float[Array, "B T N F"]:
     """The means of `value` over all tokens, weighed by softmax(query key / sqrt(F)), by heads N.
 
-    The softmax is float32 or wider. On a GPU that has it, cuDNN's fused attention computes it, which
-    never stores the weights; elsewhere, and of what that does not take, such as float32, XLA.
+    The softmax is float32 or wider. On a GPU it is cuDNN's fused attention, which never stores the
+    weights; elsewhere, and for what that does not take, such as float32, XLA's.
     """
     plain = partial(jax.nn.dot_product_attention, implementation="xla")
     fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
