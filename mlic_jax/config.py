@@ -101,7 +101,7 @@ def default_config() -> ConfigDict:
     config.model.top_n = 4  # regions of an image
     config.model.threshold = 0.5  # where a region's profiles are cut
     config.model.localizer = "exact"  # exact (as released) | clean (repaired)
-    # Pixels of a side of a region's crop, a multiple of 32; 0: as large as the image (as released).
+    # Pixels of a side of a region's crop, a multiple as image_size is; 0: as the image (as released).
     config.model.local_size = 0
     # Pixels: the edges of regions are moved outwards to multiples of them, so that more regions are
     # met again in a store of features; 1: none is (as released).
@@ -171,7 +171,7 @@ def default_config() -> ConfigDict:
     config.data.cache_gib = 10.0  # that the pixels kept of a set may take
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4  # that decode, in this process or in each of them
-    config.data.image_size = 448  # a multiple of 32
+    config.data.image_size = 448  # a multiple of 32, or of the patch of a ViT
     config.data.train_crop = "squash"  # squash (MCAR) | multi_scale (MSRN) | random_resized_crop
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.

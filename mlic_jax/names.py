@@ -3,6 +3,7 @@
 They stand here rather than with what they name, so that a wrong one is told before JAX is imported.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -45,10 +46,22 @@ PRECISIONS = ("auto", "default", "high", "highest")
 
 
 def stride_of(backbone: str) -> int:
-    """Of the last map of a backbone, in pixels, of which sizes of images must be a multiple."""
-    families = {"dinov2": 14, "dinov3": 16}
-    patch = backbone.partition("_patch")[2]
-    return int(patch) if patch else families.get(backbone.partition("_")[0], 32)
+    """Of the last map of a backbone, in pixels: sizes of images must be multiples of it."""
+    if patch := re.search(r"_patch(\d+)$", backbone):
+        return int(patch[1])
+    return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
+
+
+def require_size(option: str, size: object, backbone: str) -> None:
+    """Raises UsageError for a size of images that the backbone does not divide; tells the next."""
+    stride = stride_of(backbone)
+    if isinstance(size, int) and size >= stride and size % stride == 0:
+        return
+    near = max(size // stride, 1) * stride if isinstance(size, int) else 14 * stride
+    raise UsageError(
+        f"{option} is {size}; it must be a positive multiple of {stride}, the stride of the last "
+        f"feature map of {backbone}, such as {near} or {near + stride}"
+    )
 
 
 LEAST_LIKE = 0.6  # of 1; less is another word

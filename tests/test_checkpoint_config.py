@@ -173,7 +173,9 @@ def test_a_backbone_has_no_configuration(tmp_path):
 def test_a_head_that_nobody_registered_is_asked_for(run):
     metadata = read_metadata(find_checkpoint(run))
     metadata["config"]["model"]["name"] = "mine"
-    with pytest.raises(UsageError, match=r"the head 'mine', .* recipe that registers it .*--config"):
+    with pytest.raises(
+        UsageError, match=r"the head 'mine', .* recipe that registers it .*--config"
+    ):
         own_config(metadata, run)
 
 

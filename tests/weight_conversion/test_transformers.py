@@ -66,7 +66,7 @@ def case(request, monkeypatch):
     case = request.param
     # Positions resized as it does, which of plain ViT timm does otherwise.
     is_antialiased = case.kind is DINOV2_REGISTERS
-    kind = case.kind._replace(pixels=case.kind.pixels and 70, antialias=is_antialiased)
+    kind = case.kind._replace(antialias=is_antialiased)
     monkeypatch.setitem(vit.SIZES, case.arch, Size(4, 24, 2, 14, kind))
     caches = matching._trunk, matching._names, matching._modules, matching._step_counts
     for cache in caches:

@@ -101,15 +101,16 @@ class Rule:
     def fault_of(self, shape: Shape, ours: Shape) -> str:
         """What is wrong with a tensor of that shape for our array; nothing: ""."""
         needed = self.their_shape(ours)
-        if shape == needed:
-            return ""
-        fault = f"is {list(shape)} and must be {list(needed)}"
-        if not self.is_table:
-            return fault
-        *before, rows, features = shape if len(shape) > 1 else (0, 0)
-        if (*before, features) == (*needed[:-2], needed[-1]) and side_of(rows):
-            return ""
-        return f"{fault}, or have the rows of another square grid, or those and one for the class"
+        if self.is_table and len(shape) == len(needed):
+            needed = (*needed[:-2], shape[-2], needed[-1])  # however many rows
+        if shape != needed:
+            return f"is {list(shape)} and must be {list(needed)}"
+        if self.is_table and side_of(shape[-2]) is None:
+            return (
+                f"is {list(shape)}, a table of {shape[-2]} positions, which are not those of a "
+                "square grid, with or without the class token's, such as 197 or 196"
+            )
+        return ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ real, and gives the maps of its stages `[B, h, w, F]`, the deepest last, at the 
 `names.stride_of` tells. It may have variables in `batch_stats` or none. `stage_of` tells how deep
 in it a module is, by its name: 0 the stem, and on; what leads to a stage, or normalises it at its
 end, belongs to it. What holds of some alone is told by an attribute: `layer`, which makes its
-batch-normalised convolutions; `drop_path`, a rate of stochastic depth.
+batch-normalised convolutions; `drop_path`, a rate of stochastic depth; `fit`, which brings given
+parameters to the shapes of fresh ones where those go by the size of images.
 """
 
 from collections.abc import Callable

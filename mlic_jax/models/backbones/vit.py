@@ -31,8 +31,7 @@ class Kind(NamedTuple):
     """What published networks have in common, whatever their size.
 
     Attributes:
-        pixels: of a side of the images that positions were learned for; 0: none are learned, for
-            queries and keys are turned by where they are.
+        is_rotary: whether queries and keys are turned by where they are, and no positions learned.
         antialias: how the table of positions is resized to another grid, bicubically in any case.
             With it as timm does (Keys' a = -1/2, and wider where the grid is smaller), without as
             `transformers` (a = -3/4).
@@ -44,7 +43,7 @@ class Kind(NamedTuple):
         epsilon: of normalisations.
     """
 
-    pixels: int = 224
+    is_rotary: bool = False
     antialias: bool = True
     registers: int = 0
     layer_scale: float | None = None
@@ -65,13 +64,13 @@ class Size(NamedTuple):
 
 
 VIT = Kind()
-DINOV2 = Kind(pixels=518, antialias=False, layer_scale=1e-5)
+DINOV2 = Kind(antialias=False, layer_scale=1e-5)
 # Its authors' code resizes positions as if there were a tenth of a patch more, which once helped
 # against rounding; `transformers` and this do not. With registers theirs does as all others do.
 DINOV2_REGISTERS = DINOV2._replace(antialias=True, registers=4)
 OPENCLIP = Kind(antialias=False, is_clip=True, epsilon=1e-5)
 CLIP = OPENCLIP._replace(quick_gelu=True)
-DINOV3 = Kind(pixels=0, registers=4, layer_scale=1e-5, key_bias=False, epsilon=1e-5)
+DINOV3 = Kind(is_rotary=True, registers=4, layer_scale=1e-5, key_bias=False, epsilon=1e-5)
 
 _TINY, _SMALL, _BASE, _LARGE = (12, 192, 3), (12, 384, 6), (12, 768, 12), (24, 1024, 16)
 _DINO_SIZES = {"small": _SMALL, "base": _BASE, "large": _LARGE}
@@ -109,6 +108,35 @@ def side_of(rows: int) -> int | None:
     """
     root = math.isqrt(rows)
     return root if root > 0 and rows - root**2 in (0, 1) else None
+
+
+def parts_of(
+    table: Float32Or64[Array, "rows F"],
+) -> tuple[Float32Or64[Array, "1 F"], Float32Or64[Array, "S S F"]]:
+    """Of a table of positions that of the class token, 0 where there is none, and the grid.
+
+    Raises:
+        UsageError: its rows are not those of a square grid, with or without the class token's.
+    """
+    side = side_of(len(table))
+    if side is None:
+        raise UsageError(
+            f"there are {len(table)} positions; they must be those of a square grid, with or "
+            "without the class token's, such as 197 or 196"
+        )
+    of_class, grid = table[: len(table) - side**2], table[-(side**2) :]
+    of_class = of_class if len(of_class) else jnp.zeros_like(table[:1])
+    return of_class, grid.reshape(side, side, -1)
+
+
+def resized(
+    grid: Float32Or64[Array, "S S F"], shape: tuple[int, int], antialias: bool
+) -> Float32Or64[Array, "{shape[0]} {shape[1]} F"]:
+    """Positions for the patches of other images; see `Kind.antialias`."""
+    if grid.shape[:2] == shape:
+        return grid
+    down, across = (jnp.asarray(resizing(len(grid), new, antialias), grid.dtype) for new in shape)
+    return jnp.einsum("hy,wx,yxf->hwf", down, across, grid, precision=lax.Precision.HIGHEST)
 
 
 def resizing(old: int, new: int, antialias: bool) -> np.ndarray:
@@ -167,8 +195,9 @@ def turn(x: Float[Array, "B T N F"], cosines: np.ndarray, sines: np.ndarray) -> 
 class Stem(nn.Module):
     """Images to tokens: that of the class, the registers, and the patches row by row.
 
-    The table of positions `[1 + S^2, F]` is of a square grid, and is resized for any other; one
-    from a checkpoint may be of another S than here, and without the row of the class.
+    The table of positions `[1 + S^2, F]`, the class token's first, is of a square grid, and is
+    resized for the patches of any other; one from a checkpoint may lack the first row. A fresh one
+    is of about as many patches as there are.
     """
 
     size: Size
@@ -178,15 +207,15 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B T {self.features}"]:
         kind, features = self.size.kind, self.features
-        patch = self.size.patch
-        x = Patches(features, patch, self.dtype, not kind.is_clip, name="patches")(x)
-        grid = x.shape[1], x.shape[2]
-        x = x.reshape(len(x), -1, features)
+        has_bias = not kind.is_clip
+        x = Patches(features, self.size.patch, self.dtype, has_bias, name="patches")(x)
         first = self.param("class_token", kernel_initializer, (features,))[None]
-        if kind.pixels:
-            of_class, of_patches = self._positions(grid)
+        if not kind.is_rotary:
+            shape = x.shape[1], x.shape[2]
+            of_class, grid = parts_of(self._positions(math.isqrt(shape[0] * shape[1])))
             first += of_class
-            x += of_patches.astype(self.dtype)[None]
+            x += resized(grid, shape, kind.antialias).astype(self.dtype)[None]
+        x = x.reshape(len(x), -1, features)
         if kind.registers:
             registers = self.param("registers", kernel_initializer, (kind.registers, features))
             first = jnp.concatenate([first, registers])
@@ -196,34 +225,12 @@ class Stem(nn.Module):
             x = LayerNorm(self.dtype, kind.epsilon, name="norm")(x)
         return x
 
-    def _positions(
-        self, grid: tuple[int, int]
-    ) -> tuple[Float32Or64[Array, "1 F"], Float32Or64[Array, "P F"]]:
-        """Those of the class token and of the patches of a grid."""
-        shape = (1 + (self.size.kind.pixels // self.size.patch) ** 2, self.features)
+    def _positions(self, side: int) -> Float32Or64[Array, "rows F"]:
+        """The table: as it is, or fresh."""
+        shape = (1 + side**2, self.features)
         if self.has_variable("params", "positions"):
             shape = self.get_variable("params", "positions").shape
-        table = self.param("positions", kernel_initializer, shape)
-        side = side_of(len(table))
-        if side is None:
-            raise UsageError(
-                f"there are {len(table)} positions; they must be those of a square grid, with or "
-                "without the class token's, such as 196 or 197"
-            )
-        of_class = table[: len(table) - side**2]
-        if not len(of_class):
-            of_class = jnp.zeros_like(table[:1])
-        of_patches = table[-(side**2) :]
-        if grid != (side, side):
-            down, across = (
-                jnp.asarray(resizing(side, new, self.size.kind.antialias), table.dtype)
-                for new in grid
-            )
-            of_patches = of_patches.reshape(side, side, -1)
-            of_patches = jnp.einsum(
-                "hy,wx,yxf->hwf", down, across, of_patches, precision=lax.Precision.HIGHEST
-            ).reshape(-1, self.features)
-        return of_class, of_patches
+        return self.param("positions", kernel_initializer, shape)
 
 
 class Attention(nn.Module):
@@ -332,7 +339,7 @@ class ViT(nn.Module):
         grid = x.shape[1] // size.patch, x.shape[2] // size.patch
         as_map = len(x), *grid, features
         rates = np.linspace(0, self.drop_path, size.depth).tolist()
-        options = kind, heads, None if kind.pixels else grid
+        options = kind, heads, grid if kind.is_rotary else None
         chain = [
             partial(Block, *options, rate, self.dtype, name=f"block{number}")
             for number, rate in enumerate(rates)
@@ -346,6 +353,20 @@ class ViT(nn.Module):
         stages[-1] = LayerNorm(self.dtype, kind.epsilon, name="norm")(x)
         first = 1 + kind.registers
         return tuple(stage[:, first:].reshape(as_map) for stage in stages)
+
+    def fit(self, given: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """Parameters of a checkpoint, its positions resized to the grid of fresh parameters.
+
+        Raises:
+            UsageError: see `parts_of`.
+        """
+        if self.size.kind.is_rotary or "positions" not in given.get("stem", {}):
+            return given
+        of_class, grid = parts_of(jnp.asarray(given["stem"]["positions"]))
+        _, wanted = parts_of(jnp.asarray(fresh["stem"]["positions"]))
+        grid = resized(grid, (len(wanted), len(wanted)), self.size.kind.antialias)
+        table = np.concatenate([of_class, grid.reshape(-1, grid.shape[-1])])
+        return {**given, "stem": {**given["stem"], "positions": table}}
 
     def stage_of(self, module: str) -> int:
         """The blocks from 1 on; 0 the stem, and of the last normalisation one more than of all."""
