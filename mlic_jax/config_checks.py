@@ -19,7 +19,8 @@ def check_config(config: ConfigDict) -> None:
     """
     refuse_addresses(_texts(config))
     require_one_of("model.backbone", config.model.backbone, BACKBONES)
-    require_size("data.image_size", config.data.image_size, config.model.backbone)
+    size = config.data.image_size
+    require_size(f"data.image_size is {size}", size, config.model.backbone)
     check_scales(config.eval.scales, config.model.backbone)
     positive = {
         "epochs": config.epochs,
@@ -217,7 +218,7 @@ def check_rows(config: ConfigDict) -> None:
 def check_scales(scales: Sequence[object], backbone: str) -> None:
     """Raises UsageError where a size of `eval.scales` is not one that a backbone can see."""
     for size in scales:
-        require_size("a size of eval.scales", size, backbone)
+        require_size(f"eval.scales has {size!r}", size, backbone)
 
 
 def _texts(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -52,14 +52,18 @@ def stride_of(backbone: str) -> int:
     return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
 
 
-def require_size(option: str, size: object, backbone: str) -> None:
-    """Raises UsageError for a size of images that the backbone does not divide; tells the next."""
+def require_size(said: str, size: object, backbone: str) -> None:
+    """Raises UsageError for a size of images that the backbone does not divide; tells the next.
+
+    Args:
+        said: where, such as "data.image_size is 450".
+    """
     stride = stride_of(backbone)
     if isinstance(size, int) and size >= stride and size % stride == 0:
         return
     near = max(size // stride, 1) * stride if isinstance(size, int) else 14 * stride
     raise UsageError(
-        f"{option} is {size}; it must be a positive multiple of {stride}, the stride of the last "
+        f"{said}; it must be a positive multiple of {stride}, the stride of the last "
         f"feature map of {backbone}, such as {near} or {near + stride}"
     )
 

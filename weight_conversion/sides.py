@@ -87,7 +87,7 @@ def read_checkpoint(
     preprocessing = info.get("preprocessing", {})
     size = image_size or preprocessing.get("image_size", TRUNK_IMAGE_SIZE)
     model = _model_options(info)
-    require_size("the image size", size, model.backbone)
+    require_size(f"the image size is {size}", size, model.backbone)
     names: Sequence[str] = ()
     if model.name != "trunk" and not (names := info.get("class_names") or ()):  # a file without
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]
