@@ -1,9 +1,12 @@
 """Checkpoints to convert: names and shapes as other codebases have them, written out by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+
+from mlic_jax.models.backbones import vit
+from weight_conversion import matching
 
 RESNET_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -407,6 +410,20 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
         }
 
     return tensors
+
+
+@pytest.fixture
+def tiny_vits(monkeypatch) -> Iterator[None]:
+    """All Vision Transformers are as small as can be, and alike but for their kinds."""
+    for name, size in vit.SIZES.items():
+        monkeypatch.setitem(vit.SIZES, name, vit.Size(4, 24, 2, 14, size.kind))
+        monkeypatch.setitem(VITS, name, (4, 24, 14, 0 if size.kind.is_rotary else 5))
+    caches = matching._trunk, matching._names, matching._modules, matching._step_counts
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture(scope="session")

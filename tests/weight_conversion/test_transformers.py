@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlic_jax.models import create_backbone
 from mlic_jax.models.backbones import vit
-from mlic_jax.models.backbones.vit import CLIP, DINOV2, DINOV2_REGISTERS, DINOV3, VIT, Kind, Size
-from weight_conversion import matching
+from mlic_jax.models.backbones.vit import CLIP, DINOV2, DINOV2_REGISTERS, DINOV3, VIT, Kind
 from weight_conversion.convert import load_checkpoint, save_torch_checkpoint
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]
@@ -33,7 +32,6 @@ class Case:
     kind: Kind
     config: str
     options: tuple[tuple[str, Any], ...] = (("intermediate_size", 96),)
-    prefix: str = ""  # how the names of its trunk begin
 
 
 CASES = [
@@ -61,19 +59,15 @@ def transformers():
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
-def case(request, monkeypatch):
-    """One of `CASES`, the published size of which is as small as the network."""
+def case(request, monkeypatch, tiny_vits):
+    """One of `CASES`, of whose positions the resizing is that of `transformers`.
+
+    Of plain ViT it is timm's.
+    """
     case = request.param
-    # Positions resized as it does, which of plain ViT timm does otherwise.
-    is_antialiased = case.kind is DINOV2_REGISTERS
-    kind = case.kind._replace(antialias=is_antialiased)
-    monkeypatch.setitem(vit.SIZES, case.arch, Size(4, 24, 2, 14, kind))
-    caches = matching._trunk, matching._names, matching._modules, matching._step_counts
-    for cache in caches:
-        cache.cache_clear()
-    yield case
-    for cache in caches:
-        cache.cache_clear()
+    kind = case.kind._replace(antialias=case.kind is DINOV2_REGISTERS)
+    monkeypatch.setitem(vit.SIZES, case.arch, vit.SIZES[case.arch]._replace(kind=kind))
+    return case
 
 
 def make_network(transformers, case: Case) -> Any:

@@ -136,7 +136,8 @@ class ViT(nn.Module):
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments) -> None:
         """As of any module, but positions may be of another grid than the published one."""
         if f"{prefix}pos_embed" in state:
-            self.pos_embed = nn.Parameter(torch.empty_like(state[f"{prefix}pos_embed"]))
+            table = self.pos_embed.new_empty(state[f"{prefix}pos_embed"].shape)
+            self.pos_embed = nn.Parameter(table)
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -19,13 +20,22 @@ def attend(
     """The means of `value` over all tokens, weighed by softmax(query key / sqrt(F)), by heads N.
 
     The softmax is float32 or wider. On a GPU it is cuDNN's fused attention, which never stores the
-    weights; elsewhere, and for what that does not take, such as float32, XLA's.
+    weights; elsewhere, and for what that does not take, such as float32, `plain`.
     """
-    plain = partial(jax.nn.dot_product_attention, implementation="xla")
+    if not _is_fused(query):
+        return plain(query, key, value)
     fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
-    if _is_fused(query):
-        return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
-    return plain(query, key, value)
+    return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+
+
+def plain(
+    query: Float[Array, "B T N F"], key: Float[Array, "B S N F"], value: Float[Array, "B S N F"]
+) -> Float[Array, "B T N F"]:
+    """The definition; JAX's own has a softmax in float32 even of float64."""
+    wide = np.promote_types(query.dtype, np.float32)
+    scores = jnp.einsum("btnf,bsnf->bnts", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+    return jnp.einsum("bnts,bsnf->btnf", weights, value)
 
 
 def _is_fused(query: Array) -> bool:
