@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.models.backbones.vit import side_of
+from weight_conversion.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -140,6 +141,9 @@ class Layout:
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
     ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
+    # What photos became in training, as far as it is the same of all weights of these names; what
+    # it lacks of mean and std is ImageNet's.
+    usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
 
 
 def unused(name: str) -> Rule:

@@ -30,6 +30,7 @@ from weight_conversion.layouts.rules import (
     norm,
     unused,
 )
+from weight_conversion.preprocessing import Preprocessing
 
 Head = Callable[[Sizes], Leaves]
 
@@ -196,6 +197,15 @@ DINOV2_BLOCKS = {
 }
 
 
+# Of most weights, Google's and timm's own, if not of all; and of all of CLIP.
+HALVES = Preprocessing(mean=[0.5] * 3, std=[0.5] * 3)
+CLIP_PIXELS = Preprocessing(
+    mean=[0.48145466, 0.4578275, 0.40821073],
+    std=[0.26862954, 0.26130258, 0.27577711],
+    interpolation="bicubic",
+)
+
+
 def _layouts_of_transformers(style: str) -> tuple[Layout, ...]:
     """ViT and DINOv2, each with its classifier and without."""
     layouts = [
@@ -204,8 +214,11 @@ def _layouts_of_transformers(style: str) -> tuple[Layout, ...]:
             VITS,
             (*_transformers("vit.", *VIT_BLOCKS[style]), *linear("classifier", "classifier")),
             imagenet_head,
+            usual=HALVES,
         ),
-        Layout(f"{style}-trunk", VITS, _transformers("", *VIT_BLOCKS[style]), no_head),
+        Layout(
+            f"{style}-trunk", VITS, _transformers("", *VIT_BLOCKS[style]), no_head, usual=HALVES
+        ),
     ]
     for kind, prefix in ((DINOV2, "dinov2."), (DINOV2_REGISTERS, "dinov2_with_registers.")):
         for name, start in ((style, prefix), (f"{style}-trunk", "")):
@@ -234,7 +247,7 @@ def _dinov3(block: str) -> tuple[Rule, ...]:
 CLIP_EMBEDDINGS = "patch_embedding", "class_embedding", "position_embedding.weight"
 
 LAYOUTS = (
-    Layout("timm", VITS, (*_timm(), *linear("head", "classifier")), imagenet_head),
+    Layout("timm", VITS, (*_timm(), *linear("head", "classifier")), imagenet_head, usual=HALVES),
     Layout("timm", CLIPS, (*_timm(norm="norm_pre"), *linear("head", "classifier")), imagenet_head),
     Layout("timm", _of(DINOV2), _timm(scales=GAMMAS), no_head),
     Layout("timm", _of(DINOV2_REGISTERS), _timm("reg_token", scales=GAMMAS), no_head),
@@ -284,6 +297,7 @@ LAYOUTS = (
             "post_layernorm",
         ),
         no_head,
+        usual=CLIP_PIXELS,
         ignored=frozenset({"embeddings.position_ids"}),  # 0, 1, 2, ..., of earlier versions
     ),
     Layout(  # github.com/openai/CLIP and open_clip; in a whole model it is called visual
@@ -300,5 +314,6 @@ LAYOUTS = (
             "ln_post",
         ),
         no_head,
+        usual=CLIP_PIXELS,
     ),
 )
