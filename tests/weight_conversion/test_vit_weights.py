@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from mlic_jax.errors import Failure
 from mlic_jax.models import create_backbone
 from weight_conversion.arrays import to_flax, to_torch
-from weight_conversion.convert import load_checkpoint, save_torch_checkpoint
+from weight_conversion.convert import load_checkpoint, main, save_torch_checkpoint
 from weight_conversion.layouts import LAYOUTS
 from weight_conversion.matching import detect
 
@@ -135,3 +135,15 @@ def test_quick_gelu_is_told_by_the_name_alone(tiny_vits, source_tensors):
         params = to_flax(tensors, detect(shapes_of(tensors), arch))["params"]["features"]
         last.append(jax.jit(create_backbone(arch).apply)({"params": params}, images)[-1])
     assert np.abs(last[0] - last[1]).max() > 1e-3
+
+
+def test_a_fused_tensor_is_counted_once(tiny_vits, source_tensors, tmp_path, capsys):
+    tensors = source_tensors("vit_base_patch16", "timm") | {"aux.weight": np.zeros(3, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    arguments = [tmp_path / "model.safetensors", "--output", tmp_path / "weights"]
+    assert main([*map(str, arguments), "--arch", "vit_base_patch16"]) == 0
+    printed = capsys.readouterr().out
+    count = len(tensors)
+    assert f"{count} tensors: {count - 1} converted, 0 unused and kept, 1 left out\n" in printed
+    assert "left out: aux.weight [3]\n" in printed
+    assert "photos: mean 0.5 0.5 0.5, std 0.5 0.5 0.5\n" in printed

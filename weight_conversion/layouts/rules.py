@@ -140,10 +140,10 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
-    ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
     # What photos became in training, as far as it is the same of all weights of these names; what
     # it lacks of mean and std is ImageNet's.
     usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
+    ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
 
 
 def unused(name: str) -> Rule:

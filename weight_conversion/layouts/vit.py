@@ -214,11 +214,9 @@ def _layouts_of_transformers(style: str) -> tuple[Layout, ...]:
             VITS,
             (*_transformers("vit.", *VIT_BLOCKS[style]), *linear("classifier", "classifier")),
             imagenet_head,
-            usual=HALVES,
+            HALVES,
         ),
-        Layout(
-            f"{style}-trunk", VITS, _transformers("", *VIT_BLOCKS[style]), no_head, usual=HALVES
-        ),
+        Layout(f"{style}-trunk", VITS, _transformers("", *VIT_BLOCKS[style]), no_head, HALVES),
     ]
     for kind, prefix in ((DINOV2, "dinov2."), (DINOV2_REGISTERS, "dinov2_with_registers.")):
         for name, start in ((style, prefix), (f"{style}-trunk", "")):
@@ -247,8 +245,14 @@ def _dinov3(block: str) -> tuple[Rule, ...]:
 CLIP_EMBEDDINGS = "patch_embedding", "class_embedding", "position_embedding.weight"
 
 LAYOUTS = (
-    Layout("timm", VITS, (*_timm(), *linear("head", "classifier")), imagenet_head, usual=HALVES),
-    Layout("timm", CLIPS, (*_timm(norm="norm_pre"), *linear("head", "classifier")), imagenet_head),
+    Layout("timm", VITS, (*_timm(), *linear("head", "classifier")), imagenet_head, HALVES),
+    Layout(
+        "timm",
+        CLIPS,
+        (*_timm(norm="norm_pre"), *linear("head", "classifier")),
+        imagenet_head,
+        CLIP_PIXELS,
+    ),
     Layout("timm", _of(DINOV2), _timm(scales=GAMMAS), no_head),
     Layout("timm", _of(DINOV2_REGISTERS), _timm("reg_token", scales=GAMMAS), no_head),
     *(
@@ -297,7 +301,7 @@ LAYOUTS = (
             "post_layernorm",
         ),
         no_head,
-        usual=CLIP_PIXELS,
+        CLIP_PIXELS,
         ignored=frozenset({"embeddings.position_ids"}),  # 0, 1, 2, ..., of earlier versions
     ),
     Layout(  # github.com/openai/CLIP and open_clip; in a whole model it is called visual
@@ -314,6 +318,6 @@ LAYOUTS = (
             "ln_post",
         ),
         no_head,
-        usual=CLIP_PIXELS,
+        CLIP_PIXELS,
     ),
 )
