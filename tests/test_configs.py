@@ -221,11 +221,7 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
     [
         ("dinov2_small", 450, "it must be a positive multiple of 14, .* such as 448 or 462"),
         ("vit_base_patch16", 8, "it must be a positive multiple of 16, .* such as 16 or 32"),
-        (
-            "clip_vit_base_patch32",
-            336,
-            "it must be a positive multiple of 32, .* such as 320 or 352",
-        ),
+        ("vit_base_patch32", 336, "it must be a positive multiple of 32, .* such as 320 or 352"),
     ],
 )
 def test_sizes_that_patches_do_not_divide_are_told_with_those_that_they_do(

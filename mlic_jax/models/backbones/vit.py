@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models.arrays import Float32Or64, RowMask, StageMaps
@@ -139,7 +139,7 @@ def resized(
     return jnp.einsum("hy,wx,yxf->hwf", down, across, grid, precision=lax.Precision.HIGHEST)
 
 
-def resizing(old: int, new: int, antialias: bool) -> np.ndarray:
+def resizing(old: int, new: int, antialias: bool) -> Float64[np.ndarray, "{new} {old}"]:
     """A matrix `[new, old]` that resizes an axis bicubically, as PyTorch's `interpolate` does.
 
     With `antialias` the edges are left out and the rest weighs more, without they go on outwards.
@@ -169,7 +169,12 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def rotations(rows: int, columns: int, features: int) -> tuple[np.ndarray, np.ndarray]:
+def rotations(
+    rows: int, columns: int, features: int
+) -> tuple[
+    Float64[np.ndarray, "{rows}*{columns} {features}"],
+    Float64[np.ndarray, "{rows}*{columns} {features}"],
+]:
     """Cosines and sines `[rows * columns, features]` by which a head's features are turned.
 
     The first half of the pairs turns with the row and the second with the column, from -1 to 1
@@ -182,7 +187,11 @@ def rotations(rows: int, columns: int, features: int) -> tuple[np.ndarray, np.nd
     return np.cos(angles), np.sin(angles)
 
 
-def turn(x: Float[Array, "B T N F"], cosines: np.ndarray, sines: np.ndarray) -> Array:
+def turn(
+    x: Float[Array, "B T N F"],
+    cosines: Float64[np.ndarray, "P F"],
+    sines: Float64[np.ndarray, "P F"],
+) -> Float[Array, "B T N F"]:
     """Turns the pairs (f, f + F/2) of the last tokens, those of patches, and none of the others."""
     first = x.shape[1] - len(cosines)
     patches = at_least_float32(x[:, first:])
