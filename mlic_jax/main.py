@@ -61,7 +61,8 @@ RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has,
 FORMATS = flags.DEFINE_list("formats", ["stablehlo", "onnx"], "export: of stablehlo, onnx.")
 SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: the checkpoint's.")
 BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
-PRECISION = flags.DEFINE_string("precision", "float32", "export: float32, or bfloat16.")
+PRECISION = flags.DEFINE_string("precision", "float32", "export: float32, bfloat16, or int8.")
+ALLOW = flags.DEFINE_bool("allow", False, "export: int8 to cost more than a point of mAP.")
 LICENCE = flags.DEFINE_string("licence", "", "export: of the weights, a line for the model card.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
@@ -84,7 +85,7 @@ FLAGS_OF_MODES = {
     ("evaluate", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
-    ("export",): (FORMATS, SIZE, BATCH, PRECISION, LICENCE),
+    ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
     ("train", "evaluate"): (PROFILE,),
@@ -158,6 +159,7 @@ def export() -> None:
         PRECISION.value,
         IMAGES.value,
         LICENCE.value,
+        ALLOW.value,
     )
 
 

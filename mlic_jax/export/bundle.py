@@ -110,7 +110,8 @@ def _open_stablehlo(path: Path, name: str) -> Runtime:
     return lambda pixels: jax.device_get(call(pixels))
 
 
-def _open_onnxruntime(path: Path, name: str) -> Runtime:
+def open_onnxruntime(path: Path, name: str) -> Runtime:
+    """A model in onnxruntime, whose input has that name."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -138,7 +139,7 @@ def _open_openvino(path: Path, name: str) -> Runtime:
 
 _OPENERS: dict[str, Callable[[Path, str], Runtime]] = {
     "stablehlo": _open_stablehlo,
-    "onnxruntime": _open_onnxruntime,
+    "onnxruntime": open_onnxruntime,
     "openvino": _open_openvino,
 }
 

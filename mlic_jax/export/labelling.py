@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt8
 
 from mlic_jax.config_checks import check_config
@@ -66,6 +67,11 @@ class Source:
         )
         self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
         self.labelling = self._labelling()
+        self._compiled = jax.jit(self.labelling)
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model says of uint8 pixels `[B, S, S, 3]`, computed here."""
+        return jax.device_get(self._compiled(pixels))
 
     def _labelling(self) -> Labelling:
         model = create_eval_model(self.options, len(self.class_names), self.variables)

@@ -32,10 +32,15 @@ class Graph:
 
     Attributes:
         shapes: of every value with a name.
+        convolutions: of every one with a constant kernel what it was made of, to be made again.
+        scope: the modules that are being written, as in `MCAR/features/stem`; nodes have it in
+            their names.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[str, Shape] = {}
+        self.convolutions: dict[Value, tuple[Value, np.ndarray, np.ndarray, Shape, dict[str, Any]]] = {}
+        self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
         self._initializers: list[onnx.TensorProto] = []
@@ -59,7 +64,8 @@ class Graph:
         number = len(self._nodes)
         names = [f"{operator.lower()}_{number}_{k}" for k in range(len(shapes))]
         given = [self.name_of(value) for value in inputs]
-        self._nodes.append(helper.make_node(operator, given, names, **attributes))
+        name = f"{self.scope}/{names[0]}"
+        self._nodes.append(helper.make_node(operator, given, names, name, **attributes))
         self.shapes.update(zip(names, shapes, strict=True))
         return names
 
@@ -202,7 +208,7 @@ def interpret(
         UsageError: see `to_onnx`.
     """
     # They interpret in their turn: a loop has a body.
-    from mlic_jax.export.onnx_primitives import ELEMENTWISE, PRIMITIVES
+    from mlic_jax.export.onnx_primitives import ELEMENTWISE, FUNCTIONS, PRIMITIVES
 
     values: dict[Any, Value] = {}
     values.update(zip(jaxpr.constvars, map(np.asarray, constants), strict=True))
@@ -215,13 +221,17 @@ def interpret(
         return np.asarray(atom.val, aval.dtype)
 
     equation: Any
+    outer = graph.scope
     for equation in jaxpr.eqns:
+        graph.scope = f"{outer}/{equation.source_info.name_stack}".strip("/")
         name, given = equation.primitive.name, [read(atom) for atom in equation.invars]
         if name not in ELEMENTWISE:
             shapes = [atom.aval.shape for atom in equation.invars]
             given = [graph.expand(*of) for of in zip(given, shapes, strict=True)]
         known = [value for value in given if not isinstance(value, str)]
-        if inner := _called(equation, given):
+        if _function(equation) in FUNCTIONS and not known:
+            outputs = [FUNCTIONS[_function(equation)](graph, given[0])]
+        elif inner := _called(equation, given):
             outputs = interpret(graph, inner.jaxpr, inner.consts, given[name == "cond" :])
         elif name == "platform_index":  # that of whatever is not named
             outputs = [np.array(equation.params["platforms"].index(None), np.int32)]
@@ -232,7 +242,13 @@ def interpret(
         else:
             raise UsageError(f"ONNX has no translation of {name}: export to stablehlo")
         values.update(zip(equation.outvars, outputs, strict=True))
+    graph.scope = outer
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _function(equation: Any) -> str:
+    """The name of the function of ours or JAX's that an equation calls; else nothing."""
+    return equation.params["name"] if equation.primitive.name in ("jit", "pjit") else ""
 
 
 def _called(equation: Any, given: Sequence[Value]) -> ClosedJaxpr | None:

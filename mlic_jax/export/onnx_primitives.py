@@ -25,6 +25,15 @@ SAME = {
 }  # fmt: skip
 UNCHANGED = ("stop_gradient", "copy", "copy_p", "optimization_barrier", "reduce_precision")
 
+# Functions of JAX that are an operator: runtimes join these to the convolution before, and int8
+# takes its ranges after them.
+FUNCTIONS: dict[str, Callable[[Graph, Value], Value]] = {
+    "relu": lambda graph, x: graph.node("Relu", [x], graph.shape_of(x)),
+    "relu6": lambda graph, x: graph.node(
+        "Clip", [x, np.zeros((), np.float32), np.full((), 6, np.float32)], graph.shape_of(x)
+    ),
+}
+
 
 def translation(
     *names: str, elementwise: bool = False
@@ -78,7 +87,25 @@ def _constant(values: Sequence[Any]) -> np.ndarray:
 
 @translation(*SAME, elementwise=True)
 def _same(graph: Graph, equation: Any, *inputs: Value) -> Value:
-    return _of(graph, SAME[equation.primitive.name], *inputs)
+    name = equation.primitive.name
+    if name in ("mul", "add") and (folded := _folded(graph, name, *inputs)) is not None:
+        return folded
+    return _of(graph, SAME[name], *inputs)
+
+
+def _folded(graph: Graph, name: str, x: Value, y: Value) -> Value | None:
+    """A convolution that multiplies, or adds, a constant a feature by itself; None: it cannot."""
+    if not isinstance(x, str):
+        x, y = y, x
+    if x not in graph.convolutions or isinstance(y, str) or y.size not in (1, np.shape(y)[-1]):
+        return None
+    source, kernel, bias, shape, attributes = graph.convolutions[x]
+    of_features = np.broadcast_to(y.reshape(-1), shape[-1:])
+    if name == "mul":
+        kernel, bias = kernel * of_features[:, None, None, None], bias * of_features
+    else:
+        bias = bias + of_features
+    return _convolved(graph, source, kernel, shape, bias, **attributes)
 
 
 @translation(*UNCHANGED, elementwise=True)
@@ -329,12 +356,22 @@ def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
 NCHW, NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def _convolved(graph: Graph, x: Value, kernel: Value, shape: Shape, **attributes: Any) -> Value:
+def _convolved(
+    graph: Graph,
+    x: Value,
+    kernel: Value,
+    shape: Shape,
+    bias: np.ndarray | None = None,
+    **attributes: Any,
+) -> Value:
     """A convolution of `[B, H, W, F]`, which ONNX has of `[B, F, H, W]`."""
     planes = tuple(shape[axis] for axis in NCHW)
-    return graph.transpose(
-        graph.node("Conv", [graph.transpose(x, NCHW), kernel], planes, **attributes), NHWC
-    )
+    given = [graph.transpose(x, NCHW), kernel, *([] if bias is None else [bias])]
+    found = graph.transpose(graph.node("Conv", given, planes, **attributes), NHWC)
+    if isinstance(kernel, np.ndarray):
+        bias = np.zeros(shape[-1:], kernel.dtype) if bias is None else bias
+        graph.convolutions[found] = x, kernel, bias, shape, attributes
+    return found
 
 
 @translation("conv_general_dilated")

@@ -14,8 +14,9 @@ from PIL import Image
 from mlic_jax import __version__
 from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
+from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.export import bundle, labelling, verify
+from mlic_jax.export import bundle, int8, labelling, verify
 from mlic_jax.export.labelling import OUTPUTS, Source
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_bytes, write_text
@@ -25,11 +26,12 @@ from mlic_jax.reports.page import page_template
 from mlic_jax.runtime.checkpoint_paths import run_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
+LEAST_LOSS = 1.0  # of mAP, that int8 may cost unless it is allowed
 REFERENCES = 8
 # How far a runtime may be from ours: in probabilities, and in photos with other labels or boxes.
 TOLERANCE = {"scores": 1e-3, "labels": 0, "boxes": 0}
-TOLERANCE_BFLOAT16 = {"scores": 0.05, "labels": REFERENCES, "boxes": REFERENCES}
+COARSE = {"scores": 0.05, "labels": REFERENCES, "boxes": REFERENCES}  # of fewer bits
 
 
 def export(
@@ -41,6 +43,7 @@ def export(
     precision: str = "float32",
     images: str | None = None,
     licence: str = "",
+    allow: bool = False,
     **look: Any,
 ) -> Path:
     """Writes the folder `out` and `out`.zip.
@@ -50,20 +53,23 @@ def export(
         formats: of `bundle.FORMATS`.
         size: pixels of a side, in the place of the checkpoint's.
         batch: photos that the model takes at a time; None: any number.
-        precision: one of `PRECISIONS`, of products.
+        precision: one of `PRECISIONS`, of products; of int8 those of the backbone alone are, see
+            `int8.py`.
         images: reference photos, as `--images`; None: of the checkpoint's validation split.
         licence: of the weights, a line for the model card.
+        allow: int8 to cost more than `LEAST_LOSS` points of mAP.
         look: as of `Predictor.from_checkpoint`.
 
     Raises:
         UsageError: an option is unknown or out of its range, something is in the way of `out`, or
             there are no reference photos.
-        Failure: the checkpoint or a photo cannot be read; or a runtime does not agree with ours,
-            and then nothing is left.
+        Failure: the checkpoint or a photo cannot be read; int8 costs too much; or a runtime does
+            not agree with ours. Then nothing is left.
     """
     out = Path(out)
     _check(out, formats, precision)
-    source = Source(checkpoint, precision, size, **look)
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    source = Source(checkpoint, dtype, size, **look)
     photos = list(_reference_photos(source, images, out))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -73,11 +79,15 @@ def export(
         for name, content in zip(description["references"], photos, strict=True):
             write_bytes(partial / name, content)
         write_text(partial / bundle.DESCRIPTION, json.dumps(description, indent=1))
-        run = jax.jit(source.labelling)
-        verify.write_references(partial, description, lambda pixels: jax.device_get(run(pixels)))
         for name in formats:
             print(f"writing {name} ...")
             _WRITERS[name](source, labelling.example(source, batch), partial / bundle.FORMATS[name])
+        if precision == "int8":
+            verify.write_references(
+                partial, description, _make_int8(source, description, partial, batch, allow)
+            )
+        else:
+            verify.write_references(partial, description, source.run)
         write_bytes(partial / "run.py", bundle.run_file().read_bytes())
         write_text(partial / "README.md", _card(source, description, checkpoint))
         for runtime, needed in bundle.RUNTIMES.items():
@@ -101,13 +111,16 @@ def _check(out: Path, formats: Sequence[str], precision: str) -> None:
     for name in formats:
         require_one_of("--formats", name, bundle.FORMATS)
     require_one_of("--precision", precision, PRECISIONS)
+    if precision == "int8" and set(formats) != {"onnx"}:
+        raise UsageError("--precision int8 is for onnx alone: give --formats onnx")
     if precision == "bfloat16" and "onnx" in formats:
         raise UsageError(
             "--precision bfloat16 is for stablehlo: the runtimes of ONNX compute in float32 on a "
             "CPU; give --formats stablehlo"
         )
-    if "onnx" in formats:
-        bundle.require("onnx")
+    for module in ("onnx", *(("onnxruntime",) if precision == "int8" else ())):
+        if "onnx" in formats:
+            bundle.require(module)
     for path in (out, out.with_name(f"{out.name}.zip")):
         if path.exists():
             raise UsageError(f"{path} is in the way: give another --out, or remove it")
@@ -119,14 +132,54 @@ def _reference_photos(source: Source, images: str | None, out: Path) -> Iterator
         for path in find_images(images, out)[1][:REFERENCES]:
             yield path.read_bytes()
         return
-    if not source.config.data.source:
-        raise UsageError(
-            "the checkpoint names no data to take reference photos from: give some with --images"
-        )
-    split = sources.open_splits(DataOptions.of(source.config.data))["val"]
+    split = _splits_of(source)["val"]
     step = max(1, len(split) // REFERENCES)
     for index in list(range(0, len(split), step))[:REFERENCES]:
         yield split[index].image
+
+
+def _make_int8(
+    source: Source, description: dict[str, Any], folder: Path, batch: int | None, allow: bool
+) -> bundle.Runtime:
+    """Puts a model of 8 bits in the place of the one in `folder`; returns what runs it.
+
+    Raises:
+        UsageError: the checkpoint names no data.
+        Failure: it costs too much.
+    """
+    splits, fit, size = _splits_of(source), source.options.data.fit, source.size
+    path, in_float = folder / bundle.FORMATS["onnx"], folder / "float.onnx"
+    path.rename(in_float)
+    int8.quantise(in_float, path, splits["train"], fit, size, batch)
+    worth = []
+    for model in (in_float, path):
+        run = bundle.open_onnxruntime(model, description["input"]["name"])
+        worth.append(int8.mean_ap(run, splits["val"], fit, size, batch))
+    before, after = worth
+    in_float.unlink()
+    description["int8"] = {"split": splits["val"].split, "mAP_float32": before, "mAP_int8": after}
+    write_text(folder / bundle.DESCRIPTION, json.dumps(description, indent=1))
+    print(f"int8: mAP {after:.2f} on {splits['val'].split}, in float32 {before:.2f}")
+    if before - after > LEAST_LOSS and not allow:
+        raise Failure(
+            f"int8 costs {before - after:.2f} points of mAP on {splits['val'].split}, more than "
+            f"{LEAST_LOSS:g}: give --allow to have it all the same; nothing was written"
+        )
+    return run
+
+
+def _splits_of(source: Source) -> dict[str, Split]:
+    """By role.
+
+    Raises:
+        UsageError: the checkpoint names no data.
+    """
+    if not source.config.data.source:
+        raise UsageError(
+            "the checkpoint names no data: of a converted model give reference photos with "
+            "--images; and int8 needs photos that it was trained with"
+        )
+    return sources.open_splits(DataOptions.of(source.config.data))
 
 
 def _description(
@@ -172,7 +225,7 @@ def _description(
         "data": source.config.data.name,
         "steps": metadata.get("step"),
         "references": [f"references/{k}{_suffix(photo)}" for k, photo in enumerate(photos)],
-        "tolerance": TOLERANCE if precision == "float32" else TOLERANCE_BFLOAT16,
+        "tolerance": TOLERANCE if precision == "float32" else COARSE,
     }
 
 

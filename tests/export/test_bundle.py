@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -182,6 +183,23 @@ def test_bfloat16(checkpoint, tmp_path):
     write.export(str(checkpoint), tmp_path / "b", ("stablehlo",), precision="bfloat16")
     exported = jax.export.deserialize(bytearray((tmp_path / "b" / "model.stablehlo").read_bytes()))
     assert "bf16" in exported.mlir_module() and exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_int8_costs_what_it_says(checkpoint, tmp_path, capsys):
+    options = {"formats": ("onnx",), "precision": "int8", "allow": True}
+    write.export(str(checkpoint), tmp_path / "b", **options)
+    description = bundle.read(tmp_path / "b")
+    cost = description["int8"]
+    assert f"int8: mAP {cost['mAP_int8']:.2f} on val" in capsys.readouterr().out
+    kinds = {node.op_type for node in onnx.load(tmp_path / "b" / "model.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+
+
+def test_int8_that_costs_too_much_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "LEAST_LOSS", -101.0)
+    with pytest.raises(Failure, match=r"int8 costs .* points of mAP on val.*--allow"):
+        write.export(str(checkpoint), tmp_path / "b", ("onnx",), precision="int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_convolutions_are_those_of_the_platform_that_it_is_lowered_for(checkpoint):

@@ -121,6 +121,20 @@ def test_what_is_known_is_no_node():
     assert [node.op_type for node in model.graph.node] == ["Mul", "Add", "Identity"]
 
 
+def test_a_convolution_takes_what_is_done_with_its_features():
+    gain, shift = jnp.arange(1.0, 6.0), jnp.arange(5.0)
+
+    def normalised(x):
+        return {"y": jax.nn.relu6(convolved(x, KERNEL) * gain[None, None, None] + shift)}
+
+    with jax.numpy_rank_promotion("allow"):
+        model = to_onnx(normalised, jax.ShapeDtypeStruct(X.shape, X.dtype))
+        expected = normalised(X)["y"]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds == ["Transpose", "Conv", "Transpose", "Clip", "Identity"]
+    np.testing.assert_allclose(run(model, X)["y"], expected, atol=1e-4)
+
+
 def test_a_transposition_and_its_inverse_are_nothing():
     def twice(x):
         for _ in range(2):
