@@ -358,7 +358,9 @@ def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> t
     preprocessing = {"image_size": config["data"]["image_size"], **info["preprocessing"]}
     size = preprocessing["image_size"]
     if size < 32 or size % 32:
-        raise UsageError(f"--image-size is {size}; it must be a positive multiple of 32")
+        raise UsageError(
+            f"the image size is {size}; it must be a positive multiple of 32: give --image-size"
+        )
     info = {**info, "preprocessing": preprocessing}
     for option in ("image_size", "interpolation", "center_crop"):
         config["data"][option] = preprocessing.get(option, config["data"][option])
