@@ -15,6 +15,8 @@ from mlic_jax.models import create_backbone
 from weight_conversion.layouts import ARCHS, LAYOUTS
 from weight_conversion.layouts.rules import PLACEHOLDERS, Layout, Leaves, Rule, Shape, Shapes, Sizes
 
+FEWEST = 10  # names; no network has fewer, which need not be told from each other
+
 
 @dataclass
 class Match:
@@ -95,7 +97,7 @@ def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
     for layout in (layout for layout, count in known.items() if count == max(known.values())):
         for arch in layout.archs:
             matches.append(match(shapes, layout, arch))
-            if not matches[-1].problems or not known[layout]:
+            if not matches[-1].problems or known[layout] < FEWEST:
                 return matches[-1]
     return min(matches, key=lambda m: len(m.problems))
 
