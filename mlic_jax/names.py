@@ -16,6 +16,10 @@ BACKBONES = (
     *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
     *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
     *("convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge"),
+    *("swin_tiny", "swin_small", "swin_base", "swin_large"),
+    *("swin_base_window12", "swin_large_window12"),
+    *("swinv2_tiny", "swinv2_small", "swinv2_base"),
+    *("swinv2_tiny_window16", "swinv2_small_window16", "swinv2_base_window16"),
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
 # Of training, as its papers set it; see `mlic_jax/training_recipes.py`.

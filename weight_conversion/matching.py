@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone
-from weight_conversion.layouts import ARCHS, LAYOUTS
+from weight_conversion.layouts import ARCHS, LAYOUTS, TWINS
 from weight_conversion.layouts.rules import PLACEHOLDERS, Layout, Leaves, Rule, Shape, Shapes, Sizes
 
 
@@ -39,7 +39,8 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
       arch: insist on this architecture; that of MCAR and MSRN is their backbone's.
 
     Raises:
-      UsageError: `arch` is unknown, or the tensors are those of another architecture.
+      UsageError: `arch` is unknown, or the tensors are those of another architecture, or without
+        an `arch` those of two.
       Failure: nothing fits; lists the problems under the layout that comes closest.
     """
     best = closest(shapes, arch)
@@ -48,18 +49,20 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
 
 
 def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
-    """The match with the fewest problems: of `arch`, unless those of another have none.
+    """The match with the fewest problems: of `arch`, unless it has some and another has none.
 
     Raises:
       UsageError: `arch` is unknown.
     """
-    if arch is not None and arch not in ARCHS:
+    if arch is None:
+        return _closest_of_all(shapes)
+    if arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
-    best = _closest_of_all(shapes)
-    if best.problems and arch is not None:
-        of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
-        best = min(of_arch, key=lambda m: len(m.problems))
-    return best
+    of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
+    best = min(of_arch, key=lambda m: len(m.problems))
+    if not best.problems or (of_all := _closest_of_all(shapes)).problems:
+        return best
+    return of_all
 
 
 def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
@@ -73,6 +76,12 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
+    twin = TWINS.get(best.arch)
+    if arch is None and twin and not match(shapes, best.layout, twin).problems:
+        raise UsageError(
+            f"it fits {best.arch} and {twin}, which differ in what no tensor tells: say which "
+            "with --arch"
+        )
 
 
 def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
@@ -103,7 +112,9 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
     for name, shape in shapes.items():
         if name in names:
             result.filled |= {target: (name, rule) for target, rule in names[name]}
-        elif is_trunk and name.partition(".")[0] not in _modules(layout, arch):
+        elif name in layout.ignored or (
+            is_trunk and name.partition(".")[0] not in _modules(layout, arch)
+        ):
             result.left_out.append(name)
         else:
             result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
@@ -191,7 +202,9 @@ def leaves_of(layout: Layout, arch: str, sizes: Sizes) -> Leaves:
     """All leaves that a checkpoint of `arch` has under `layout`."""
     head = layout.head(sizes)
     counts = dict.fromkeys(_step_counts(layout, arch), ())
-    return Leaves(_trunk(arch)[0] | head.required, head.optional, head.dead | counts)
+    constants = {f"unused/{name}": array.shape for name, array in layout.constants(arch).items()}
+    dead = head.dead | counts | constants
+    return Leaves(_trunk(arch)[0] | head.required, head.optional, dead)
 
 
 @functools.cache

@@ -161,6 +161,117 @@ def convnext_shapes(arch: str, layout: str) -> dict[str, tuple]:
     return {name.format(m=arch.partition("_")[0]): shape for name, shape in shapes.items()}
 
 
+# Of a Swin Transformer: blocks of the third stage, heads of the first, sides of the windows and of
+# those of the last stage.
+SWINS = {
+    "swin_tiny": (6, 3, 7, 7),
+    "swin_small": (18, 3, 7, 7),
+    "swin_base": (18, 4, 7, 7),
+    "swin_large": (18, 6, 7, 7),
+    "swin_base_window12": (18, 4, 12, 12),
+    "swin_large_window12": (18, 6, 12, 12),
+    "swinv2_tiny": (6, 3, 8, 8),
+    "swinv2_small": (18, 3, 8, 8),
+    "swinv2_base": (18, 4, 8, 8),
+    "swinv2_tiny_window16": (6, 3, 16, 8),
+    "swinv2_small_window16": (18, 3, 16, 8),
+    "swinv2_base_window16": (18, 4, 16, 8),
+}
+# layout -> stem, its normalisation, block b of stage k, what leads to stage k, the end, classifier;
+# and of a block its two normalisations, two linear layers, attention's last layer, where the rest
+# of attention is, and the small network of version 2.
+SWIN_NAMES = {
+    "timm": (
+        *("patch_embed.proj", "patch_embed.norm", "layers.{k}.blocks.{b}", "layers.{k}.downsample"),
+        *("norm", "head.fc"),
+        ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    "microsoft": (
+        *("patch_embed.proj", "patch_embed.norm", "layers.{k}.blocks.{b}", "layers.{j}.downsample"),
+        *("norm", "head"),
+        ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    "torchvision": (
+        *("features.0.0", "features.0.2", "features.{odd}.{b}", "features.{even}"),
+        *("norm", "head"),
+        ("norm1", "norm2", "mlp.0", "mlp.3", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    "transformers": (
+        *("{m}.embeddings.patch_embeddings.projection", "{m}.embeddings.norm"),
+        *("{m}.encoder.layers.{k}.blocks.{b}", "{m}.encoder.layers.{j}.downsample"),
+        *("{m}.layernorm", "classifier"),
+        (
+            *("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense"),
+            *("attention.output.dense", "attention.self", "continuous_position_bias_mlp"),
+        ),
+    ),
+}
+
+
+def swin_attention(name: str, mlp: str, layout: str, version: int, c: int, heads: int, side: int):
+    """Of what is not the last layer of one attention, the shapes by name."""
+    shapes = {}
+    if layout == "transformers":
+        for part in ("query", "key", "value"):
+            shapes[f"{name}.{part}.weight"] = (c, c)
+            if version == 1 or part != "key":
+                shapes[f"{name}.{part}.bias"] = (c,)
+    else:
+        shapes[f"{name}.qkv.weight"] = (3 * c, c)
+        if version == 1 or layout == "torchvision":
+            shapes[f"{name}.qkv.bias"] = (3 * c,)
+        else:
+            shapes[f"{name}.q_bias"] = shapes[f"{name}.v_bias"] = (c,)
+    if layout in ("microsoft", "torchvision"):
+        index = (side**2, side**2) if layout == "microsoft" else (side**4,)
+        shapes[f"{name}.relative_position_index"] = index
+    if version == 1:
+        table = ((2 * side - 1) ** 2, heads)
+        return shapes | {f"{name}.relative_position_bias_table": table}
+    if layout in ("microsoft", "torchvision"):
+        shapes[f"{name}.relative_coords_table"] = (1, 2 * side - 1, 2 * side - 1, 2)
+    shapes |= {f"{name}.{mlp}.0.weight": (512, 2), f"{name}.{mlp}.0.bias": (512,)}
+    return shapes | {f"{name}.{mlp}.2.weight": (heads, 512), f"{name}.logit_scale": (heads, 1, 1)}
+
+
+def swin_shapes(arch: str, layout: str) -> dict[str, tuple]:
+    if layout == "transformers-trunk":
+        shapes = swin_shapes(arch, "transformers")
+        del shapes["classifier.weight"], shapes["classifier.bias"]
+        return {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    third, first, *sides = SWINS[arch]
+    version, m = (2, "swinv2") if "v2" in arch else (1, "swin")
+    stem, stem_norm, block, down, last, classifier, parts = SWIN_NAMES[layout]
+    norm1, norm2, expand, reduce, out, attention, mlp = parts
+    shapes = {}
+
+    def add(name: str, *shape: int) -> None:
+        shapes[f"{name.format(m=m)}.weight"] = shape
+        shapes[f"{name.format(m=m)}.bias"] = shape[:1]
+
+    add(stem, 32 * first, 3, 4, 4)
+    add(stem_norm, 32 * first)
+    for k in range(4):
+        heads = first * 2**k
+        c = 32 * heads
+        if k:
+            name = down.format(k=k, j=k - 1, even=2 * k, m=m)
+            add(f"{name}.norm", 2 * c if version == 1 else c)
+            shapes[f"{name}.reduction.weight"] = (c, 2 * c)
+        for b in range(third if k == 2 else 2):
+            name = block.format(k=k, b=b, odd=2 * k + 1, m=m)
+            side = sides[k == 3]
+            shapes |= swin_attention(f"{name}.{attention}", mlp, layout, version, c, heads, side)
+            add(f"{name}.{out}", c, c)
+            add(f"{name}.{norm1}", c)
+            add(f"{name}.{norm2}", c)
+            add(f"{name}.{expand}", 4 * c, c)
+            add(f"{name}.{reduce}", c, 4 * c)
+    add(last, 256 * first)
+    add(classifier, 1000, 256 * first)
+    return shapes
+
+
 def mcar_shapes(arch: str, classes: int) -> dict[str, tuple]:
     """A trunk cut into the list `features`, without its classifier, and `convclass`."""
     shapes = {}
@@ -219,6 +330,8 @@ def source_shapes() -> Callable[..., dict[str, tuple]]:
             return msrn_shapes(arch, classes, groups)
         if arch in CONVNEXTS:
             return convnext_shapes(arch, layout)
+        if arch in SWINS:
+            return swin_shapes(arch, layout)
         return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
 
     return shapes

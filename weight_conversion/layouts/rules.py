@@ -121,6 +121,9 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
+    ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
+    # Of an architecture, what it computes itself and keeps with its weights; each may be missing.
+    constants: Callable[[str], dict[str, np.ndarray]] = lambda arch: {}
 
 
 def unused(name: str) -> Rule:

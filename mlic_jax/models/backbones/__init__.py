@@ -15,7 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from mlic_jax.models.backbones import convnext, mobilenet_v2, resnet
+from mlic_jax.models.backbones import convnext, mobilenet_v2, resnet, swin
 from mlic_jax.models.layers import ConvBatchNorm
 
 
@@ -49,9 +49,16 @@ def _convnext(name: str, settings: Settings) -> nn.Module:
     )
 
 
+def _swin(name: str, settings: Settings) -> nn.Module:
+    return swin.Swin(
+        swin.SIZES[name], settings.width, settings.dtype, settings.remat, settings.drop_path
+    )
+
+
 # By `names.BACKBONES`.
 CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in resnet.DEPTHS},
     "mobilenet_v2": _mobilenet_v2,
     **{name: partial(_convnext, name) for name in convnext.SIZES},
+    **{name: partial(_swin, name) for name in swin.SIZES},
 }

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int, Shaped
+from jaxtyping import Array, Float, Float32, Float64, Int, Shaped
 
 from mlic_jax.models.arrays import Float32Or64, RowMask, StageMaps
 from mlic_jax.models.backbones.convnext import Patches
@@ -175,10 +175,25 @@ def pad_to(x: Shaped[Array, "B H W F"], shape: RowsColumns) -> Shaped[Array, "B 
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0))) if rows or columns else x
 
 
-def distances(window: RowsColumns) -> Int[np.ndarray, "T T 2"]:
-    """By how many rows and columns every query of a window lies after every key."""
+def distance_index(window: RowsColumns, side: int) -> Int[np.ndarray, "T T"]:
+    """Of every query and key of a window, the place in a table of all distances.
+
+    The table has those of a square window of a side, rows and columns from the most negative on.
+    """
     places = np.stack(np.indices(window), axis=-1).reshape(-1, 2)
-    return places[:, None] - places[None]
+    rows, columns = np.moveaxis(places[:, None] - places[None], -1, 0)
+    return (rows + side - 1) * (2 * side - 1) + columns + side - 1
+
+
+def log_distances(side: int, longest: int) -> Float64[np.ndarray, "({side}*2-1)**2 2"]:
+    """The table of distances that `distance_index` is of, as version 2 takes them.
+
+    Logarithms to base 8, with its sign: of 1 and 8 times a distance, as a share of the `longest`.
+    """
+    reach = np.arange(1 - side, side)
+    places = np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
+    places = 8 * places / max(longest, 1)
+    return np.sign(places) * np.log2(np.abs(places) + 1) / np.log2(8)
 
 
 def unit(x: Float[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
@@ -203,22 +218,17 @@ class PositionBias(nn.Module):
     @nn.compact
     def __call__(self, window: RowsColumns) -> Float32Or64[Array, "{self.heads} T T"]:
         """For windows of a shape no larger than that of training."""
-        longest = self.side - 1
-        rows, columns = np.moveaxis(distances(window), -1, 0)
         if self.version == 1:
-            shape = ((2 * longest + 1) ** 2, self.heads)
+            shape = ((2 * self.side - 1) ** 2, self.heads)
             table = self.param("bias", initializer, shape)
-            index = (rows + longest) * (2 * longest + 1) + columns + longest
+            index = distance_index(window, self.side)
         else:
-            reach = [np.arange(1 - length, length) for length in window]
-            places = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 2)
-            places = 8 * places / max(longest, 1)
-            places = np.sign(places) * np.log2(np.abs(places) + 1) / np.log2(8)
-            dtype = np.promote_types(self.dtype, np.float32)
-            table = dense(POSITION_WIDTH, dtype, "hidden")(jnp.asarray(places, dtype))
-            table = dense(self.heads, dtype, "out", use_bias=False)(nn.relu(table))
+            side, dtype = max(window), np.promote_types(self.dtype, np.float32)
+            table = jnp.asarray(log_distances(side, self.side - 1), dtype)
+            table = nn.relu(dense(POSITION_WIDTH, dtype, "hidden")(table))
+            table = dense(self.heads, dtype, "out", use_bias=False)(table)
             table = HIGHEST_BIAS * nn.sigmoid(table)
-            index = (rows + window[0] - 1) * (2 * window[1] - 1) + columns + window[1] - 1
+            index = distance_index(window, side)
         bias = at_least_float32(table)[index.ravel()].reshape(*index.shape, self.heads)
         return bias.transpose(2, 0, 1)
 
