@@ -5,6 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mlic_jax.models.backbones import swin
+from weight_conversion import matching
+
 RESNET_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -196,26 +199,33 @@ SWIN_NAMES = {
         *("norm", "head"),
         ("norm1", "norm2", "mlp.0", "mlp.3", "attn.proj", "attn", "cpb_mlp"),
     ),
-    "transformers": (
-        *("{m}.embeddings.patch_embeddings.projection", "{m}.embeddings.norm"),
-        *("{m}.encoder.layers.{k}.blocks.{b}", "{m}.encoder.layers.{j}.downsample"),
-        *("{m}.layernorm", "classifier"),
-        (
-            *("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense"),
-            *("attention.output.dense", "attention.self", "continuous_position_bias_mlp"),
-        ),
-    ),
+    **{
+        style: (
+            *("{m}.embeddings.patch_embeddings.projection", "{m}.embeddings.norm"),
+            *("{m}.encoder.layers.{k}.blocks.{b}", "{m}.encoder.layers.{j}.downsample"),
+            *("{m}.layernorm", "classifier"),
+            ("layernorm_before", "layernorm_after", *parts),
+        )
+        for style, parts in {
+            "transformers": (
+                *("intermediate.dense", "output.dense", "attention.output.dense"),
+                *("attention.self", "continuous_position_bias_mlp"),
+            ),
+            "transformers5": ("mlp.fc1", "mlp.fc2", "attention.o_proj", "attention", ""),
+        }.items()
+    },
 }
 
 
 def swin_attention(name: str, mlp: str, layout: str, version: int, c: int, heads: int, side: int):
     """Of what is not the last layer of one attention, the shapes by name."""
     shapes = {}
-    if layout == "transformers":
+    if layout.startswith("transformers"):
         for part in ("query", "key", "value"):
-            shapes[f"{name}.{part}.weight"] = (c, c)
+            theirs = f"{part[0]}_proj" if layout == "transformers5" else part
+            shapes[f"{name}.{theirs}.weight"] = (c, c)
             if version == 1 or part != "key":
-                shapes[f"{name}.{part}.bias"] = (c,)
+                shapes[f"{name}.{theirs}.bias"] = (c,)
     else:
         shapes[f"{name}.qkv.weight"] = (3 * c, c)
         if version == 1 or layout == "torchvision":
@@ -227,6 +237,7 @@ def swin_attention(name: str, mlp: str, layout: str, version: int, c: int, heads
         shapes[f"{name}.relative_position_index"] = index
     if version == 1:
         table = ((2 * side - 1) ** 2, heads)
+        name += ".relative_position_bias" if layout == "transformers5" else ""
         return shapes | {f"{name}.relative_position_bias_table": table}
     if layout in ("microsoft", "torchvision"):
         shapes[f"{name}.relative_coords_table"] = (1, 2 * side - 1, 2 * side - 1, 2)
@@ -235,8 +246,8 @@ def swin_attention(name: str, mlp: str, layout: str, version: int, c: int, heads
 
 
 def swin_shapes(arch: str, layout: str) -> dict[str, tuple]:
-    if layout == "transformers-trunk":
-        shapes = swin_shapes(arch, "transformers")
+    if layout.endswith("-trunk"):
+        shapes = swin_shapes(arch, layout.removesuffix("-trunk"))
         del shapes["classifier.weight"], shapes["classifier.bias"]
         return {name.partition(".")[2]: shape for name, shape in shapes.items()}
     third, first, *sides = SWINS[arch]
@@ -270,6 +281,20 @@ def swin_shapes(arch: str, layout: str) -> dict[str, tuple]:
     add(last, 256 * first)
     add(classifier, 1000, 256 * first)
     return shapes
+
+
+def swin_table(name: str, shape: tuple) -> np.ndarray:
+    """What a Swin Transformer keeps of its windows, written out pair by pair."""
+    if name.endswith("relative_position_index"):
+        side = round(np.prod(shape) ** 0.25)
+        places = list(np.ndindex(side, side))
+        reach = 2 * side - 1
+        pairs = [(i + side - 1 - k, j + side - 1 - m) for i, j in places for k, m in places]
+        return np.array([row * reach + column for row, column in pairs]).reshape(shape)
+    side = (shape[1] + 1) // 2
+    shares = [8 * k / (side - 1) for k in range(1 - side, side)]
+    waves = [np.copysign(np.log2(abs(share) + 1) / 3, share) for share in shares]
+    return np.array([[[[a, b] for b in waves] for a in waves]], np.float32)
 
 
 def mcar_shapes(arch: str, classes: int) -> dict[str, tuple]:
@@ -342,6 +367,8 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
     """As `source_shapes`, with seeded random weights that keep activations in range."""
 
     def draw(rng: np.random.Generator, name: str, shape: tuple) -> np.ndarray:
+        if name.endswith(("relative_position_index", "relative_coords_table")):
+            return swin_table(name, shape)
         if name.endswith("num_batches_tracked"):
             return np.array(7, np.int64)
         if np.prod(shape) > 1e7:  # ten times as fast, and as good where nothing is computed
@@ -363,6 +390,22 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
         }
 
     return tensors
+
+
+@pytest.fixture
+def tiny_swins(monkeypatch):
+    """Every published size is as small as can be: its last window is as large as the map at 96."""
+    last = 3
+    for name, size in swin.SIZES.items():
+        side = 6 if "window" in name else last
+        tiny = swin.Size((2, 2, 2, 2), (1, 2, 4, 8), (side, side, side, last), size.version)
+        monkeypatch.setitem(swin.SIZES, name, tiny)
+        monkeypatch.setitem(SWINS, name, (2, 1, side, last))
+    for cache in (caches := (matching._trunk, matching._names, matching._modules)):
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture(scope="session")

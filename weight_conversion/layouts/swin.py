@@ -107,12 +107,20 @@ def _fused(version: int, key_bias: bool, block: str, ours: str) -> list[Rule]:
 
 
 def _separate(version: int, block: str, ours: str) -> list[Rule]:
-    """Queries, keys and values as Hugging Face has them."""
+    """Queries, keys and values as files of Hugging Face's have them."""
     name = f"{block}.attention.self"
     rules = _positions(version, name, "continuous_position_bias_mlp", ours)
     for module in ("query", "key", "value"):
         rules += linear(f"{name}.{module}", f"{ours}/{module}")
     return [*rules, *linear(f"{block}.attention.output.dense", f"{ours}/out")]
+
+
+def _separate5(block: str, ours: str) -> list[Rule]:
+    """As the modules of version 5 of `transformers` call them."""
+    rules = _positions(1, f"{block}.attention.relative_position_bias", "", ours)
+    for theirs, module in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+        rules += linear(f"{block}.attention.{theirs}_proj", f"{ours}/{module}")
+    return rules
 
 
 # What the names of the blocks of each stage begin with.
@@ -135,18 +143,14 @@ def _of_torchvision(version: int) -> tuple[Rule, ...]:
     return _swin(("features.0.0", "features.0.2"), FEATURES, down, "norm", names)
 
 
-def _of_transformers(version: int, prefix: str) -> tuple[Rule, ...]:
+def _of_transformers(names: BlockNames, prefix: str) -> tuple[Rule, ...]:
     """In a model that calls it `prefix`."""
     return _swin(
         (f"{prefix}embeddings.patch_embeddings.projection", f"{prefix}embeddings.norm"),
         [f"{prefix}encoder.{stage}" for stage in LAYERS],
         [f"{prefix}encoder.{down}" for down in DOWNS[:3]],
         f"{prefix}layernorm",
-        BlockNames(
-            ("layernorm_before", "layernorm_after"),
-            partial(_separate, version),
-            *("intermediate.dense", "output.dense"),
-        ),
+        names,
     )
 
 
@@ -220,21 +224,25 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
         imagenet_head,
         constants=_torchvision_tables,
     )
-    of_transformers = partial(_of_transformers, version)
-    yield Layout(  # SwinForImageClassification, Swinv2ForImageClassification
-        "transformers",
-        archs,
-        (*of_transformers(f"{model}."), *linear("classifier", "classifier")),
-        imagenet_head,
-        _ignored([f"{model}.encoder.{stage}" for stage in LAYERS], "attention.self"),
-    )
-    yield Layout(  # SwinModel, Swinv2Model
-        "transformers-trunk",
-        archs,
-        of_transformers(""),
-        no_head,
-        _ignored([f"encoder.{stage}" for stage in LAYERS], "attention.self"),
-    )
+    norms, mlp = ("layernorm_before", "layernorm_after"), ("intermediate.dense", "output.dense")
+    styles = {"transformers": BlockNames(norms, partial(_separate, version), *mlp)}
+    if version == 1:
+        styles["transformers5"] = BlockNames(norms, _separate5, "mlp.fc1", "mlp.fc2")
+    for style, names in styles.items():
+        yield Layout(  # SwinForImageClassification, Swinv2ForImageClassification
+            style,
+            archs,
+            (*_of_transformers(names, f"{model}."), *linear("classifier", "classifier")),
+            imagenet_head,
+            _ignored([f"{model}.encoder.{stage}" for stage in LAYERS], "attention.self"),
+        )
+        yield Layout(  # SwinModel, Swinv2Model
+            f"{style}-trunk",
+            archs,
+            _of_transformers(names, ""),
+            no_head,
+            _ignored([f"encoder.{stage}" for stage in LAYERS], "attention.self"),
+        )
 
 
 LAYOUTS = (*_layouts(1, SWIN, "swin"), *_layouts(2, SWIN_V2, "swinv2"))

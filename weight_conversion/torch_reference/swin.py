@@ -57,9 +57,9 @@ class Attention(nn.Module):
         if self.version == 1:
             row = (down + self.side - 1) * (2 * self.side - 1)
             return self.relative_position_bias_table[row + right + self.side - 1].permute(2, 0, 1)
-        share = 8 * torch.stack([down, right], -1) / max(self.side - 1, 1)
-        logarithm = torch.sign(share) * torch.log2(share.abs() + 1) / math.log2(8)
-        bias = self.cpb_mlp(logarithm.to(self.logit_scale.dtype))
+        share = torch.stack([down, right], -1).to(self.logit_scale.dtype)
+        share *= 8 / max(self.side - 1, 1)
+        bias = self.cpb_mlp(torch.sign(share) * torch.log2(share.abs() + 1) / math.log2(8))
         return 16 * torch.sigmoid(bias).permute(2, 0, 1)
 
     def forward(self, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
