@@ -59,15 +59,16 @@ def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict
         name, rule = source_name(target, table)
         index, count = rule.part or (0, 1)
         parts.setdefault(name, [None] * count)[index] = rule.theirs(np.asarray(array))
-    return {name: _joined(of) for name, of in parts.items()}
+    # In C's order, for a file is written from the memory as it lies.
+    return {name: np.array(_joined(of), order="C") for name, of in parts.items()}
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray:
     """A tensor of its parts, with zeros for those that nothing reads, and that so are not there."""
+    found = [part for part in parts if part is not None]
     if len(parts) == 1:
-        return np.array(parts[0])
-    empty = np.zeros_like(next(part for part in parts if part is not None))
-    return np.concatenate([empty if part is None else part for part in parts])
+        return found[0]
+    return np.concatenate([np.zeros_like(found[0]) if part is None else part for part in parts])
 
 
 def with_dead_tensors(

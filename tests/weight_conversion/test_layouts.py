@@ -180,7 +180,7 @@ def test_tensors_go_there_and_back_unchanged(source_tensors, arch, layout):
     back = to_torch(variables, arch, layout)
     assert set(back) == set(tensors)
     for name, array in back.items():
-        assert array.dtype == tensors[name].dtype
+        assert array.dtype == tensors[name].dtype and array.flags.c_contiguous
         np.testing.assert_array_equal(array, tensors[name], err_msg=name)
 
 
