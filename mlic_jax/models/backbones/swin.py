@@ -125,14 +125,15 @@ class Cut(NamedTuple):
     @classmethod
     def of(cls, shape: RowsColumns, side: int, is_shifted: bool) -> "Cut":
         """Into squares where the map is large enough, shifted by half of their side."""
-        window = tuple(min(length, side) for length in shape)
-        shift = tuple(side // 2 if is_shifted and length > side else 0 for length in shape)
-        return cls(shape, window, shift)
+        rows, columns = (min(length, side) for length in shape)
+        down, right = (side // 2 if is_shifted and length > side else 0 for length in shape)
+        return cls(shape, (rows, columns), (down, right))
 
     @property
     def padded(self) -> RowsColumns:
         """The shape of the map, padded to whole windows."""
-        return tuple(-(-n // side) * side for n, side in zip(self.shape, self.window, strict=True))
+        rows, columns = (-(-n // k) * k for n, k in zip(self.shape, self.window, strict=True))
+        return rows, columns
 
     def split(self, x: Shaped[Array, "B H W F"]) -> Shaped[Array, "B n T F"]:
         """The windows of a map."""
@@ -179,8 +180,8 @@ def distance_index(window: RowsColumns, side: int) -> Int[np.ndarray, "T T"]:
 
     The table has those of a square window of a side, rows and columns from the most negative on.
     """
-    places = np.stack(np.indices(window), axis=-1).reshape(-1, 2)
-    rows, columns = np.moveaxis(places[:, None] - places[None], -1, 0)
+    rows, columns = (place.ravel() for place in np.indices(window))
+    rows, columns = (place[:, None] - place[None] for place in (rows, columns))
     return (rows + side - 1) * (2 * side - 1) + columns + side - 1
 
 
@@ -189,10 +190,9 @@ def log_distances(side: int, longest: int) -> Float64[np.ndarray, "({side}*2-1)*
 
     Logarithms to base 8, with its sign: of 1 and 8 times a distance, as a share of the `longest`.
     """
-    reach = np.arange(1 - side, side)
-    places = np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
-    places = 8 * places / max(longest, 1)
-    return np.sign(places) * np.log2(np.abs(places) + 1) / np.log2(8)
+    reach = 8 * np.arange(1 - side, side) / max(longest, 1)
+    reach = np.sign(reach) * np.log2(np.abs(reach) + 1) / np.log2(8)
+    return np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def unit(x: Float[Array, "*axes"]) -> Float32Or64[Array, "*axes"]:
@@ -297,7 +297,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W F"], train: bool, mask: RowMask | None
     ) -> Float[Array, "B H W F"]:
-        cut = Cut.of(x.shape[1:3], self.side, self.is_shifted)
+        cut = Cut.of((x.shape[1], x.shape[2]), self.side, self.is_shifted)
         attention = Attention(self.heads, self.side, self.version, self.dtype, name="attention")
         expand = dense(4 * x.shape[-1], self.dtype, "expand")
         reduce = dense(x.shape[-1], self.dtype, "reduce")
