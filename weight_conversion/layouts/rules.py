@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from weight_conversion.preprocessing import Preprocessing
+
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
@@ -121,6 +123,9 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
+    # What photos became in training, as far as it is the same of all weights of these names; what
+    # it lacks of mean and std is ImageNet's.
+    usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
     ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
     # Of an architecture, what it computes itself and keeps with its weights; each may be missing.
     constants: Callable[[str], dict[str, np.ndarray]] = lambda arch: {}

@@ -26,6 +26,7 @@ from weight_conversion.layouts.rules import (
     norm,
     unused,
 )
+from weight_conversion.preprocessing import Preprocessing
 
 SWIN = tuple(name for name, size in SIZES.items() if size.version == 1)
 SWIN_V2 = tuple(name for name, size in SIZES.items() if size.version == 2)
@@ -128,6 +129,7 @@ LAYERS = tuple(f"layers.{k}.blocks" for k in range(4))
 FEATURES = tuple(f"features.{k}" for k in (1, 3, 5, 7))
 DOWNS = tuple(f"layers.{k}.downsample" for k in range(4))
 MOST_BLOCKS = max(max(size.blocks) for size in SIZES.values())
+BICUBIC = Preprocessing(interpolation="bicubic")
 INDEX, COORDINATES = "relative_position_index", "relative_coords_table"
 
 
@@ -207,6 +209,7 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
         archs,
         (*_of_timm(version, DOWNS[1:]), *linear("head.fc", "classifier")),
         imagenet_head,
+        BICUBIC,
         ignored,
     )
     yield Layout(  # github.com/microsoft/Swin-Transformer, and timm before 0.9
@@ -214,6 +217,7 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
         archs,
         (*_of_timm(version, DOWNS[:3]), *linear("head", "classifier"), *_tables_kept(LAYERS)),
         imagenet_head,
+        BICUBIC,
         frozenset(name for name in ignored if name.endswith("attn_mask")),
         partial(_tables, LAYERS, False),
     )
@@ -222,6 +226,7 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
         tuple(name for name in archs if name in TORCHVISION),
         (*_of_torchvision(version), *linear("head", "classifier"), *_tables_kept(FEATURES)),
         imagenet_head,
+        BICUBIC,
         constants=_torchvision_tables,
     )
     norms, mlp = ("layernorm_before", "layernorm_after"), ("intermediate.dense", "output.dense")
@@ -234,6 +239,7 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
             archs,
             (*_of_transformers(names, f"{model}."), *linear("classifier", "classifier")),
             imagenet_head,
+            BICUBIC,
             _ignored([f"{model}.encoder.{stage}" for stage in LAYERS], "attention.self"),
         )
         yield Layout(  # SwinModel, Swinv2Model
@@ -241,6 +247,7 @@ def _layouts(version: int, archs: tuple[str, ...], model: str) -> Iterator[Layou
             archs,
             _of_transformers(names, ""),
             no_head,
+            BICUBIC,
             _ignored([f"encoder.{stage}" for stage in LAYERS], "attention.self"),
         )
 
