@@ -76,6 +76,8 @@ def test_width():
         ("convnextv2_atto", "stage", 4),
         ("convnextv2_atto", "block", 12 + 3),  # and what leads to the later stages
         ("swin_tiny", "block", 12 + 3),
+        ("vit_tiny_patch16", "stage", 4),
+        ("vit_tiny_patch16", "block", 12),
     ],
 )
 def test_what_the_backward_pass_computes_again(name, remat, parts):
@@ -93,7 +95,7 @@ def test_what_the_backward_pass_computes_again(name, remat, parts):
 
 def test_maps_have_the_dtype_and_variables_do_not():
     images = jnp.zeros((2, 64, 64, 3))
-    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto", "swinv2_tiny"):
+    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto", "vit_tiny_patch16", "swinv2_tiny"):
         backbone = create_backbone(name, dtype="bfloat16")
         stages, variables = jax.eval_shape(
             lambda b=backbone: b.init_with_output(jax.random.key(0), images)

@@ -4,7 +4,7 @@ A checkpoint fits an architecture when every one of its names is that of a leaf 
 the architecture is filled once, with the right shape. Only names and shapes are needed to tell.
 """
 
-from weight_conversion.layouts import convnext, mcar, mobilenet_v2, msrn, resnet, swin
+from weight_conversion.layouts import convnext, mcar, mobilenet_v2, msrn, resnet, swin, vit
 from weight_conversion.layouts.rules import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -12,6 +12,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *mobilenet_v2.LAYOUTS,
     *convnext.LAYOUTS,
     *swin.LAYOUTS,
+    *vit.LAYOUTS,
     *mcar.LAYOUTS,
     *msrn.LAYOUTS,
 )
@@ -20,6 +21,7 @@ REFERENCE_LAYOUTS = {
     **dict.fromkeys((*resnet.RESNETS, *mobilenet_v2.MOBILENET), "torchvision"),
     **dict.fromkeys((*convnext.CONVNEXT, *convnext.CONVNEXT_V2), "timm"),
     **dict.fromkeys((*swin.SWIN, *swin.SWIN_V2), "timm"),
+    **dict.fromkeys((name for name in vit.SIZES if name not in vit.DINOV3S), "timm"),
 }
 TWINS = swin.TWINS
 ARCHS = tuple(dict.fromkeys(arch for layout in LAYOUTS for arch in layout.archs))
