@@ -86,7 +86,9 @@ def default_config() -> ConfigDict:
     # resnet10/18/34/50/101/152 | mobilenet_v2 | convnext_tiny/small/base/large/xlarge |
     # convnextv2_atto/femto/pico/nano/tiny/base/large/huge | vit_tiny_patch16 |
     # vit_small/base_patch16/32 | vit_large_patch14/16/32 | dinov2_small/base/large(_registers) |
-    # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large
+    # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large |
+    # swin_tiny/small/base/large, swin_base/large_window12 |
+    # swinv2_tiny/small/base, and each _window16
     config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
@@ -98,8 +100,8 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
-    # convnext, vit, dino, clip: in training the last block leaves out its branch for so many of the
-    # images, the others fewer, in equal steps from 0 (stochastic depth); 0: none does.
+    # convnext, swin, vit, dino, clip: in training the last block leaves out its branches for so
+    # many of the images, the others fewer, in equal steps from 0 (stochastic depth); 0: none does.
     config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image

@@ -1,6 +1,6 @@
 """Tensors of a checkpoint to our leaves, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +23,14 @@ def to_flax(tensors: Mapping[str, np.ndarray], matched: Match) -> dict:
       Failure: weights that are not floating point, or hold NaN or infinity; lists them all.
     """
     flat, problems = {}, []
+    constants = matched.layout.constants(matched.arch)
     for target, (name, rule) in matched.filled.items():
         tensor = tensors[name]
         if target.startswith("unused/"):
-            flat[target] = np.array(tensor)
+            flat[target] = np.array(rule.ours(tensor))
+            is_constant = name in constants and rule.part is None
+            if is_constant and not np.allclose(tensor, constants[name], atol=1e-5):
+                problems.append(f"tensor {name!r} is not what {matched.arch} has there")
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             problems.append(f"tensor {name!r} is {tensor.dtype}, not floating point")
         elif not np.isfinite(tensor).all():
@@ -50,23 +54,30 @@ def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict
         for name in ("params", "batch_stats", "unused")
         if name in variables
     }
-    parts: dict[str, dict[int, np.ndarray]] = {}
+    parts: dict[str, list[np.ndarray | None]] = {}
     for target, array in flatten_dict(given, sep="/").items():
         name, rule = source_name(target, table)
-        index = 0 if rule.part is None else rule.part.index
-        parts.setdefault(name, {})[index] = rule.theirs(np.asarray(array))
-    return {
-        name: np.concatenate([of[index] for index in sorted(of)]) if len(of) > 1 else of[0].copy()
-        for name, of in parts.items()
-    }
+        index, count = rule.part or (0, 1)
+        parts.setdefault(name, [None] * count)[index] = rule.theirs(np.asarray(array))
+    # In C's order, for a file is written from the memory as it lies.
+    return {name: np.array(_joined(of), order="C") for name, of in parts.items()}
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray:
+    """A tensor of its parts, with zeros for those that nothing reads, and that so are not there."""
+    found = [part for part in parts if part is not None]
+    if len(parts) == 1:
+        return found[0]
+    return np.concatenate([np.zeros_like(found[0]) if part is None else part for part in parts])
 
 
 def with_dead_tensors(
     state: Mapping[str, np.ndarray], arch: str, layout: str
 ) -> dict[str, np.ndarray]:
-    """`state` and zeros for what nothing reads but torch's `load_state_dict` asks for.
+    """`state` and what nothing reads but torch's `load_state_dict` asks for.
 
-    Those are the step counts of batch normalisation (int64) and, in MSRN, the modules out of use.
+    Zeros for the step counts of batch normalisation (int64) and, in MSRN, the modules out of use;
+    and the constants of a network.
     """
     table = _table(arch, layout)
     sizes = sizes_of({name: array.shape for name, array in state.items()}, arch)
@@ -75,7 +86,7 @@ def with_dead_tensors(
         name = target.removeprefix("unused/")
         counts = name.endswith("num_batches_tracked")
         zeros[name] = np.zeros(shape, np.int64 if counts else np.float32)
-    return zeros | dict(state)
+    return zeros | table.constants(arch) | dict(state)
 
 
 def _table(arch: str, layout: str) -> Layout:

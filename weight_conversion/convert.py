@@ -11,12 +11,13 @@ INPUT is a `.safetensors` file, a `.pth`, `.pt`, `.pth.tar` or `.bin` file (whic
 `torch`), the `.index.json` of shards of them, a folder with one of these as `transformers` names
 them, or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` or its shards in a repository of
 the Hugging Face Hub (which needs the extra `hub` and a network). What it holds is told from names
-and shapes, see `layouts.LAYOUTS`: a trunk (a torchvision ResNet or MobileNetV2, a d-li14
-or tonylins MobileNetV2, a ConvNeXt or ViT of torchvision, timm, transformers or its authors, or the
-image tower of a CLIP), from which a model can start training; or a whole MCAR or MSRN, which can be
-evaluated and used at once. Of those `--classes` names the classes in the order that INPUT has,
-`--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
-coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a name a line.
+and shapes, see `layouts.LAYOUTS`: a trunk (a torchvision ResNet or MobileNetV2, a d-li14 or
+tonylins MobileNetV2, a ConvNeXt, Swin Transformer or ViT of torchvision, timm, transformers or its
+authors, or the image tower of a CLIP), from which a model can start training; or a whole MCAR or
+MSRN, which can be evaluated and used at once. Of those `--classes` names the classes in the order
+that INPUT has, `--order` the order wanted: voc, coco (alphabetical, as in the released
+checkpoints), coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a
+name a line.
 Around the weights may be whatever people put there (`wrapping.WORDS`): the place where they were is
 printed, and so is all that is left out. Where a file has raw weights and their average, `--weights
 ema` takes the average; by default it is the raw ones, as in evaluation (`eval.weights`).

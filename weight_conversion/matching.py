@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone
-from weight_conversion.layouts import ARCHS, LAYOUTS
+from weight_conversion.layouts import ARCHS, LAYOUTS, TWINS
 from weight_conversion.layouts.rules import PLACEHOLDERS, Layout, Leaves, Rule, Shape, Shapes, Sizes
 
 FEWEST = 10  # names; no network has fewer, which need not be told from each other
@@ -42,7 +42,8 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
       arch: insist on this architecture; that of MCAR and MSRN is their backbone's.
 
     Raises:
-      UsageError: `arch` is unknown, or the tensors are those of another architecture.
+      UsageError: `arch` is unknown, or the tensors are those of another architecture, or without
+        an `arch` those of two.
       Failure: nothing fits; lists the problems under the layout that comes closest.
     """
     best = closest(shapes, arch)
@@ -82,6 +83,12 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
+    twin = TWINS.get(best.arch)
+    if arch is None and twin and not match(shapes, best.layout, twin).problems:
+        raise UsageError(
+            f"it fits {best.arch} and {twin}, which differ in what no tensor tells: say which "
+            "with --arch"
+        )
 
 
 def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
@@ -202,7 +209,9 @@ def leaves_of(layout: Layout, arch: str, sizes: Sizes) -> Leaves:
     """All leaves that a checkpoint of `arch` has under `layout`."""
     head = layout.head(sizes)
     counts = dict.fromkeys(_step_counts(layout, arch), ())
-    return Leaves(_trunk(arch)[0] | head.required, head.optional, head.dead | counts)
+    constants = {f"unused/{name}": array.shape for name, array in layout.constants(arch).items()}
+    dead = head.dead | counts | constants
+    return Leaves(_trunk(arch)[0] | head.required, head.optional, dead)
 
 
 @functools.cache

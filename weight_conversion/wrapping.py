@@ -79,6 +79,7 @@ def find(shapes: Mapping[str, Shape], arch: str | None = None, weights: str | No
         except (UsageError, Failure) as error:
             raise type(error)(f"{place}: {error}" if place else str(error)) from error
     place = named if named in fitting else _chosen(fitting, weights)
+    check(matches[place], under(shapes, place), arch)
     of_use = {p + name for p in fitting for name, _ in matches[p].filled.values()}
     others = tuple(p for p in fitting if p != place)
     left_out = tuple(name for name in shapes if name not in of_use)

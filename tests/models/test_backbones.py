@@ -33,6 +33,9 @@ from mlic_jax.models.backbones.mobilenet_v2 import scaled
         ("convnextv2_base", (128, 256, 512, 1024), (4, 8, 16, 32), 87_692_800),
         ("convnextv2_large", (192, 384, 768, 1536), (4, 8, 16, 32), 196_419_840),
         ("convnextv2_huge", (352, 704, 1408, 2816), (4, 8, 16, 32), 657_472_640),
+        ("swin_tiny", (96, 192, 384, 768), (4, 8, 16, 32), 27_519_354),
+        ("swin_large_window12", (192, 384, 768, 1536), (4, 8, 16, 32), 195_198_516),
+        ("swinv2_base", (128, 256, 512, 1024), (4, 8, 16, 32), 86_893_816),
     ],
 )
 def test_stages(name, channels, strides, parameters):
@@ -54,6 +57,10 @@ def test_width():
         lambda: create_backbone("convnextv2_atto", 0.2).init_with_output(jax.random.key(0), images)
     )
     assert [stage.shape[-1] for stage in narrow[0]] == [8, 16, 32, 64]
+    narrow = jax.eval_shape(
+        lambda: create_backbone("swin_tiny", 0.25).init_with_output(jax.random.key(0), images)
+    )
+    assert [stage.shape[-1] for stage in narrow[0]] == [24, 48, 96, 192]
     assert [scaled(c) for c in (32 * 0.35, 24 * 0.35, 16 * 0.5, 320 * 1.4)] == [16, 8, 8, 448]
 
 
@@ -68,6 +75,7 @@ def test_width():
         ("convnextv2_atto", "none", 0),
         ("convnextv2_atto", "stage", 4),
         ("convnextv2_atto", "block", 12 + 3),  # and what leads to the later stages
+        ("swin_tiny", "block", 12 + 3),
         ("vit_tiny_patch16", "stage", 4),
         ("vit_tiny_patch16", "block", 12),
     ],
@@ -87,7 +95,7 @@ def test_what_the_backward_pass_computes_again(name, remat, parts):
 
 def test_maps_have_the_dtype_and_variables_do_not():
     images = jnp.zeros((2, 64, 64, 3))
-    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto", "vit_tiny_patch16"):
+    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto", "vit_tiny_patch16", "swinv2_tiny"):
         backbone = create_backbone(name, dtype="bfloat16")
         stages, variables = jax.eval_shape(
             lambda b=backbone: b.init_with_output(jax.random.key(0), images)

@@ -10,10 +10,11 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
-from mlic_jax.models.backbones import vit
+from mlic_jax.models.backbones import swin, vit
 from mlic_jax.models.backbones.convnext import ConvNeXt, Size
 from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.backbones.resnet import ResNet
+from mlic_jax.models.backbones.swin import Swin
 from mlic_jax.models.backbones.vit import ViT
 from mlic_jax.train.optim import (
     OptimOptions,
@@ -235,6 +236,11 @@ def test_biases_and_norms_may_be_left_out_of_the_decay(settings):
         ),
         (
             ConvNeXt(Size((1, 2, 1, 1), (4, 4, 4, 4), 1)),
+            {"stem": 0, "stage1_0": 1, "downsample2": 2, "stage2_1": 2, "stage3_0": 3}
+            | {"downsample4": 4, "stage4_0": 4, "norm": 4},
+        ),
+        (
+            Swin(swin.Size((1, 2, 1, 1), (1, 2, 4, 8), (2, 2, 2, 2), 2), 0.125),
             {"stem": 0, "stage1_0": 1, "downsample2": 2, "stage2_1": 2, "stage3_0": 3}
             | {"downsample4": 4, "stage4_0": 4, "norm": 4},
         ),

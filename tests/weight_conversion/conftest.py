@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from mlic_jax.models.backbones import vit
+from mlic_jax.models.backbones import swin, vit
 from weight_conversion import matching
 
 RESNET_BLOCKS = {
@@ -162,6 +162,139 @@ def convnext_shapes(arch: str, layout: str) -> dict[str, tuple]:
     add(last, 8 * first)
     add(classifier, 1000, 8 * first)
     return {name.format(m=arch.partition("_")[0]): shape for name, shape in shapes.items()}
+
+
+# Of a Swin Transformer: blocks of the third stage, heads of the first, sides of the windows and of
+# those of the last stage.
+SWINS = {
+    "swin_tiny": (6, 3, 7, 7),
+    "swin_small": (18, 3, 7, 7),
+    "swin_base": (18, 4, 7, 7),
+    "swin_large": (18, 6, 7, 7),
+    "swin_base_window12": (18, 4, 12, 12),
+    "swin_large_window12": (18, 6, 12, 12),
+    "swinv2_tiny": (6, 3, 8, 8),
+    "swinv2_small": (18, 3, 8, 8),
+    "swinv2_base": (18, 4, 8, 8),
+    "swinv2_tiny_window16": (6, 3, 16, 8),
+    "swinv2_small_window16": (18, 3, 16, 8),
+    "swinv2_base_window16": (18, 4, 16, 8),
+}
+# layout -> stem, its normalisation, block b of stage k, what leads to stage k, the end, classifier;
+# and of a block its two normalisations, two linear layers, attention's last layer, where the rest
+# of attention is, and the small network of version 2.
+SWIN_NAMES = {
+    "timm": (
+        *("patch_embed.proj", "patch_embed.norm", "layers.{k}.blocks.{b}", "layers.{k}.downsample"),
+        *("norm", "head.fc"),
+        ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    "microsoft": (
+        *("patch_embed.proj", "patch_embed.norm", "layers.{k}.blocks.{b}", "layers.{j}.downsample"),
+        *("norm", "head"),
+        ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    "torchvision": (
+        *("features.0.0", "features.0.2", "features.{odd}.{b}", "features.{even}"),
+        *("norm", "head"),
+        ("norm1", "norm2", "mlp.0", "mlp.3", "attn.proj", "attn", "cpb_mlp"),
+    ),
+    **{
+        style: (
+            *("{m}.embeddings.patch_embeddings.projection", "{m}.embeddings.norm"),
+            *("{m}.encoder.layers.{k}.blocks.{b}", "{m}.encoder.layers.{j}.downsample"),
+            *("{m}.layernorm", "classifier"),
+            ("layernorm_before", "layernorm_after", *parts),
+        )
+        for style, parts in {
+            "transformers": (
+                *("intermediate.dense", "output.dense", "attention.output.dense"),
+                *("attention.self", "continuous_position_bias_mlp"),
+            ),
+            "transformers5": ("mlp.fc1", "mlp.fc2", "attention.o_proj", "attention", ""),
+        }.items()
+    },
+}
+
+
+def swin_attention(name: str, mlp: str, layout: str, version: int, c: int, heads: int, side: int):
+    """Of what is not the last layer of one attention, the shapes by name."""
+    shapes = {}
+    if layout.startswith("transformers"):
+        for part in ("query", "key", "value"):
+            theirs = f"{part[0]}_proj" if layout == "transformers5" else part
+            shapes[f"{name}.{theirs}.weight"] = (c, c)
+            if version == 1 or part != "key":
+                shapes[f"{name}.{theirs}.bias"] = (c,)
+    else:
+        shapes[f"{name}.qkv.weight"] = (3 * c, c)
+        if version == 1 or layout == "torchvision":
+            shapes[f"{name}.qkv.bias"] = (3 * c,)
+        else:
+            shapes[f"{name}.q_bias"] = shapes[f"{name}.v_bias"] = (c,)
+    if layout in ("microsoft", "torchvision"):
+        index = (side**2, side**2) if layout == "microsoft" else (side**4,)
+        shapes[f"{name}.relative_position_index"] = index
+    if version == 1:
+        table = ((2 * side - 1) ** 2, heads)
+        name += ".relative_position_bias" if layout == "transformers5" else ""
+        return shapes | {f"{name}.relative_position_bias_table": table}
+    if layout in ("microsoft", "torchvision"):
+        shapes[f"{name}.relative_coords_table"] = (1, 2 * side - 1, 2 * side - 1, 2)
+    shapes |= {f"{name}.{mlp}.0.weight": (512, 2), f"{name}.{mlp}.0.bias": (512,)}
+    return shapes | {f"{name}.{mlp}.2.weight": (heads, 512), f"{name}.logit_scale": (heads, 1, 1)}
+
+
+def swin_shapes(arch: str, layout: str) -> dict[str, tuple]:
+    if layout.endswith("-trunk"):
+        shapes = swin_shapes(arch, layout.removesuffix("-trunk"))
+        del shapes["classifier.weight"], shapes["classifier.bias"]
+        return {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    third, first, *sides = SWINS[arch]
+    version, m = (2, "swinv2") if "v2" in arch else (1, "swin")
+    stem, stem_norm, block, down, last, classifier, parts = SWIN_NAMES[layout]
+    norm1, norm2, expand, reduce, out, attention, mlp = parts
+    shapes = {}
+
+    def add(name: str, *shape: int) -> None:
+        shapes[f"{name.format(m=m)}.weight"] = shape
+        shapes[f"{name.format(m=m)}.bias"] = shape[:1]
+
+    add(stem, 32 * first, 3, 4, 4)
+    add(stem_norm, 32 * first)
+    for k in range(4):
+        heads = first * 2**k
+        c = 32 * heads
+        if k:
+            name = down.format(k=k, j=k - 1, even=2 * k, m=m)
+            add(f"{name}.norm", 2 * c if version == 1 else c)
+            shapes[f"{name}.reduction.weight"] = (c, 2 * c)
+        for b in range(third if k == 2 else 2):
+            name = block.format(k=k, b=b, odd=2 * k + 1, m=m)
+            side = sides[k == 3]
+            shapes |= swin_attention(f"{name}.{attention}", mlp, layout, version, c, heads, side)
+            add(f"{name}.{out}", c, c)
+            add(f"{name}.{norm1}", c)
+            add(f"{name}.{norm2}", c)
+            add(f"{name}.{expand}", 4 * c, c)
+            add(f"{name}.{reduce}", c, 4 * c)
+    add(last, 256 * first)
+    add(classifier, 1000, 256 * first)
+    return shapes
+
+
+def swin_table(name: str, shape: tuple) -> np.ndarray:
+    """What a Swin Transformer keeps of its windows, written out pair by pair."""
+    if name.endswith("relative_position_index"):
+        side = round(np.prod(shape) ** 0.25)
+        places = list(np.ndindex(side, side))
+        reach = 2 * side - 1
+        pairs = [(i + side - 1 - k, j + side - 1 - m) for i, j in places for k, m in places]
+        return np.array([row * reach + column for row, column in pairs]).reshape(shape)
+    side = (shape[1] + 1) // 2
+    shares = [8 * k / (side - 1) for k in range(1 - side, side)]
+    waves = [np.copysign(np.log2(abs(share) + 1) / 3, share) for share in shares]
+    return np.array([[[[a, b] for b in waves] for a in waves]], np.float32)
 
 
 # Of a Vision Transformer: blocks, channels, pixels of a side of a patch, patches of a side of the
@@ -377,6 +510,8 @@ def source_shapes() -> Callable[..., dict[str, tuple]]:
             return msrn_shapes(arch, classes, groups)
         if arch in CONVNEXTS:
             return convnext_shapes(arch, layout)
+        if arch in SWINS:
+            return swin_shapes(arch, layout)
         if arch in VITS:
             return vit_shapes(arch, layout)
         return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
@@ -389,6 +524,8 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
     """As `source_shapes`, with seeded random weights that keep activations in range."""
 
     def draw(rng: np.random.Generator, name: str, shape: tuple) -> np.ndarray:
+        if name.endswith(("relative_position_index", "relative_coords_table")):
+            return swin_table(name, shape)
         if name.endswith("num_batches_tracked"):
             return np.array(7, np.int64)
         if np.prod(shape) > 1e7:  # ten times as fast, and as good where nothing is computed
@@ -413,17 +550,33 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
 
 
 @pytest.fixture
-def tiny_vits(monkeypatch) -> Iterator[None]:
-    """All Vision Transformers are as small as can be, and alike but for their kinds."""
-    for name, size in vit.SIZES.items():
-        monkeypatch.setitem(vit.SIZES, name, vit.Size(4, 24, 2, 14, size.kind))
-        monkeypatch.setitem(VITS, name, (4, 24, 14, 0 if size.kind.is_rotary else 5))
+def no_known_sizes() -> Iterator[None]:
+    """Sizes of networks may be others: nothing of them is kept from before, or for after."""
     caches = matching._trunk, matching._names, matching._modules, matching._step_counts
     for cache in caches:
         cache.cache_clear()
     yield
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture
+def tiny_swins(monkeypatch, no_known_sizes) -> None:
+    """Every published size is as small as can be: its last window is as large as the map at 96."""
+    last = 3
+    for name, size in swin.SIZES.items():
+        side = 6 if "window" in name else last
+        tiny = swin.Size((2, 2, 2, 2), (1, 2, 4, 8), (side, side, side, last), size.version)
+        monkeypatch.setitem(swin.SIZES, name, tiny)
+        monkeypatch.setitem(SWINS, name, (2, 1, side, last))
+
+
+@pytest.fixture
+def tiny_vits(monkeypatch, no_known_sizes) -> None:
+    """All Vision Transformers are as small as can be, and alike but for their kinds."""
+    for name, size in vit.SIZES.items():
+        monkeypatch.setitem(vit.SIZES, name, vit.Size(4, 24, 2, 14, size.kind))
+        monkeypatch.setitem(VITS, name, (4, 24, 14, 0 if size.kind.is_rotary else 5))
 
 
 @pytest.fixture(scope="session")

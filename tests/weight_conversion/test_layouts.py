@@ -10,9 +10,9 @@ import pytest
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import BACKBONES, create_backbone, create_model
-from mlic_jax.models.backbones import vit
+from mlic_jax.models.backbones import swin, vit
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
-from weight_conversion.layouts import ARCHS, LAYOUTS
+from weight_conversion.layouts import ARCHS, LAYOUTS, TWINS
 from weight_conversion.layouts.rules import IMAGENET_CLASSES, LINEAR, Layout, Part, Rule
 from weight_conversion.matching import detect, match
 
@@ -37,6 +37,18 @@ PARAMETERS = {
     "convnextv2_base": 88_717_800,
     "convnextv2_large": 197_956_840,
     "convnextv2_huge": 660_289_640,
+    "swin_tiny": 28_288_354,
+    "swin_small": 49_606_258,
+    "swin_base": 87_768_224,
+    "swin_large": 196_532_476,
+    "swin_base_window12": 87_903_584,
+    "swin_large_window12": 196_735_516,
+    "swinv2_tiny": 28_347_154,
+    "swinv2_small": 49_728_418,
+    "swinv2_base": 87_918_816,
+    "swinv2_tiny_window16": 28_347_154,
+    "swinv2_small_window16": 49_728_418,
+    "swinv2_base_window16": 87_918_816,
     "vit_tiny_patch16": 5_717_416,
     "vit_small_patch16": 22_050_664,
     "vit_small_patch32": 22_878_952,
@@ -45,11 +57,14 @@ PARAMETERS = {
     "vit_large_patch16": 304_326_632,
     "vit_large_patch32": 306_535_400,
 }
+# Biases of keys that torchvision keeps, and sets to 0.
+KEY_BIASES = {"swinv2_tiny": 4_416, "swinv2_small": 9_024, "swinv2_base": 12_032}
 
 
 def to_recognise(layout: Layout) -> tuple[str, ...]:
-    """All of a layout; of the many of Vision Transformers, whose sizes differ in numbers, one."""
-    is_one_of_many = layout.archs[0] in vit.SIZES and layout.name not in ("timm", "transformers")
+    """All of a layout; of the many of transformers, whose sizes differ in numbers, one."""
+    is_transformer = layout.archs[0] in {*vit.SIZES, *swin.SIZES}
+    is_one_of_many = is_transformer and layout.name not in ("timm", "transformers")
     return layout.archs[:1] if is_one_of_many else layout.archs
 
 
@@ -84,7 +99,9 @@ def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
 
 
 def is_dead(name: str) -> bool:
-    return name.endswith(("num_batches_tracked", "mask_token")) or name in (
+    last = name.rpartition(".")[2]
+    constants = ("relative_position_index", "relative_coords_table")
+    return last in (*constants, "num_batches_tracked", "mask_token") or name in (
         "W",
         "B",
         "resnet_101.conv_buffer0.weight",
@@ -92,8 +109,14 @@ def is_dead(name: str) -> bool:
     )
 
 
-def count_parameters(shapes: dict[str, tuple]) -> int:
-    filled = detect(shapes).filled.items()
+def asked(arch: str, layout: str) -> str | None:
+    """The architecture, where another has tensors of the same shapes."""
+    is_told = layout in ("microsoft", "torchvision")
+    return arch if arch in {*TWINS, *TWINS.values()} and not is_told else None
+
+
+def count_parameters(shapes: dict[str, tuple], arch: str | None = None) -> int:
+    filled = detect(shapes, arch).filled.items()
     names = {name for path, (name, _) in filled if path.startswith("params/")}
     return sum(np.prod(shapes[name]) for name in names)
 
@@ -105,7 +128,7 @@ def test_every_backbone_has_a_table():
 @pytest.mark.parametrize(("arch", "layout"), NETWORKS)
 def test_every_network_is_recognised_and_filled(source_shapes, arch, layout):
     shapes = source_shapes(arch, layout)
-    found = detect(shapes)
+    found = detect(shapes, asked(arch, layout))
     if arch.startswith("openclip"):  # of whose tensors nothing tells that OpenAI's are others
         assert found.arch == arch.removeprefix("open")
         found = detect(shapes, arch)
@@ -113,12 +136,14 @@ def test_every_network_is_recognised_and_filled(source_shapes, arch, layout):
     assert {name for name, _ in found.filled.values()} == set(shapes)
     assert not found.left_out
     unused = {path.removeprefix("unused/") for path in found.filled if path.startswith("unused/")}
-    assert unused == {name for name in shapes if is_dead(name)}
+    of_keys = {name for name in shapes if arch in KEY_BIASES and name.endswith("qkv.bias")}
+    assert unused == {name for name in shapes if is_dead(name)} | of_keys
 
 
 @pytest.mark.parametrize(("arch", "layout"), TRUNKS)
 def test_trunks_have_the_published_number_of_parameters(source_shapes, arch, layout):
-    assert count_parameters(source_shapes(arch, layout)) == PARAMETERS[arch]
+    expected = PARAMETERS[arch] + (KEY_BIASES.get(arch, 0) if layout == "torchvision" else 0)
+    assert count_parameters(source_shapes(arch, layout), asked(arch, layout)) == expected
 
 
 @pytest.mark.parametrize("classes", [1, 20, 80])
@@ -156,7 +181,7 @@ def test_msrn_may_carry_the_classifier_of_its_trunk(source_shapes):
 def test_the_classifier_is_optional(source_shapes, arch, layout):
     shapes = source_shapes(arch, layout)
     trunk = {n: s for n, s in shapes.items() if s[:1] != (IMAGENET_CLASSES,)}
-    found = detect(trunk)
+    found = detect(trunk, asked(arch, layout))
     assert (found.arch, found.layout.name) == (arch, layout)
     assert not any("classifier" in target for target in found.filled)
 
@@ -175,7 +200,7 @@ def test_tensors_go_there_and_back_unchanged(source_tensors, arch, layout):
     back = to_torch(variables, arch, layout)
     assert set(back) == set(tensors)
     for name, array in back.items():
-        assert array.dtype == tensors[name].dtype
+        assert array.dtype == tensors[name].dtype and array.flags.c_contiguous
         np.testing.assert_array_equal(array, tensors[name], err_msg=name)
 
 

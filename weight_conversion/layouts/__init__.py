@@ -4,13 +4,14 @@ A checkpoint fits an architecture when every one of its names is that of a leaf 
 the architecture is filled once, with the right shape. Only names and shapes are needed to tell.
 """
 
-from weight_conversion.layouts import convnext, mcar, mobilenet_v2, msrn, resnet, vit
+from weight_conversion.layouts import convnext, mcar, mobilenet_v2, msrn, resnet, swin, vit
 from weight_conversion.layouts.rules import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
     *resnet.LAYOUTS,
     *mobilenet_v2.LAYOUTS,
     *convnext.LAYOUTS,
+    *swin.LAYOUTS,
     *vit.LAYOUTS,
     *mcar.LAYOUTS,
     *msrn.LAYOUTS,
@@ -19,6 +20,8 @@ LAYOUTS: tuple[Layout, ...] = (
 REFERENCE_LAYOUTS = {
     **dict.fromkeys((*resnet.RESNETS, *mobilenet_v2.MOBILENET), "torchvision"),
     **dict.fromkeys((*convnext.CONVNEXT, *convnext.CONVNEXT_V2), "timm"),
+    **dict.fromkeys((*swin.SWIN, *swin.SWIN_V2), "timm"),
     **dict.fromkeys((name for name in vit.SIZES if name not in vit.DINOV3S), "timm"),
 }
+TWINS = swin.TWINS
 ARCHS = tuple(dict.fromkeys(arch for layout in LAYOUTS for arch in layout.archs))

@@ -144,6 +144,8 @@ class Layout:
     # it lacks of mean and std is ImageNet's.
     usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
     ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
+    # Of an architecture, what it computes itself and keeps with its weights; each may be missing.
+    constants: Callable[[str], dict[str, np.ndarray]] = lambda arch: {}
 
 
 def unused(name: str) -> Rule:

@@ -8,7 +8,7 @@ Both return the feature map of every stage, deepest last, [B, C, H, W]. Written 
 import torch
 from torch import nn
 
-from weight_conversion.torch_reference import convnext, vit
+from weight_conversion.torch_reference import convnext, swin, vit
 
 # Blocks in each of the four stages, and whether a block is a bottleneck.
 RESNETS = {
@@ -34,6 +34,8 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
     """A backbone by its name in `mlic_jax.models`; `width` is not for ResNets."""
     if name in convnext.SIZES:
         return convnext.ConvNeXt(name, width)
+    if name in swin.SIZES:
+        return swin.Swin(name, width)
     if name in vit.SIZES:
         return vit.ViT(name, width)
     if name == "mobilenet_v2":

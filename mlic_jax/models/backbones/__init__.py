@@ -16,7 +16,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from mlic_jax.models.backbones import convnext, mobilenet_v2, resnet, vit
+from mlic_jax.models.backbones import convnext, mobilenet_v2, resnet, swin, vit
 from mlic_jax.models.layers import ConvBatchNorm
 
 
@@ -50,6 +50,12 @@ def _convnext(name: str, settings: Settings) -> nn.Module:
     )
 
 
+def _swin(name: str, settings: Settings) -> nn.Module:
+    return swin.Swin(
+        swin.SIZES[name], settings.width, settings.dtype, settings.remat, settings.drop_path
+    )
+
+
 def _vit(name: str, settings: Settings) -> nn.Module:
     return vit.ViT(
         vit.SIZES[name], settings.width, settings.dtype, settings.remat, settings.drop_path
@@ -61,5 +67,6 @@ CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in resnet.DEPTHS},
     "mobilenet_v2": _mobilenet_v2,
     **{name: partial(_convnext, name) for name in convnext.SIZES},
+    **{name: partial(_swin, name) for name in swin.SIZES},
     **{name: partial(_vit, name) for name in vit.SIZES},
 }
