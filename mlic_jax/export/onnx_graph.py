@@ -39,7 +39,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.shapes: dict[str, Shape] = {}
-        self.convolutions: dict[Value, tuple[Value, np.ndarray, np.ndarray, Shape, dict[str, Any]]] = {}
+        self.convolutions: dict[Value, tuple[Any, ...]] = {}
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, Shape, bytes], str] = {}

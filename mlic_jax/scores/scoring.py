@@ -30,8 +30,6 @@ from mlic_jax.scores.stored import make_stored_step, open_plain_store, uses_stor
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
 
-EvalStep = Callable[[dict[str, Any], dict[str, jax.Array]], dict[str, jax.Array]]
-
 # The options of `config.model` that decide its arrays (others may differ at evaluation), and what
 # they are of a checkpoint that was written before there was such an option.
 ARRAY_OPTIONS = {
@@ -98,7 +96,7 @@ def make_eval_step(
     return compilation.jit(step, out_shardings=devices.replicated(mesh))
 
 
-def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> EvalStep:
+def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> Callable[..., Any]:
     """The step of `make_eval_step` as a pure function.
 
     Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
