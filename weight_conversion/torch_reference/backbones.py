@@ -8,7 +8,7 @@ Both return the feature map of every stage, deepest last, [B, C, H, W]. Written 
 import torch
 from torch import nn
 
-from weight_conversion.torch_reference import convnext
+from weight_conversion.torch_reference import convnext, efficientnet, resnet_d, tresnet
 
 # Blocks in each of the four stages, and whether a block is a bottleneck.
 RESNETS = {
@@ -34,6 +34,12 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
     """A backbone by its name in `mlic_jax.models`; `width` is not for ResNets."""
     if name in convnext.SIZES:
         return convnext.ConvNeXt(name, width)
+    if "efficientnet" in name:
+        return efficientnet.EfficientNet(name, width)
+    if "tresnet" in name:
+        return tresnet.TResNet(name, width)
+    if name in resnet_d.SIZES:
+        return resnet_d.ResNetD(name, width)
     if name == "mobilenet_v2":
         return MobileNetV2(width)
     return ResNet(*RESNETS[name])
