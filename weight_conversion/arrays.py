@@ -7,7 +7,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlic_jax.errors import Failure, UsageError
-from weight_conversion.layouts import LAYOUTS, Layout
+from weight_conversion.layouts import LAYOUTS
+from weight_conversion.layouts.rules import Layout
 from weight_conversion.matching import Match, leaves_of, listing, sizes_of, source_name
 
 
@@ -31,9 +32,7 @@ def to_flax(tensors: Mapping[str, np.ndarray], matched: Match) -> dict:
         elif not np.isfinite(tensor).all():
             problems.append(f"tensor {name!r} holds NaN or infinity")
         else:
-            if rule.axes is not None:
-                tensor = rule.axes.ours(tensor)
-            flat[target] = np.array(tensor, np.float32, order="C")
+            flat[target] = np.array(rule.ours(tensor), np.float32, order="C")
     if problems:
         raise Failure(listing("unusable weights", problems))
     return {"batch_stats": {}, "unused": {}, **unflatten_dict(flat, sep="/")}
@@ -51,13 +50,15 @@ def to_torch(variables: Mapping, arch: str, layout: str = "torchvision") -> dict
         for name in ("params", "batch_stats", "unused")
         if name in variables
     }
-    state = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for target, array in flatten_dict(given, sep="/").items():
         name, rule = source_name(target, table)
-        if rule.axes is not None:
-            array = rule.axes.theirs(np.asarray(array))
-        state[name] = np.array(array, order="C")
-    return state
+        index = 0 if rule.part is None else rule.part.index
+        parts.setdefault(name, {})[index] = rule.theirs(np.asarray(array))
+    return {
+        name: np.concatenate([of[index] for index in sorted(of)]) if len(of) > 1 else of[0].copy()
+        for name, of in parts.items()
+    }
 
 
 def with_dead_tensors(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from weight_conversion.layouts import MSRN_BLOCK
+from weight_conversion.layouts.msrn import MSRN_BLOCK
 
 # The axes that run over the classes, of MCAR's leaves and of MSRN's.
 CLASS_AXES = {

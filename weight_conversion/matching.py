@@ -12,17 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone
-from weight_conversion.layouts import (
-    ARCHS,
-    LAYOUTS,
-    PLACEHOLDERS,
-    Layout,
-    Leaves,
-    Rule,
-    Shape,
-    Shapes,
-    Sizes,
-)
+from weight_conversion.layouts import ARCHS, LAYOUTS
+from weight_conversion.layouts.rules import PLACEHOLDERS, Layout, Leaves, Rule, Shape, Shapes, Sizes
 
 
 @dataclass
@@ -110,27 +101,27 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
     names = _names(layout, arch)
     is_trunk = not layout.head(result.sizes).required
     for name, shape in shapes.items():
-        target, rule = names.get(name, (None, None))
-        if target is not None:
-            result.filled[target] = (name, rule)
+        if name in names:
+            result.filled |= {target: (name, rule) for target, rule in names[name]}
         elif is_trunk and name.partition(".")[0] not in _modules(layout, arch):
             result.left_out.append(name)
         else:
             result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
     if is_trunk:
         _leave_out_other_classes(result, shapes, leaves.optional)
+    wrong = {}  # by name: one that is fused fills several
     for target, (name, rule) in result.filled.items():
-        shape, needed = tuple(shapes[name]), _source_shape(known[target], rule)
+        shape, needed = tuple(shapes[name]), rule.their_shape(known[target])
         if shape != needed:
-            fault = f"is {list(shape)} and must be {list(needed)}"
-            result.problems.append(f"tensor {name!r} {fault}")
+            wrong[name] = f"tensor {name!r} is {list(shape)} and must be {list(needed)}"
+    result.problems += wrong.values()
     wanted = dict(leaves.required)
     if any(target in result.filled for target in leaves.optional):
         wanted |= leaves.optional
     result.problems += [
         f"tensor {name!r} is missing"
-        for name, (target, _) in names.items()
-        if target in wanted and target not in result.filled
+        for name, targets in names.items()
+        if any(target in wanted and target not in result.filled for target, _ in targets)
     ]
     return result
 
@@ -141,7 +132,7 @@ def _leave_out_other_classes(
     """Leaves out a classifier that is right but for the number of its classes, torch's axis 0."""
     head = {target: result.filled[target] for target in optional if target in result.filled}
     given = [tuple(shapes[name]) for name, _ in head.values()]
-    needed = [_source_shape(optional[target], rule) for target, (_, rule) in head.items()]
+    needed = [rule.their_shape(optional[target]) for target, (_, rule) in head.items()]
     is_alike = all(
         len(g) == len(n) and g[0] == given[0][0] != n[0] and g[1:] == n[1:]
         for g, n in zip(given, needed, strict=True)
@@ -211,20 +202,17 @@ def _step_counts(layout: Layout, arch: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _names(layout: Layout, arch: str) -> dict[str, tuple[str, Rule]]:
-    """Every name of `arch` under `layout`: its target and its rule."""
+def _names(layout: Layout, arch: str) -> dict[str, list[tuple[str, Rule]]]:
+    """Every name of `arch` under `layout`: its target and its rule; of a fused one, several."""
     leaves = leaves_of(layout, arch, Sizes(_trunk(arch)[1], classes=1, groups=1))
-    names: dict[str, tuple[str, Rule]] = {}
+    names: dict[str, list[tuple[str, Rule]]] = {}
     for target in leaves.required | leaves.optional | leaves.dead:
         name, rule = source_name(target, layout)
-        if name in names:
-            raise ValueError(f"{layout.name}: {name} is the name of {names[name][0]} and {target}")
-        names[name] = (target, rule)
+        for other, other_rule in names.setdefault(name, []):
+            if other_rule.part == rule.part:
+                raise ValueError(f"{layout.name}: {name} is the name of {other} and {target}")
+        names[name].append((target, rule))
     return names
-
-
-def _source_shape(target_shape: Shape, rule: Rule) -> Shape:
-    return target_shape if rule.axes is None else rule.axes.their_shape(target_shape)
 
 
 def source_name(target: str, layout: Layout) -> tuple[str, Rule]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mlic_jax.errors import Failure, UsageError
-from weight_conversion.layouts import Shape
+from weight_conversion.layouts.rules import Shape
 from weight_conversion.matching import Match, check, closest
 
 RAW, EMA = "raw", "ema"

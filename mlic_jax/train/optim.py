@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from mlic_jax.errors import UsageError
-from mlic_jax.models.backbones import stage_of
 from mlic_jax.options import Options
 
 BACKBONE = "features"  # the module of a model whose stages may learn at rates of their own
@@ -132,7 +131,7 @@ def group_multipliers(options: OptimOptions, params: dict[str, Any]) -> dict[str
 
 
 def layer_multipliers(
-    options: OptimOptions, params: dict[str, Any]
+    options: OptimOptions, params: dict[str, Any], stage_of: Callable[[str], int] | None = None
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The group of every parameter, a tree of their names, and the multiplier of every group.
 
@@ -140,13 +139,21 @@ def layer_multipliers(
     backbone its stages, `features/0` the stem. That of stage k of the last, n, has the backbone's
     multiplier times d^(n - k).
 
+    Args:
+        stage_of: the backbone's, see `mlic_jax.models.backbones`.
+
     Raises:
-        UsageError: see `group_multipliers`.
+        UsageError: see `group_multipliers`; or there is a `layer_decay`, and no `stage_of`.
     """
     multipliers = group_multipliers(options, params)
     labels = {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
     if options.layer_decay == 1 or BACKBONE not in params:
         return labels, multipliers
+    if stage_of is None:
+        raise UsageError(
+            f"optim.layer_decay is {options.layer_decay}, and this backbone does not tell how deep "
+            "its modules are: leave it 1, or give it a method `stage_of`"
+        )
     of_backbone, last = multipliers.pop(BACKBONE), max(map(stage_of, params[BACKBONE]))
     for module, subtree in params[BACKBONE].items():
         stage = stage_of(module)
@@ -190,7 +197,10 @@ def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -
 
 
 def create_optimizer(
-    options: OptimOptions, params: dict[str, Any], schedule: optax.Schedule
+    options: OptimOptions,
+    params: dict[str, Any],
+    schedule: optax.Schedule,
+    stage_of: Callable[[str], int] | None = None,
 ) -> optax.GradientTransformation:
     """The update rule of every named group, its rate that of the schedule times a multiplier.
 
@@ -203,11 +213,13 @@ def create_optimizer(
     Args:
         params: the parameter tree; a group is a top-level module of it.
         schedule: of the rate.
+        stage_of: what a `layer_decay` asks of the backbone.
 
     Raises:
-        UsageError: the groups do not cover the model's top-level modules exactly.
+        UsageError: the groups do not cover the model's top-level modules exactly; or see
+            `layer_multipliers`.
     """
-    labels, multipliers = layer_multipliers(options, params)
+    labels, multipliers = layer_multipliers(options, params, stage_of)
     decayed = None if options.decay_biases_and_norms else without_biases_and_norms
 
     def rule(multiplier: float) -> optax.GradientTransformation:

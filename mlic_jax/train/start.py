@@ -149,7 +149,8 @@ def first_state_and_step(
     epoch_steps = pipeline.steps_per_epoch(len(split), options.batch_size)
     scale = rate_scale(options.optim, options.batch_size, len(split.class_names))
     schedule = create_schedule(options.optim, epoch_steps, options.epochs, scale)
-    optimizer = create_optimizer(options.optim, variables["params"], schedule)
+    stage_of = getattr(model.features, "stage_of", None)
+    optimizer = create_optimizer(options.optim, variables["params"], schedule, stage_of)
     opt_state = optimizer.init(variables["params"])
     average = jax.tree.map(jnp.copy, variables) if options.optim.ema else None
     state = TrainState(

@@ -243,7 +243,9 @@ def test_the_rate_of_a_stage_goes_with_its_depth(settings, backbone, stages):
     labels, multipliers = layer_multipliers(settings, params)
     assert multipliers == {"features": 0.5, "fc": 2.0}
     assert set(jax.tree.leaves(labels["features"])) == {"features"}
-    labels, multipliers = layer_multipliers(replace(settings, layer_decay=0.5), params)
+    labels, multipliers = layer_multipliers(
+        replace(settings, layer_decay=0.5), params, backbone.stage_of
+    )
     last = max(stages.values())
     assert set(jax.tree.leaves(labels)) == set(multipliers)
     expected = {f"features/{stage}": 0.5 * 0.5 ** (last - stage) for stage in range(last + 1)}
@@ -252,13 +254,18 @@ def test_the_rate_of_a_stage_goes_with_its_depth(settings, backbone, stages):
         assert set(jax.tree.leaves(labels["features"][module])) == {f"features/{stage}"}
 
 
+def test_a_backbone_without_stages_takes_no_rates_of_them(settings):
+    with pytest.raises(UsageError, match=r"optim.layer_decay is 0.5, and .* `stage_of`"):
+        layer_multipliers(replace(settings, layer_decay=0.5), {"features": {}})
+
+
 def test_stages_move_at_their_rates_and_frozen_ones_not(settings):
     params = {"features": {"stem": {"w": jnp.ones(1)}, "layer1_0": {"w": jnp.ones(1)}}}
     ones = jax.tree.map(jnp.ones_like, params)
     settings = replace(settings, layer_decay=0.25, weight_decay=0.0, name="sgd")
     for multiplier in (1.0, 0.0):
         settings = replace(settings, multipliers={"features": multiplier})
-        optimizer = create_optimizer(settings, params, lambda _: 0.5)
+        optimizer = create_optimizer(settings, params, lambda _: 0.5, ResNet.stage_of)
         updates, _ = optimizer.update(ones, optimizer.init(params), params)
         assert updates["features"]["stem"]["w"] == -0.125 * multiplier
         assert updates["features"]["layer1_0"]["w"] == -0.5 * multiplier

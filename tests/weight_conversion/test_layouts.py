@@ -11,7 +11,8 @@ from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import BACKBONES, create_backbone, create_model
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
-from weight_conversion.layouts import ARCHS, IMAGENET_CLASSES, LAYOUTS, Rule
+from weight_conversion.layouts import ARCHS, LAYOUTS
+from weight_conversion.layouts.rules import IMAGENET_CLASSES, LINEAR, Part, Rule
 from weight_conversion.matching import detect, match
 
 # Published sizes, the ImageNet classifier included.
@@ -49,6 +50,17 @@ SMALLEST = [
 ]
 # (C, K) of the four released checkpoints of MSRN.
 MSRN_SETS = {"voc": (20, 4), "coco": (80, 4), "nuswide": (81, 4), "apparel": (11, 2)}
+
+
+def test_a_fused_tensor_is_several_of_ours():
+    fused = np.arange(24.0).reshape(6, 4)  # [out, in] of query, key, value
+    rules = [Rule("qkv.weight", name, LINEAR, Part(k, 3)) for k, name in enumerate("qkv")]
+    ours = [rule.ours(fused) for rule in rules]
+    np.testing.assert_array_equal(ours[1], fused[2:4].T)
+    np.testing.assert_array_equal(
+        np.concatenate([r.theirs(x) for r, x in zip(rules, ours, strict=True)]), fused
+    )
+    assert rules[2].their_shape(ours[2].shape) == fused.shape
 
 
 def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:

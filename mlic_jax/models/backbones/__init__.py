@@ -2,12 +2,12 @@
 
 A backbone is a Linen module that takes images `[B, H, W, 3]`, whether it trains and which rows are
 real, and gives the maps of its stages `[B, h, w, F]`, the deepest last, at a stride of 32. It may
-have variables in `batch_stats` or none. What holds of some alone is told by an attribute: `layer`,
-which makes its batch-normalised convolutions; `drop_path`, a rate of stochastic depth.
+have variables in `batch_stats` or none. `stage_of` tells how deep in it a module is, by its name: 0
+the stem, and on; what leads to a stage, or normalises it at its end, belongs to it. What holds of
+some alone is told by an attribute: `layer`, which makes its batch-normalised convolutions;
+`drop_path`, a rate of stochastic depth.
 """
 
-import itertools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -55,24 +55,3 @@ CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     "mobilenet_v2": _mobilenet_v2,
     **{name: partial(_convnext, name) for name in convnext.SIZES},
 }
-
-# The last block of each of MobileNetV2's groups; they are counted from 1.
-_LAST_BLOCKS = tuple(itertools.accumulate(count for _, _, count, _ in mobilenet_v2.GROUPS))
-
-
-def stage_of(module: str) -> int:
-    """How deep in its backbone a module is, by its name: 0 the stem, and on by stages.
-
-    Of ResNet and ConvNeXt 1 to 4, of MobileNetV2 1 to 7, the lines of `GROUPS`, and 8 the last
-    convolution. What leads to a stage, or normalises it at its end, belongs to it.
-    """
-    if module == "stem":
-        return 0
-    if module == "head":
-        return len(mobilenet_v2.GROUPS) + 1
-    if module == "norm":
-        return 4
-    if found := re.fullmatch(r"(?:layer|stage|downsample)(\d)(?:_\d+)?", module):
-        return int(found[1])
-    block = int(module.removeprefix("block"))
-    return 1 + next(group for group, last in enumerate(_LAST_BLOCKS) if block <= last)

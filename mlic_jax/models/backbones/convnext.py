@@ -3,6 +3,7 @@
 Their normalisations are of a position by itself, so they have no batch statistics.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -216,3 +217,9 @@ class ConvNeXt(nn.Module):
             stages.append(x)
         stages[-1] = LayerNorm(self.dtype, name="norm")(x)
         return tuple(stages)
+
+    @staticmethod
+    def stage_of(module: str) -> int:
+        """1 to 4; 0 the stem."""
+        named = {"stem": 0, "norm": 4}
+        return named[module] if module in named else int(re.findall(r"\d", module)[0])

@@ -1,5 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018), its last 1x1 convolution included."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -20,6 +21,9 @@ GROUPS = (
     (6, 320, 1, 1),
 )
 HEAD_CHANNELS = 1280
+
+# The last block of each group; they are counted from 1.
+_LAST_BLOCKS = tuple(itertools.accumulate(count for _, _, count, _ in GROUPS))
 
 
 def scaled(channels: float) -> int:
@@ -96,3 +100,11 @@ class MobileNetV2(nn.Module):
         head = scaled(HEAD_CHANNELS * max(1.0, self.width))
         x = self.layer(head, activation=nn.relu6, name="head")(x, train, mask)
         return (*stages, x)
+
+    @staticmethod
+    def stage_of(module: str) -> int:
+        """1 to 7, the lines of `GROUPS`; 0 the stem, and 8 the last convolution."""
+        if module in ("stem", "head"):
+            return 0 if module == "stem" else len(GROUPS) + 1
+        block = int(module.removeprefix("block"))
+        return 1 + next(group for group, last in enumerate(_LAST_BLOCKS) if block <= last)

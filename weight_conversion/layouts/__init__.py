@@ -1,0 +1,22 @@
+"""Which tensor of a PyTorch checkpoint fills which leaf of our trees: one table a naming layout.
+
+A checkpoint fits an architecture when every one of its names is that of a leaf and every leaf of
+the architecture is filled once, with the right shape. Only names and shapes are needed to tell.
+"""
+
+from weight_conversion.layouts import convnext, mcar, mobilenet_v2, msrn, resnet
+from weight_conversion.layouts.rules import Layout
+
+LAYOUTS: tuple[Layout, ...] = (
+    *resnet.LAYOUTS,
+    *mobilenet_v2.LAYOUTS,
+    *convnext.LAYOUTS,
+    *mcar.LAYOUTS,
+    *msrn.LAYOUTS,
+)
+# The names that the modules of `torch_reference` have.
+REFERENCE_LAYOUTS = {
+    **dict.fromkeys((*resnet.RESNETS, *mobilenet_v2.MOBILENET), "torchvision"),
+    **dict.fromkeys((*convnext.CONVNEXT, *convnext.CONVNEXT_V2), "timm"),
+}
+ARCHS = tuple(dict.fromkeys(arch for layout in LAYOUTS for arch in layout.archs))
