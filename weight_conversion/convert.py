@@ -41,7 +41,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
+from mlic_jax.config import default_config
 from mlic_jax.data import label_inputs
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.label_files import order_of
@@ -101,7 +101,7 @@ def load_checkpoint(
         "source": source if source.startswith("hf:") else path.name,
         "sha256": digest,
         "num_tensors": len(matched.filled) + len(found.left_out),
-        "preprocessing": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        "preprocessing": {k: list(v) for k, v in matched.layout.preprocessing._asdict().items()},
         **_whereabouts(found, tensors),
     }
     if matched.layout.name in MODELS:

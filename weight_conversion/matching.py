@@ -48,18 +48,20 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
 
 
 def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
-    """The match with the fewest problems: of `arch`, unless those of another have none.
+    """The match with the fewest problems: of `arch`, unless it has some and another has none.
 
     Raises:
       UsageError: `arch` is unknown.
     """
-    if arch is not None and arch not in ARCHS:
+    if arch is None:
+        return _closest_of_all(shapes)
+    if arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
-    best = _closest_of_all(shapes)
-    if best.problems and arch is not None:
-        of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
-        best = min(of_arch, key=lambda m: len(m.problems))
-    return best
+    of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
+    best = min(of_arch, key=lambda m: len(m.problems))
+    if not best.problems or (of_all := _closest_of_all(shapes)).problems:
+        return best
+    return of_all
 
 
 def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
@@ -196,9 +198,14 @@ def leaves_of(layout: Layout, arch: str, sizes: Sizes) -> Leaves:
 
 @functools.cache
 def _step_counts(layout: Layout, arch: str) -> tuple[str, ...]:
-    """The paths of `num_batches_tracked`: beside every running mean, by its torch name."""
+    """The paths of `num_batches_tracked`: beside every running mean, by its torch name.
+
+    None where a layout has no rule for them, as of layers that do not count.
+    """
     means = [source_name(t, layout)[0] for t in _trunk(arch)[0] if t.endswith("/mean")]
-    return tuple(f"unused/{name.removesuffix('running_mean')}num_batches_tracked" for name in means)
+    paths = [f"unused/{name.removesuffix('running_mean')}num_batches_tracked" for name in means]
+    has_them = any(rule.source.endswith("num_batches_tracked") for rule in layout.rules)
+    return tuple(paths) if has_them else ()
 
 
 @functools.cache
@@ -218,7 +225,7 @@ def _names(layout: Layout, arch: str) -> dict[str, list[tuple[str, Rule]]]:
 def source_name(target: str, layout: Layout) -> tuple[str, Rule]:
     """The name that `layout` gives to the leaf at `target`, and the one rule that says so."""
     found = [
-        (rule.source.format(**numbers.groupdict()), rule)
+        (layout.source_of(rule, numbers.groupdict()), rule)
         for rule in layout.rules
         if (numbers := _pattern(rule.target).fullmatch(target))
     ]

@@ -4,11 +4,13 @@ A rule pairs a source name with a target path; both are templates in which `{pla
 for a number, so that one table serves both directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+
+from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -16,9 +18,12 @@ Shapes = dict[str, Shape]
 IMAGENET_CLASSES = 1000
 PLACEHOLDERS = {
     "block": r"0|[1-9]\d*",
+    "later": r"[1-9]\d*",  # blocks but the first
     "n": r"[1-3]",
     "i": r"[2-9]|1[0-7]",  # the MobileNetV2 blocks that expand: all but the first
     "kind": r"weight|bias",
+    "stage": r"[1-7]",
+    "index": r"0|[1-9]\d*",  # see `Layout.blocks`
 }
 
 
@@ -113,14 +118,36 @@ class Sizes(NamedTuple):
     groups: int  # K of MSRN
 
 
+class Preprocessing(NamedTuple):
+    """What networks are trained with, of red, green and blue in [0, 1]."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk."""
+    """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk.
+
+    Attributes:
+        blocks: how many every stage has, of a codebase that counts them from the first to the last:
+            `{index}` is this number of block `{block}` of stage `{stage}`.
+    """
 
     name: str
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
+    preprocessing: Preprocessing = Preprocessing()
+    blocks: tuple[int, ...] = ()
+
+    def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:
+        """The source name of a rule whose target has these numbers."""
+        given = dict(numbers)
+        if self.blocks and "stage" in given:
+            before = self.blocks[: int(given["stage"]) - 1]
+            given["index"] = str(sum(before) + int(given["block"]))
+        return rule.source.format(**given)
 
 
 def unused(name: str) -> Rule:

@@ -165,3 +165,9 @@ class EfficientNet(nn.Module):
         head = scaled(HEAD_CHANNELS * ends * max(1.0, self.width))
         x = layer(head, activation=activation, name="head")(x, train, mask)
         return (*maps, x)
+
+    @staticmethod
+    def stage_of(module: str) -> int:
+        """1 to 7, the lines of `STAGES`; 0 the stem, and 8 the last convolution."""
+        named = {"stem": 0, "head": len(STAGES) + 1}
+        return named[module] if module in named else int(module.removeprefix("stage")[0])

@@ -29,6 +29,8 @@ DEPTHS = {
 # others leave positions out. RS has that, squeeze-and-excitation at the end of every block, and a
 # convolution in the place of the pooling.
 VARIANTS = ("", "d", "rs")
+D_DEPTHS = (18, 34, 50, 101, 152)
+RS_DEPTHS = (50, 101)
 
 
 class ResidualBlock(nn.Module):

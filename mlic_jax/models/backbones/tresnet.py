@@ -149,3 +149,8 @@ class TResNet(nn.Module):
             x = run_in_order(self, chain, self.remat, x, train, mask)
             stages.append(x)
         return tuple(stages)
+
+    @staticmethod
+    def stage_of(module: str) -> int:
+        """1 to 4; 0 the stem."""
+        return 0 if module == "stem" else int(module.removeprefix("layer")[0])
