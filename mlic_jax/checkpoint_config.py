@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from mlic_jax import config_paths
 from mlic_jax.config import default_config
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.names import MODELS
 from mlic_jax.runtime.checkpoint import find_checkpoint, latest_checkpoint, read_metadata
 from mlic_jax.runtime.checkpoint_paths import run_checkpoints, run_of
 from mlic_jax.scores.scoring import ARRAY_OPTIONS
@@ -131,7 +132,7 @@ def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
     Newer options have their defaults.
 
     Raises:
-        UsageError: it is of a backbone alone.
+        UsageError: it is of a backbone alone, or of a head that nobody registered.
     """
     if "config" not in metadata:
         raise UsageError(
@@ -139,6 +140,11 @@ def own_config(metadata: Mapping[str, Any], path: str | Path) -> ConfigDict:
             f"knows no classes: train from it with --config.init_from={path}"
         )
     config, saved = default_config(), config_paths.located(metadata, run_of(Path(path)))
+    if (name := saved["model"]["name"]) not in MODELS:
+        raise UsageError(
+            f"{path} has the head {name!r}, which is not of this package: give the recipe that "
+            "registers it with --config, or import what does before prediction from Python"
+        )
     with config.unlocked():
         for group, name in (option.split(".") for option in FREELY_NAMED):
             if name in saved.get(group, {}):  # not beside the default ones

@@ -22,7 +22,7 @@ from mlic_jax.errors import UsageError
 from mlic_jax.evaluate import calibrate
 from mlic_jax.evaluate.run import evaluate_run
 from mlic_jax.predict.predictor import load_model
-from mlic_jax.runtime.checkpoint import read_metadata, save_weights
+from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata, save_weights
 from mlic_jax.scores.files import Scores
 
 
@@ -168,6 +168,13 @@ def test_options_that_a_checkpoint_cannot_have(run, options, message):
 def test_a_backbone_has_no_configuration(tmp_path):
     with pytest.raises(UsageError, match=r"holds a backbone alone \(resnet18\)"):
         own_config({"arch": "resnet18"}, tmp_path)
+
+
+def test_a_head_that_nobody_registered_is_asked_for(run):
+    metadata = read_metadata(find_checkpoint(run))
+    metadata["config"]["model"]["name"] = "mine"
+    with pytest.raises(UsageError, match=r"the head 'mine', .* recipe that registers it .*--config"):
+        own_config(metadata, run)
 
 
 def test_prediction_looks_with_what_evaluation_does(run):
