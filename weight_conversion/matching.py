@@ -82,10 +82,7 @@ def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
 
     Only of those, and to the first that fits: to know what a network needs it has to be traced.
     """
-    known = {}
-    for layout in LAYOUTS:
-        patterns = [_pattern(rule.source) for rule in layout.rules]
-        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in shapes)
+    known = {layout: sum(map(bool, map(_sources(layout).fullmatch, shapes))) for layout in LAYOUTS}
     matches: list[Match] = []
     for layout in (layout for layout, count in known.items() if count == max(known.values())):
         for arch in layout.archs:
@@ -148,6 +145,13 @@ def _leave_out_other_classes(
 def _modules(layout: Layout, arch: str) -> frozenset[str]:
     """How the names of a trunk begin: anything else under them would change what it computes."""
     return frozenset(source_name(t, layout)[0].partition(".")[0] for t in _trunk(arch)[0])
+
+
+@functools.cache
+def _sources(layout: Layout) -> re.Pattern[str]:
+    """Any source name of `layout`; one expression, for there are thousands of names and rules."""
+    patterns = (_pattern(rule.source).pattern for rule in layout.rules)
+    return re.compile("|".join(re.sub(r"\?P<\w+>", "?:", pattern) for pattern in patterns))
 
 
 @functools.cache

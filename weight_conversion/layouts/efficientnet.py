@@ -1,5 +1,6 @@
 """The names of EfficientNet, B0 to B4, and of EfficientNet-Lite."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +23,11 @@ LITE_BY_AUTHORS = tuple(name for name in LITE if SIZES[name].by_authors)
 BY_AUTHORS = tuple(n for n, size in SIZES.items() if size.by_authors and not size.lite)
 IN_PYTORCH = tuple(n for n, size in SIZES.items() if not size.by_authors and not size.lite)
 
+# The other network of the same arrays: of the authors', and trained anew. timm's names are of both.
+TWINS = dict(zip(IN_PYTORCH, BY_AUTHORS, strict=True))
+TWINS["efficientnet_lite0"] = "timm_efficientnet_lite0"
+TWINS |= {second: first for first, second in TWINS.items()}
+
 LITE_PREPROCESSING = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
@@ -32,6 +38,20 @@ class BlockNames(NamedTuple):
     depthwise: tuple[str, str]
     squeeze: tuple[str, str]
     project: tuple[str, str]
+
+
+def twin_of(layout: Layout, arch: str) -> str | None:
+    """Another network that a checkpoint under these names may as well be of."""
+    return TWINS.get(arch) if layout.name == "timm" else None
+
+
+def named_in(source: str, archs: Iterable[str]) -> str | None:
+    """The one of `archs` that is named where a checkpoint is, such as `hf:timm/NAME.in1k`.
+
+    Where one name is a part of another, it is the longer.
+    """
+    words = re.sub(r"[^a-z0-9]+", "_", source.lower())
+    return max((arch for arch in archs if arch in words), key=len, default=None)
 
 
 def _block(theirs: str, ours: str, names: BlockNames) -> list[Rule]:

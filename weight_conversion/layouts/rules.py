@@ -125,6 +125,9 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
 
 
+IMAGENET = Preprocessing()
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk.
@@ -138,7 +141,7 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = IMAGENET
     blocks: tuple[int, ...] = ()
 
     def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:

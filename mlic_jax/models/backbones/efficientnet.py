@@ -1,9 +1,9 @@
 """EfficientNet B0 to B4 (Tan and Le 2019, arXiv 1905.11946) and EfficientNet-Lite 0 to 4.
 
-The last 1x1 convolution included. The authors' networks pad as TensorFlow does and normalise with an
-epsilon of 1e-3: all of Lite, and `tf_efficientnet_b*` as timm calls them. Those that were trained
-anew in PyTorch, torchvision's among them, pad on all sides alike and have its usual normalisation:
-`efficientnet_b*` and `timm_efficientnet_lite0`. Both kinds have the same arrays.
+The last 1x1 convolution included. The authors' networks pad as TensorFlow does and normalise with
+an epsilon of 1e-3: all of Lite, and `tf_efficientnet_b*` as timm calls them. Those that were
+trained anew in PyTorch, torchvision's among them, pad on all sides alike and have its usual
+normalisation: `efficientnet_b*` and `timm_efficientnet_lite0`. Both kinds have the same arrays.
 """
 
 import math
