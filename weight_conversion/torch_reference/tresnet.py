@@ -17,19 +17,20 @@ SIZES = {
 }
 
 
-class InPlaceABN(nn.BatchNorm2d):
-    """Batch normalisation whose scale is the magnitude of its weight, and at least epsilon."""
+class InPlaceABN(nn.Module):
+    """Batch normalisation whose scale is the magnitude of its weight, and at least 1e-5."""
 
     def __init__(self, channels: int):
-        super().__init__(channels)
-        self.num_batches_tracked = None  # it does not count them
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.weight.abs() + self.eps
-        return nn.functional.batch_norm(
-            *(x, self.running_mean, self.running_var, scale, self.bias),
-            *(self.training, self.momentum, self.eps),
-        )
+        statistics = self.running_mean, self.running_var
+        scale = self.weight.abs() + 1e-5
+        return nn.functional.batch_norm(x, *statistics, scale, self.bias, self.training)
 
 
 class Blur(nn.Module):
