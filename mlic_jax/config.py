@@ -81,7 +81,9 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     # mcar | msrn | pooled (the baseline) | csra | ml_decoder | query2label
     config.model.name = "mcar"
-    # resnet10/18/34/50/101/152 | mobilenet_v2 | convnext_tiny/small/base/large/xlarge |
+    # resnet10/18/34/50/101/152 | resnet18d/34d/50d/101d/152d | resnetrs50/101 | mobilenet_v2 |
+    # efficientnet_lite0 to lite4, _b0 to b4 and tf_efficientnet_b0 to b4, see docs/conversion.md |
+    # tresnet_m/l/v2_l | convnext_tiny/small/base/large/xlarge |
     # convnextv2_atto/femto/pico/nano/tiny/base/large/huge
     config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
@@ -94,7 +96,7 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
-    # convnext: in training the last block leaves out its branch for so many of the images, the
+    # convnext, efficientnet: in training the last block leaves out its branch for so many of the images, the
     # others fewer, in equal steps from 0 (stochastic depth); 0: none does.
     config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)

@@ -129,7 +129,7 @@ NARROW = [
     ("tresnet_m", 0.125, (44, 52)),
     ("timm_tresnet_v2_l", 0.0625, (64, 36)),
 ]
-DIFFERENTIATED = ("tf_efficientnet_b0", "resnetrs50", "tresnet_m")  # between them have all layers
+DIFFERENTIATED = ("tf_efficientnet_b0", "tresnet_m")  # between them have all layers
 
 
 @pytest.fixture

@@ -62,8 +62,9 @@ def test_same_is_the_padding_of_that_name(size, stride):
     """XLA's, which is TensorFlow's; and the gradients are those of it, however it is computed."""
     for sides, depthwise in (((7, 8), False), ((8, 9), True), ((1, 2), True)):
         kernel_shape = (size, size, 1, 3) if depthwise else (size, size, 3, 4)
-        rng = np.random.default_rng(0)
-        x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((2, *sides, 3), kernel_shape))
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(keys[0], (2, *sides, 3))
+        kernel = jax.random.normal(keys[1], kernel_shape)
         xla = partial(
             lax.conv_general_dilated,
             window_strides=(stride, stride),
@@ -72,7 +73,7 @@ def test_same_is_the_padding_of_that_name(size, stride):
             feature_group_count=3 if depthwise else 1,
         )
         ours = partial(convolution.convolve, stride=stride, depthwise=depthwise, same=True)
-        g = rng.normal(size=jax.eval_shape(xla, x, kernel).shape).astype(np.float32)
+        g = jax.random.normal(keys[2], jax.eval_shape(xla, x, kernel).shape)
         expected = values_and_gradients(xla, x, kernel, g)
         for got, want in zip(values_and_gradients(ours, x, kernel, g), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
