@@ -7,6 +7,7 @@ the checkpoint names none (a converted model) or another set.
 import dataclasses
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ Changes = dict[str, tuple[Any, Any]]  # of options: {name: (old, new)}
 DECIDING = ("model", "data", "augment.mean", "augment.std", "eval")
 # ...and those of them that decide what the model says of an image, in prediction too.
 SAYING = (
-    *("model", "data.image_size", "augment.mean", "augment.std", "eval.top_n", "eval.local_size"),
+    *("model", "data.image_size", "data.interpolation", "data.center_crop", "augment.mean"),
+    *("augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
 )
 # What of the model and the data training alone knows.
@@ -48,9 +50,17 @@ _OF_TRAINING = (
 )
 # Options of `data` that are the model's, whatever the set.
 _OF_MODEL = (
-    *("image_size", "train_crop", "crop_scale", "views", "views_seed", "word_vectors"),
-    "label_graph",
+    *("image_size", "interpolation", "center_crop", "train_crop", "crop_scale", "views"),
+    *("views_seed", "word_vectors", "label_graph"),
 )
+
+# What a checkpoint notes of how photos were prepared, and which options say it.
+_PREPARED_BY = {
+    "mean": "augment.mean",
+    "std": "augment.std",
+    "interpolation": "data.interpolation",
+    "center_crop": "data.center_crop",
+}
 
 ASIDE = "evaluations"  # the folder of a run for evaluations that are not its own
 LONGEST_NAME = 100  # characters of a folder there
@@ -173,7 +183,9 @@ def with_data_of(
         return own
     config = own.copy_and_resolve_references()
     config.data = recipe.data.copy_and_resolve_references()
-    for name in set(_OF_MODEL) & metadata["config"].get("data", {}).keys():
+    # A run of before there was a choice of the last two is of their defaults.
+    said = {*metadata["config"].get("data", {}), "interpolation", "center_crop"}
+    for name in set(_OF_MODEL) & said:
         config.data[name] = own.data[name]
     if not own.data.source:
         config.eval = recipe.eval.copy_and_resolve_references()
@@ -223,6 +235,27 @@ def as_predicted(metadata: Mapping[str, Any], config: ConfigDict, path: str | Pa
     """The options with which prediction would say something else: {name: (its, now)}."""
     changes = changes_between(own_config(metadata, path), config)
     return {name: values for name, values in changes.items() if is_among(name, SAYING)}
+
+
+def other_preprocessing(metadata: Mapping[str, Any], config: Any) -> Changes:
+    """The options that prepare photos otherwise than for a checkpoint: {name: (its, now)}.
+
+    What the checkpoint does not say, as converted weights may not, is not among them.
+
+    Args:
+        config: a configuration, or options of the same names.
+    """
+    noted = dict(metadata.get("preprocessing", {}))
+    if "config" in metadata:  # a run of before there was a choice
+        noted = {"interpolation": "bilinear", "center_crop": 0.0} | noted
+    changes: Changes = {}
+    for name, option in _PREPARED_BY.items():
+        now = operator.attrgetter(option)(config)
+        theirs = noted.get(name, now)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if theirs != now:
+            changes[option] = theirs, now
+    return changes
 
 
 def folder_name(parts: Mapping[str, Any]) -> str:

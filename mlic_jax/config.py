@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.data.label_policy import POLICIES
 from mlic_jax.data.pipeline import CACHES, TRAIN_CROPS
+from mlic_jax.data.transforms import INTERPOLATIONS
 from mlic_jax.errors import UsageError
 from mlic_jax.metrics.protocols import PROTOCOLS
 from mlic_jax.metrics.ties import TIES
@@ -36,6 +37,7 @@ CHOICES = {
     "model.pooling": POOLINGS,
     "model.localizer": LOCALIZERS,
     "model.head": HEADS,
+    "data.interpolation": INTERPOLATIONS,
     "data.train_crop": TRAIN_CROPS,
     "data.cache": CACHES,
     "data.on_corrupt": ("fail", "skip"),
@@ -96,8 +98,8 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
-    # convnext, efficientnet: in training the last block leaves out its branch for so many of the images, the
-    # others fewer, in equal steps from 0 (stochastic depth); 0: none does.
+    # convnext, efficientnet: in training the last block leaves out its branch for so many of the
+    # images, the others fewer, in equal steps from 0 (stochastic depth); 0: none does.
     config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image
@@ -168,13 +170,21 @@ def default_config() -> ConfigDict:
     # What is black and what white of images of more than 8 bits, such as (0, 4095) for 12; ():
     # told from those of the set.
     config.data.range = ()
-    # pixels: photos squashed to image_size are kept beside the prepared set, decoded once; none.
+    # pixels: photos that no random crop is taken of are kept beside the prepared set, decoded once;
+    # none.
     config.data.cache = "none"
     config.data.cache_gib = 10.0  # that the pixels kept of a set may take
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4  # that decode, in this process or in each of them
     config.data.image_size = 448  # a multiple of 32
-    config.data.train_crop = "squash"  # squash (MCAR) | multi_scale (MSRN) | random_resized_crop
+    # Pillow's filter wherever photos are resized, training's crops too: bilinear (as released) |
+    # bicubic | lanczos.
+    config.data.interpolation = "bilinear"
+    # The side of the central square that is seen of a photo, as a share of its shorter side (timm's
+    # crop_pct, such as 0.875); 0: all of the photo is, squashed (as released).
+    config.data.center_crop = 0.0
+    # squash (MCAR), as evaluation sees photos | multi_scale (MSRN) | random_resized_crop
+    config.data.train_crop = "squash"
     config.data.crop_scale = (0.25, 1.0)  # random_resized_crop: the share of the area
     # Augmented views of a photo, which take turns by the epoch; 0: another one every epoch.
     config.data.views = 0

@@ -113,6 +113,7 @@ def check_ranges(config: ConfigDict) -> None:
     for option, value in (
         ("augment.jitter", config.augment.jitter),
         ("augment.cutout", config.augment.cutout),
+        ("data.center_crop", config.data.center_crop),
         ("optim.floor", optim.floor),
         ("loss.alpha", config.loss.alpha),
         ("loss.delta", config.loss.delta),

@@ -261,6 +261,7 @@ def device_batches(
         split,
         batch_size=rows,
         image_size=views.host_size(options),
+        fit=options.data.fit,
         shuffle=False,
         threads=options.data.threads,
     )

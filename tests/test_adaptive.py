@@ -246,6 +246,10 @@ def test_a_global_pass_of_something_else(kept, config):
     assert "does not say what weights made it" in told(origin=None)
     for name in GLOBAL_OUTPUTS:
         assert "lacks the regions of a global pass" in told(**{name: None})
+    old = {name: origin[name] for name in origin if name != "data.interpolation"}
+    assert "it has 2 regions" in told(top_n=3, origin=old)  # which saw photos as ever
+    bicubic = origin | {"data.interpolation": "bicubic"}
+    assert "data.interpolation 'bilinear', not 'bicubic':" in told(now=bicubic, origin=old)
     config.eval.global_scores = "nowhere.npz"
     with pytest.raises(UsageError, match="no score file at"):
         global_pass.read(ScoreOptions.of(config), split, origin, 2)

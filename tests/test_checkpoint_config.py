@@ -130,6 +130,19 @@ def test_a_recipe_of_another_set_says_which_data(run, make_config):
     assert setup.workdir.parent == run / "evaluations" and "data.name=others" in setup.workdir.name
 
 
+def test_a_run_of_before_there_was_a_choice_sees_photos_as_it_did(weights, tmp_path, make_config):
+    config = make_config()
+    saved = json.loads(config.to_json())
+    for option in ("interpolation", "center_crop"):
+        del saved["data"][option]
+    folder = tmp_path / "old" / "checkpoints" / "1"
+    save_weights(folder, weights[0], weights[1] | {"config": saved, "step": 1})
+    recipe = make_config()
+    recipe.data.update(name="others", interpolation="bicubic", center_crop=0.9)
+    data = set_up(None, tmp_path / "old", recipe).config.data
+    assert (data.name, data.interpolation, data.center_crop) == ("others", "bilinear", 0.0)
+
+
 def test_a_converted_model_takes_data_and_protocol_of_the_recipe(converted, tmp_path, make_config):
     with pytest.raises(UsageError, match=r"names no data, .* give --config FILE"):
         set_up(converted, tmp_path / "released")
@@ -173,7 +186,7 @@ def test_a_backbone_has_no_configuration(tmp_path):
 def test_a_head_that_nobody_registered_is_asked_for(run):
     metadata = read_metadata(find_checkpoint(run))
     metadata["config"]["model"]["name"] = "mine"
-    with pytest.raises(UsageError, match=r"the head 'mine', .* recipe that registers it .*--config"):
+    with pytest.raises(UsageError, match=r"head 'mine', .* recipe that registers it .*--config"):
         own_config(metadata, run)
 
 
@@ -295,6 +308,7 @@ def test_named_groups_of_a_checkpoint_are_not_mixed_with_the_default_ones(weight
     [
         *(("model.threshold", 0.3, True), ("model.dtype", "bfloat16", True)),
         *(("data.image_size", 64, True), ("augment.mean", (0.5, 0.5, 0.5), True)),
+        *(("data.interpolation", "bicubic", True), ("data.center_crop", 0.875, True)),
         *(("augment.std", (0.5, 0.5, 0.5), True), ("eval.top_n", 1, True)),
         *(("eval.local_size", 32, True), ("eval.local_bound", 0.1, True)),
         *(("eval.flip", True, True), ("eval.scales", (64,), True)),

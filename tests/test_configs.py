@@ -129,6 +129,8 @@ def test_the_one_variant_with_rates_of_its_own():
         ("eval.weights", "best", "eval.weights is 'best'; known are raw, ema"),
         ("early_stopping", -1, "early_stopping is -1; it must be at least 0"),
         ("augment.cutout", 1.5, "augment.cutout is 1.5; it must be 0 to 1"),
+        ("data.center_crop", 1.2, "data.center_crop is 1.2; it must be 0 to 1"),
+        ("data.interpolation", "cubic", "data.interpolation is 'cubic'; known are bilinear, bic"),
         ("augment.randaugment", -1, "augment.randaugment is -1; it must be at least 0"),
         ("augment.magnitude", 31.0, "augment.magnitude is 31.0; it must be 0 to 30"),
         ("augment.mixup", float("inf"), "augment.mixup is inf; it must be at least 0"),

@@ -13,7 +13,7 @@ STOREYS = (
     ("calibrate", "voc_server"),
     ("__main__",),
     ("main", "completion"),
-    ("train",),
+    ("train", "export"),
     ("evaluate", "predict", "prepare"),
     ("reports", "checkpoint_config"),
     ("recipes", "config_checks"),
@@ -34,7 +34,8 @@ ONLY_IN = {
     "torch": (),
     "weight_conversion": (),
     "orbax": ("runtime",),
-    "jax": ("models", "train", "scores", "evaluate", "predict", "runtime", "features"),
+    "jax": ("models", "train", "scores", "evaluate", "predict", "runtime", "features", "export"),
+    "onnx": ("export",),
 }
 
 # Where a configuration is known: what makes one, asks for one or keeps one, and the doors, which

@@ -2,25 +2,31 @@
 
     python -m weight_conversion.convert INPUT --output DIR [--arch NAME] [--weights raw|ema|PLACE]
     python -m weight_conversion.convert INPUT --output DIR --classes CLASSES [--order CLASSES]
-        [--pooling avg|gwp|max] [--image-size N] [--graph FILE --vectors FILE]
+        [--pooling avg|gwp|max] [--graph FILE --vectors FILE]
+        [--preprocessing FILE] [--mean R G B] [--std R G B] [--image-size N]
+        [--interpolation bilinear|bicubic|lanczos] [--center-crop SHARE]
     python -m weight_conversion.convert DIR --to torch --output FILE [--order CLASSES]
 
-INPUT is a `.safetensors` file, a `.pth`, `.pt` or `.pth.tar` file (which needs the extra `torch`),
-or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` of a repository of the Hugging Face Hub
-(which needs the extra `hub` and a network). What it holds is told from names and shapes, see
-`layouts.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, a d-li14 or
-tonylins MobileNetV2, a ResNet-D or -RS of timm, an EfficientNet of torchvision, timm, transformers
-or lukemelas, a TResNet of its authors or timm, or a ConvNeXt of torchvision, timm, transformers or
-its authors), from which a model can start training; or a whole MCAR or MSRN, which can be evaluated
-and used at once. Under timm's names an EfficientNet that was ported from TensorFlow looks like one
-that was trained in PyTorch: unless INPUT names it, as `hf:timm/tf_efficientnet_b0.in1k` does, it is
-taken for the latter, and a line says what to give as `--arch`. Of MCAR and MSRN
-`--classes` names the classes in the order that INPUT has,
-`--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
-coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a name a line.
+INPUT is a `.safetensors` file, a `.pth`, `.pt`, `.pth.tar` or `.bin` file (which needs the extra
+`torch`), the `.index.json` of shards of them, a folder with one of these as `transformers` names
+them, or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` or its shards in a repository of
+the Hugging Face Hub (which needs the extra `hub` and a network). What it holds is told from names
+and shapes, see `layouts.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, a d-li14
+or tonylins MobileNetV2, a ResNet-D or -RS of timm, an EfficientNet of torchvision, timm,
+transformers or lukemelas, a TResNet of its authors or timm, or a ConvNeXt of torchvision, timm,
+transformers or its authors), from which a model can start training; or a whole MCAR or MSRN, which
+can be evaluated and used at once. Under timm's names an EfficientNet that was ported from
+TensorFlow looks like one that was trained in PyTorch: unless INPUT names it, as
+`hf:timm/tf_efficientnet_b0.in1k` does, it is taken for the latter, and a line says what to give as
+`--arch`. Of MCAR and MSRN `--classes` names the classes in the order that INPUT has, `--order` the
+order wanted: voc, coco (alphabetical, as in the released checkpoints), coco-annotation (as in the
+annotation files), nuswide, apparel, or a text file with a name a line.
 Around the weights may be whatever people put there (`wrapping.WORDS`): the place where they were is
 printed, and so is all that is left out. Where a file has raw weights and their average, `--weights
 ema` takes the average; by default it is the raw ones, as in evaluation (`eval.weights`).
+What photos became in training goes with the weights, and `mlic prepare --init-from` takes it over:
+as the options here say, else `--preprocessing` or a `preprocessor_config.json` of transformers or
+`config.json` of timm beside INPUT, else as all such weights have it, as far as that is known.
 MSRN also needs its co-occurrence counts and word vectors; they may be the published pickles, in the
 order of `--classes`.
 
@@ -38,17 +44,18 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from mlic_jax.command_line import Parser, exit_code
-from mlic_jax.config import default_config
+from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import label_inputs
 from mlic_jax.data.class_names import CLASS_LISTS, read_class_names
 from mlic_jax.data.label_files import order_of
+from mlic_jax.data.transforms import INTERPOLATIONS
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import written_whole
 from mlic_jax.models import POOLINGS
@@ -56,24 +63,41 @@ from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.classes import reorder
 from weight_conversion.layouts.efficientnet import named_in, twin_of
+from weight_conversion.layouts.rules import Layout
 from weight_conversion.matching import Match, detect, listing
+from weight_conversion.preprocessing import (
+    Preprocessing,
+    check,
+    described,
+    file_beside,
+    told_by,
+)
 from weight_conversion.reading import Tensors, locate, open_tensors
 from weight_conversion.wrapping import Found, find, kind_of
 
 MODELS = ("mcar", "msrn")  # layouts of whole models, and their `config.model.name`
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
+# What of `Preprocessing` the command line says, each by a flag of its name.
+GIVEN = ("mean", "std", "image_size", "interpolation", "center_crop")
 
 
 def load_checkpoint(
-    path: str | Path, arch: str | None = None, weights: str | None = None
+    path: str | Path,
+    arch: str | None = None,
+    weights: str | None = None,
+    given: Preprocessing | None = None,
+    preprocessing_file: Path | None = None,
 ) -> tuple[dict, dict]:
     """Reads a PyTorch checkpoint of a known network.
 
     Args:
         path: a `.safetensors` file, or one that `torch.load` reads, holding a state_dict or
-            dictionaries of them, see `wrapping`; or `hf:OWNER/NAME[@sha256:DIGEST]`.
+            dictionaries of them, see `wrapping`; or shards, a folder, or
+            `hf:OWNER/NAME[@sha256:DIGEST]`, see `reading.locate`.
         arch: insist on this backbone; by default it is told from names and shapes.
         weights: which of those in the file: `raw`, `ema` or a place; see `wrapping.find`.
+        given: what is known of how photos were prepared; it goes before what a file says.
+        preprocessing_file: which says the rest; by default one beside the weights, if it is there.
 
     Returns:
         (variables, info). Variables are numpy arrays by collection: `params` and `batch_stats`,
@@ -81,8 +105,9 @@ def load_checkpoint(
         ImageNet `classifier` (kernel [F, 1000], bias) or the other modules of MCAR or MSRN; and
         `unused`, what torch has and nothing reads, by its torch name. Info can be written as JSON:
         arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file,
-        less those of `others`), preprocessing (mean and std of RGB in [0, 1]); where another
-        network has the same arrays and nothing tells them apart, that as `twin`; where the file has
+        less those of `others`), preprocessing (`Preprocessing`, always with mean and std; where a
+        file said it, its name is the `preprocessing_file`); where another network has the same
+        arrays and nothing tells them apart, that as `twin`; where the file has
         more than the weights alone, `place` (where they were), `others` (places of weights that fit
         as well) and `left_out` (what is of no use);  of MCAR and MSRN also num_classes and
         `config`, a configuration whose `model` fits the arrays (what arrays cannot tell, such as
@@ -108,10 +133,10 @@ def load_checkpoint(
     info = {
         "arch": matched.arch,
         "layout": matched.layout.name,
-        "source": source if source.startswith("hf:") else path.name,
+        "source": source if source.startswith("hf:") else Path(source).absolute().name,
         "sha256": digest,
         "num_tensors": len(matched.filled) + len(found.left_out),
-        "preprocessing": {k: list(v) for k, v in matched.layout.preprocessing._asdict().items()},
+        **_preprocessing(path, matched.layout, given or {}, preprocessing_file),
         **_whereabouts(found, tensors),
     }
     if twin and not named:
@@ -125,6 +150,19 @@ def load_checkpoint(
     if beside:
         info["torch"] = beside
     return variables, info
+
+
+def _preprocessing(
+    weights: Path, layout: Layout, given: Preprocessing, told: Path | None
+) -> dict[str, Any]:
+    """What `info` says of how photos were prepared."""
+    usual = Preprocessing(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+    told = told or file_beside(weights)
+    if told is not None:
+        given = told_by(told, given)
+    known: Preprocessing = {**usual, **layout.usual, **given}
+    check(known, str(told or weights))
+    return {"preprocessing": known} | ({"preprocessing_file": told.name} if told else {})
 
 
 def _whereabouts(found: Found, tensors: Tensors) -> dict[str, Any]:
@@ -216,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     lists = f"{', '.join(CLASS_LISTS)}, or a file with a name a line"
     parser = Parser(prog="weight_conversion.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("input", metavar="INPUT", help=".pth, .pt, .pth.tar, .safetensors or hf:")
+    parser.add_argument(
+        "input", metavar="INPUT", help=".safetensors, .pth and the like, shards, a folder or hf:"
+    )
     parser.add_argument(
         "--output", metavar="PATH", required=True, help="a folder; to torch: a file"
     )
@@ -227,7 +267,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", help=f"of MCAR and MSRN, in the order of INPUT: {lists}")
     parser.add_argument("--order", help="the same classes in the order of the output")
     parser.add_argument("--pooling", choices=POOLINGS, help="that MCAR was trained with")
+    parser.add_argument(
+        "--preprocessing", type=Path, metavar="FILE", help="which says how photos were prepared"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="of values in [0, 1]"
+        )
     parser.add_argument("--image-size", type=int, metavar="N", help="that it was trained with")
+    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of photos, resized")
+    parser.add_argument(
+        "--center-crop", type=float, metavar="SHARE", help="of the shorter side; 0: squashed"
+    )
     parser.add_argument("--graph", metavar="FILE", help="MSRN: the co-occurrence counts")
     parser.add_argument("--vectors", metavar="FILE", help="MSRN: the word vectors")
     parser.add_argument("--to", choices=["torch"], help="INPUT is a checkpoint of ours, or a run")
@@ -243,7 +294,14 @@ def _convert(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output}: exists already and is not an empty folder")
-    variables, info = load_checkpoint(options.input, options.arch, options.weights)
+    given = {n: v for n in GIVEN if (v := getattr(options, n)) is not None}
+    variables, info = load_checkpoint(
+        options.input,
+        options.arch,
+        options.weights,
+        cast(Preprocessing, given),
+        options.preprocessing,
+    )
     name = f"{info['arch']} under {info['layout']} names"
     if info["layout"] in MODELS:
         variables, info = _with_classes(variables, info, options)
@@ -253,8 +311,10 @@ def _convert(options: argparse.Namespace) -> None:
             what += f", pooling {info['config']['model']['pooling']}"
     else:
         what = f"with{'' if 'classifier' in variables['params'] else 'out'} classifier"
-        _refuse(options, ("classes", "order", "pooling", "image_size", "graph", "vectors"), name)
+        _refuse(options, ("classes", "order", "pooling", "graph", "vectors"), name)
     print(f"{info['source']}: {name}, {what}")
+    said = f" ({info['preprocessing_file']})" if "preprocessing_file" in info else ""
+    print(f"photos: {described(info['preprocessing'])}{said}")
     for line in _account(variables, info):
         print(line)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -305,13 +365,14 @@ def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> t
     _refuse(options, useless, f"a checkpoint of {info['layout'].upper()}")
     if options.pooling:
         config["model"]["pooling"] = options.pooling
-    if options.image_size is not None:
-        if options.image_size < 32 or options.image_size % 32:
-            size = options.image_size
-            raise UsageError(f"--image-size is {size}; it must be a positive multiple of 32")
-        config["data"]["image_size"] = options.image_size
     preprocessing = {"image_size": config["data"]["image_size"], **info["preprocessing"]}
+    size = preprocessing["image_size"]
+    if size < 32 or size % 32:
+        raise UsageError(f"--image-size is {size}; it must be a positive multiple of 32")
     info = {**info, "preprocessing": preprocessing}
+    for option in ("image_size", "interpolation", "center_crop"):
+        config["data"][option] = preprocessing.get(option, config["data"][option])
+    config["augment"] |= {name: preprocessing[name] for name in ("mean", "std")}
 
     if (options.graph is None) != (options.vectors is None):
         raise UsageError("--graph and --vectors go together")
@@ -335,8 +396,8 @@ def _in_order(variables: dict, info: dict, wanted: str | None) -> tuple[dict, di
 
 def _convert_back(options: argparse.Namespace) -> None:
     variables, info = load_weights(Path(options.input))
-    others = ("arch", "weights", "classes", "pooling", "image_size", "graph", "vectors")
-    _refuse(options, others, "a checkpoint of ours")
+    others = ("arch", "weights", "classes", "pooling", "preprocessing", "graph", "vectors")
+    _refuse(options, (*others, *GIVEN), "a checkpoint of ours")
     if "class_names" in info:
         variables, info = _in_order(variables, info, options.order)
     else:

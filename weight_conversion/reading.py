@@ -7,6 +7,7 @@ stands. A file that calls anything is refused. Arrays are mapped from the file, 
 allocated before names and shapes are known to be right.
 """
 
+import contextlib
 import hashlib
 import io
 import mmap
@@ -16,7 +17,7 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ from safetensors import SafetensorError, safe_open
 
 from mlic_jax.data import safe_pickle
 from mlic_jax.errors import Failure, UsageError, reason
+from mlic_jax.files import json_text
+from weight_conversion import preprocessing
+from weight_conversion.matching import listing
 from weight_conversion.wrapping import WORDS
 
-HUB_FILE = "model.safetensors"
+INDEX = ".index.json"  # ends the name of the file that says which tensor is in which shard
+HUB_FILES = ("model.safetensors", f"model.safetensors{INDEX}")
+# What a folder is read for, the first that is there; as `transformers` writes them.
+IN_A_FOLDER = (*HUB_FILES, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 _HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@sha256:([0-9a-f]{64}))?")
 _ZIP_START = b"PK\x03\x04"  # by which torch.load tells its two formats apart
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # of an entry: start, sizes of its name and of its extras
@@ -79,27 +86,34 @@ class Tensors(Mapping[str, np.ndarray]):
         return Tensors(shapes, lambda name: self._read(place + name), self.beside, self.left_out)
 
 
+def file_in(folder: Path) -> Path | None:
+    """The file of weights in a folder, or the index of its shards: one of `IN_A_FOLDER`."""
+    return next((folder / name for name in IN_A_FOLDER if (folder / name).is_file()), None)
+
+
 def locate(source: str | Path) -> tuple[Path, str]:
-    """The file that `source` means, and its SHA-256.
+    """The file that `source` means, and its SHA-256; of an index of shards that of all together.
 
     Args:
-        source: a path, or `hf:OWNER/NAME`, the `model.safetensors` of a repository of the Hugging
-            Face Hub. `hf:OWNER/NAME@sha256:DIGEST` insists on a digest.
+        source: a path, of a folder one of `IN_A_FOLDER`; or `hf:OWNER/NAME`, one of `HUB_FILES` in
+            a repository of the Hugging Face Hub. `hf:OWNER/NAME@sha256:DIGEST` insists on a digest.
 
     Raises:
         UsageError: there is no such file, or fetching needs the extra `hub`, which is missing.
-        Failure: it cannot be fetched, or its digest is another.
+        Failure: it cannot be fetched, its digest is another, or a shard is missing.
     """
     wanted = None
     if str(source).startswith("hf:"):
         path, wanted = _fetch(str(source))
     else:
         path = Path(source)
+        path = (file_in(path) if path.is_dir() else path) or path
     if not path.is_file():
-        raise UsageError(f"{source}: no such file")
+        of_folder = f" as {', '.join(IN_A_FOLDER)} in this folder" if path.is_dir() else ""
+        raise UsageError(f"{source}: no such file{of_folder}")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards = sorted(set(read_index(path).values())) if _is_index(path) else []
+        digest = _digest([path, *shards])
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from error
     if wanted not in (None, digest):
@@ -107,35 +121,65 @@ def locate(source: str | Path) -> tuple[Path, str]:
     return path, digest
 
 
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 of the bytes of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
 def _fetch(source: str) -> tuple[Path, str | None]:
-    """The file of `hf:OWNER/NAME[@sha256:DIGEST]` in the Hub's own cache, and DIGEST."""
+    """The file of `hf:OWNER/NAME[@sha256:DIGEST]` in the Hub's own cache, and DIGEST.
+
+    With its shards, and with what says how photos were prepared.
+    """
     name = _HUB_NAME.fullmatch(source)
     if not name:
         raise UsageError(f"{source}: must be hf:OWNER/NAME or hf:OWNER/NAME@sha256:DIGEST")
     try:
         from huggingface_hub import hf_hub_download, logging
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         raise UsageError(
             f"{source}: fetching it needs huggingface_hub: pip install -e '.[hub]'"
         ) from error
     logging.set_verbosity_error()  # else it tells of every attempt
+    whole, index = HUB_FILES
     try:
-        return Path(hf_hub_download(name[1], HUB_FILE)), name[2]
+        try:
+            path = Path(hf_hub_download(name[1], whole))
+        except EntryNotFoundError:
+            path = Path(hf_hub_download(name[1], index))
+            for shard in set(_shards(path).values()):
+                hf_hub_download(name[1], shard)
+        for beside in preprocessing.FILES:
+            with contextlib.suppress(EntryNotFoundError):
+                hf_hub_download(name[1], beside)
+        return path, name[2]
+    except Failure:
+        raise
     except Exception as error:  # Its errors and its network library's have no base in common.
         raise Failure(f"{source}: cannot be fetched ({reason(error)})") from error
 
 
 def open_tensors(path: Path) -> Tensors:
-    """The tensors of a `.safetensors` file, or of one that `torch.load` reads.
+    """The tensors of a `.safetensors` file, of one that `torch.load` reads, or of such shards.
 
-    The latter holds a state_dict, or dictionaries of them under the words of `wrapping.WORDS`: then
-    a name begins with their keys, as in `state_dict/conv1.weight`. Its arrays are float32 wherever
-    they are floating point. Safetensors are told by their content too, whatever they are called.
+    Shards are given by their index, a file that ends in `.index.json`. What `torch.load` reads
+    holds a state_dict, or dictionaries of them under the words of `wrapping.WORDS`: then a name
+    begins with their keys, as in `state_dict/conv1.weight`. Its arrays are float32 wherever they
+    are floating point. Safetensors are told by their content too, whatever they are called.
 
     Raises:
         UsageError: torch is needed and missing.
-        Failure: the file is damaged, holds code, or holds no tensors.
+        Failure: the file is damaged, holds code, or holds no tensors; or of shards one is missing
+            or lacks a tensor.
     """
+    if _is_index(path):
+        return _open_shards(path)
     return (_open_safetensors if _is_safetensors(path) else _open_torch)(path)
 
 
@@ -143,6 +187,58 @@ def _is_safetensors(path: Path) -> bool:
     """By its name, or by the header behind eight bytes; what torch writes has other bytes there."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(INDEX)
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """The name of the shard that each tensor is in; all lie beside the index."""
+    content = json_text.read(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise Failure(f"{index}: has no weight_map, which says which tensor is in which shard")
+    for shard in shards.values():
+        is_name = isinstance(shard, str) and Path(shard).name == shard
+        if not is_name or shard.endswith(INDEX):
+            raise Failure(f"{index}: {shard!r} is no name of a shard beside it")
+    return shards
+
+
+def read_index(index: Path) -> dict[str, Path]:
+    """The shard that each tensor is in.
+
+    Raises:
+        Failure: it is no index, or shards are missing.
+    """
+    shards = {name: index.with_name(shard) for name, shard in _shards(index).items()}
+    if missing := sorted({path.name for path in shards.values() if not path.is_file()}):
+        raise Failure(f"{listing(f'{index}: shards are missing', missing)}")
+    return shards
+
+
+def _open_shards(index: Path) -> Tensors:
+    shard_of = read_index(index)
+    opened = {path: open_tensors(path) for path in dict.fromkeys(shard_of.values())}
+    absent = [
+        f"{name} (of {path.name})"
+        for name, path in shard_of.items()
+        if name not in opened[path].shapes
+    ]
+    if absent:
+        raise Failure(listing(f"{index}: tensors are not in the shards that it says", absent))
+    unlisted = [
+        name
+        for path, tensors in opened.items()
+        for name in (*tensors.left_out, *tensors.shapes)
+        if shard_of.get(name) != path
+    ]
+    return Tensors(
+        {name: opened[path].shapes[name] for name, path in shard_of.items()},
+        lambda name: opened[shard_of[name]][name],
+        left_out=tuple(unlisted),
+    )
 
 
 def _open_safetensors(path: Path) -> Tensors:

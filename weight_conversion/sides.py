@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import label_inputs
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.transforms import Range
 from mlic_jax.errors import UsageError
@@ -33,6 +34,7 @@ from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint
 from weight_conversion.layouts import REFERENCE_LAYOUTS
+from weight_conversion.reading import file_in
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [B, S, S, 3], labels int8 [B, C]
@@ -57,6 +59,7 @@ class Checkpoint:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: Fit = SQUASHED  # how photos become squares
     upright: bool = False  # whether photos were turned in training as their EXIF orientation says
     value_range: Range | None = None  # of those of more than 8 bits, see `transforms.decode`
 
@@ -68,17 +71,20 @@ class Checkpoint:
 def read_checkpoint(
     path: Path, image_size: int | None = None, weights: str | None = None
 ) -> Checkpoint:
-    """Reads a file of PyTorch's, of which `weights` as in `wrapping.find`; or one of ours.
+    """Reads a file of PyTorch's or a folder with one, of which `weights` as in `wrapping.find`.
+
+    Or one of ours.
 
     Raises:
         UsageError: there is none at `path`, `image_size` cannot be the size of an image, or there
             are no such `weights`.
         Failure: it is damaged, or of no known network.
     """
-    if path.is_dir() and weights is not None:
+    is_ours = path.is_dir() and file_in(path) is None
+    if is_ours and weights is not None:
         raise UsageError(f"{path}: --weights is for files of PyTorch's")
     name = path.name
-    if path.is_dir():
+    if is_ours:
         variables, info = load_weights(path)
     else:
         variables, info = load_checkpoint(path, weights=weights)
@@ -101,6 +107,10 @@ def read_checkpoint(
         image_size=size,
         mean=tuple(preprocessing.get("mean", IMAGENET_MEAN)),
         std=tuple(preprocessing.get("std", IMAGENET_STD)),
+        fit=Fit(
+            preprocessing.get("interpolation", SQUASHED.interpolation),
+            preprocessing.get("center_crop", SQUASHED.center_crop),
+        ),
         upright=info.get("config", {}).get("data", {}).get("upright", False),
         value_range=tuple(preprocessing.get("range") or ()) or None,
     )

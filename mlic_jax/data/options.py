@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mlic_jax.data.fitting import Fit
 from mlic_jax.data.pipeline import Cache, TrainCrop
+from mlic_jax.data.transforms import Interpolation
 from mlic_jax.options import Options
 
 
@@ -51,7 +53,19 @@ class DataOptions(Options):
     workers: int
     threads: int
     image_size: int
+    interpolation: Interpolation
+    center_crop: float
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
     views: int
     views_seed: int
+
+    @property
+    def fit(self) -> Fit:
+        """How photos become squares wherever they are not cropped at random."""
+        return Fit(self.interpolation, self.center_crop)
+
+    @property
+    def train_fit(self) -> Fit:
+        """How they do in training, of whose random crops the interpolation alone counts."""
+        return self.fit if self.train_crop == "squash" else Fit(self.interpolation)

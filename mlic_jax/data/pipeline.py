@@ -19,6 +19,7 @@ from PIL import Image
 
 from mlic_jax.command_line import hush_pillow
 from mlic_jax.data import transforms
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.records import Split
 from mlic_jax.data.records.pixels import Squares, open_squares
 from mlic_jax.errors import Failure, UsageError
@@ -47,6 +48,7 @@ def batches(
     shuffle: bool,
     epochs: int = 1,
     first_step: int = 0,
+    fit: Fit = SQUASHED,
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     views: int = 0,
@@ -66,18 +68,19 @@ def batches(
     Args:
         split: what to read.
         batch_size: of the global batch, over all processes.
-        image_size: S. Images are squashed to S x S unless `train_crop` says otherwise.
+        image_size: S. Images become S x S as `fit` says, unless `train_crop` says otherwise.
         seed: not negative.
         shuffle: a new permutation every epoch, or the order of the split.
         epochs: of the whole run.
         first_step: the step of the whole run to start at.
-        train_crop: "squash"; "random_resized_crop" with the share of the area in `crop_scale`; or
-            "multi_scale", the crops that MSRN was trained with.
+        fit: see image_size; of what is cropped at random its interpolation alone counts.
+        train_crop: "squash", as `fit` says; "random_resized_crop" with the share of the area in
+            `crop_scale`; or "multi_scale", the crops that MSRN was trained with.
         crop_scale: see train_crop.
         views: V, of every image; 0: another one every epoch.
         crop_seed: what crops are drawn from; None: from `seed`.
-        cache: "pixels" keeps squashed images on disk, where any later pass reads them; the batches
-            are the same. A line says where they are kept, or why not: crops are never.
+        cache: "pixels" keeps what `fit` makes of images on disk, where any later pass reads it; the
+            batches are the same. A line says where it is kept, or why not: random crops never are.
         cache_gib: what the images kept of a set may take; see `open_squares`.
         workers: processes that decode, each with `threads` threads; 0 decodes in this process.
         threads: that decode, each a whole batch.
@@ -118,7 +121,7 @@ def batches(
         raise UsageError(f"first_step is {first_step} and the run has {steps} steps")
     squares = None
     if cache == "pixels" and train_crop == "squash":
-        squares = open_squares(split, image_size, cache_gib)
+        squares = open_squares(split, image_size, cache_gib, fit)
     elif cache == "pixels":
         print(f"pixels are not kept: crops ({train_crop}) are of other pixels every time")
     rows = batch_size // process_count
@@ -129,6 +132,7 @@ def batches(
         image_size=image_size,
         seed=seed,
         crop_seed=seed if crop_seed is None else crop_seed,
+        fit=fit,
         shuffle=shuffle,
         first_step=first_step,
         steps=steps,
@@ -165,6 +169,7 @@ def chosen(
     batch_size: int,
     image_size: int,
     seed: int = 0,
+    fit: Fit = SQUASHED,
     train_crop: TrainCrop = "squash",
     crop_scale: tuple[float, float] = (0.25, 1.0),
     workers: int = 0,
@@ -185,6 +190,7 @@ def chosen(
         split=split,
         image_size=image_size,
         crop_seed=seed,
+        fit=fit,
         train_crop=train_crop,
         crop_scale=crop_scale,
         wanted=tuple((int(photo), views) for photos, views in groups for photo in photos),
@@ -206,6 +212,7 @@ class _Source:
     split: Split
     image_size: int
     crop_seed: int
+    fit: Fit
     train_crop: TrainCrop
     crop_scale: tuple[float, float]
 
@@ -222,12 +229,14 @@ class _Source:
             raise Failure(f"{self.split.where(i)}: {failure}") from failure
 
     def _to_square(self, image: Image.Image, i: int, view: int) -> np.ndarray:
-        rng = np.random.default_rng((_CROP, self.crop_seed, view, i))
+        rng, size = np.random.default_rng((_CROP, self.crop_seed, view, i)), self.image_size
+        how = self.fit.interpolation
         if self.train_crop == "random_resized_crop":
-            return transforms.random_resized_crop(image, self.image_size, rng, self.crop_scale)
+            scale = self.crop_scale
+            return transforms.random_resized_crop(image, size, rng, scale, interpolation=how)
         if self.train_crop == "multi_scale":
-            return transforms.multi_scale_crop(image, self.image_size, rng)
-        return transforms.resize(image, self.image_size)
+            return transforms.multi_scale_crop(image, size, rng, how)
+        return self.fit.square(image, size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Image geometry on the host: encoded bytes -> RGB -> the uint8 square that goes to the device.
 
-Pixels are those of Pillow's full decode and antialiased bilinear filter, as in the originals, of
-whatever version it is (see `resize`).
+Pixels are those of Pillow's full decode and antialiased filter, by default the bilinear one as in
+the originals, of whatever version it is (see `resized`).
 JPEG draft mode (decoding at a reduced scale) is faster but gives other pixels: it is not used.
 """
 
@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import PIL
@@ -29,6 +29,11 @@ SCALE_PAIRS = tuple(
     if abs(i - j) <= 2
 )
 ANCHORS = (*itertools.product((0, 2, 4), repeat=2), *itertools.product((1, 3), repeat=2))
+
+# What is between pixels, as Pillow and timm call it. Each averages where a photo is shrunk.
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 # What undoes each EXIF orientation, for pixels; and for boxes: whether y, x run the other way, and
 # whether they are then exchanged.
@@ -179,22 +184,29 @@ def turn_boxes(boxes: np.ndarray, look: Look) -> np.ndarray:
     return np.stack(turned, axis=1).astype(boxes.dtype)
 
 
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Squashes an RGB image to uint8 [size, size, 3]: bilinear, antialiased, aspect not kept.
+def resize(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> np.ndarray:
+    """Squashes an RGB image to uint8 [size, size, 3]; the aspect is not kept. See `resized`."""
+    return np.array(resized(image, size, size, interpolation))
+
+
+def resized(
+    image: Image.Image, height: int, width: int, interpolation: Interpolation = "bilinear"
+) -> Image.Image:
+    """An RGB image in another size, antialiased.
 
     First across, then down, with 8 bits between, as every Pillow before 13 does it. Left to itself
     13 takes most portraits the other way, where one value in six comes out different by 1. What is
     more than a hundred times as tall as wide is shrunk down first, as since 12.2: across first, it
     would take memory in proportion to its height.
     """
-    is_ribbon = image.height > max(100 * image.width, size)
-    between = (image.width, size) if is_ribbon else (size, image.height)
-    halfway = image.resize(between, Image.Resampling.BILINEAR)
-    return np.array(halfway.resize((size, size), Image.Resampling.BILINEAR))
+    is_ribbon = image.height > max(100 * image.width, height)
+    between = (image.width, height) if is_ribbon else (width, image.height)
+    halfway = image.resize(between, FILTERS[interpolation])
+    return halfway.resize((width, height), FILTERS[interpolation])
 
 
 def versions() -> tuple[str, ...]:
-    """What `decode` and `resize` are done with: with the same of it a photo has the same pixels."""
+    """What `decode` and `resized` work with: with the same of it a photo has the same pixels."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     heic = importlib.metadata.version("pillow-heif") if READS_HEIC else None
     return f"Pillow {PIL.__version__}", f"JPEG {jpeg}", f"HEIC {heic}", "across, then down"
@@ -206,6 +218,7 @@ def random_resized_crop(
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.25, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """Crops a random rectangle and resizes it to uint8 [size, size, 3].
 
@@ -215,10 +228,15 @@ def random_resized_crop(
     no pixel outside it has any influence (Pillow's `resize(box=...)` lets the filter see beyond).
     """
     x, y, width, height = _crop_rectangle(image.width, image.height, rng, scale, ratio)
-    return resize(image.crop((x, y, x + width, y + height)), size)
+    return resize(image.crop((x, y, x + width, y + height)), size, interpolation)
 
 
-def multi_scale_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+def multi_scale_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    interpolation: Interpolation = "bilinear",
+) -> np.ndarray:
     """Crops one of 19 shapes at one of 13 anchors and resizes it to uint8 [size, size, 3] (MSRN).
 
     The sides are shares of the image's short side, drawn by `SCALE_PAIRS`, then one of `ANCHORS`,
@@ -234,7 +252,7 @@ def multi_scale_crop(image: Image.Image, size: int, rng: np.random.Generator) ->
     quarters_y, quarters_x = ANCHORS[rng.integers(len(ANCHORS))]
     y = quarters_y * ((image.height - height) // 4)
     x = quarters_x * ((image.width - width) // 4)
-    return resize(image.crop((x, y, x + width, y + height)), size)
+    return resize(image.crop((x, y, x + width, y + height)), size, interpolation)
 
 
 def _crop_rectangle(

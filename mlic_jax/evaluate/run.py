@@ -13,7 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.config_checks import check_config
-from mlic_jax.data import sources, transforms
+from mlic_jax.data import sources
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.records import Record, Split
 from mlic_jax.files.atomic import write_text
@@ -158,13 +159,16 @@ def write_results(
     metrics_path = workdir / f"metrics_{split.split}.json"
     write_text(metrics_path, json.dumps(values, indent=1))
 
+    fit = options.data.fit
+
     def image_at(i: int) -> np.ndarray:
-        return transforms.resize(split.decode(split[i]), scores.image_size)
+        return fit.square(split.decode(split[i]), scores.image_size)
 
     def objects_at(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return objects_of_square(split[i], scores.image_size)
+        return objects_of_square(split[i], scores.image_size, fit)
 
-    about = {"backbone": options.model.backbone, "image size": f"{scores.image_size} px"}
+    size = f"{scores.image_size} px{fit.described()}"
+    about = {"backbone": options.model.backbone, "image size": size}
     if scores.boxes is not None:
         about |= {"pooling": options.model.pooling, "regions": scores.boxes.shape[1]}
     if scores.looked_at is not None:
@@ -195,7 +199,10 @@ def write_results(
     print(f"scores, metrics and report: {workdir}/scores_{split.split}.npz, {metrics_path}, {page}")
 
 
-def objects_of_square(record: Record, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes int32 `[K, 4]` and classes `[K]` of an image that was squashed to `size` pixels."""
-    scale = size / np.array([record.height, record.width] * 2)
-    return np.round(record.boxes * scale).astype(np.int32), record.box_classes
+def objects_of_square(
+    record: Record, size: int, fit: Fit = SQUASHED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes int32 `[K, 4]` and classes `[K]` of what is seen of an image in `size` pixels."""
+    frame = fit.frame(record.height, record.width, size)
+    boxes, is_seen = frame.boxes_in_square(record.boxes)
+    return boxes[is_seen], record.box_classes[is_seen]

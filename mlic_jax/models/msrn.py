@@ -114,7 +114,7 @@ class MSRN(nn.Module):
             if stage != 4:
                 x = Linear(x.shape[-1], name=f"branch{stage}")(x)
             x = Linear(CHANNELS, name=f"project{stage}")(halve(x))
-            seen.append(spatial_attention(x.reshape(len(x), -1, CHANNELS), embeddings))
+            seen.append(spatial_attention(x.reshape(x.shape[0], -1, CHANNELS), embeddings))
         return jnp.tanh(jnp.concatenate(seen, axis=-1))
 
     def classify(
@@ -124,7 +124,7 @@ class MSRN(nn.Module):
         num_classes = len(assignment)
         if self.head == "dense":
             fc1 = Linear(HIDDEN, self.fc1_axis, name="fc1")
-            hidden = fc1(seen.reshape(len(seen), -1))
+            hidden = fc1(seen.reshape(seen.shape[0], -1))
             return Linear(num_classes, name="fc2")(nn.leaky_relu(hidden, 0.01))
         labels, groups = jnp.split(seen, [num_classes], axis=1)
         own_group = groups[:, jnp.argmax(assignment, axis=-1)]

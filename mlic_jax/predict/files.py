@@ -197,11 +197,11 @@ def write_predictions(
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
     """What the page says of the model and of how it looked, a line each."""
     model, views = predictor.options.model, predictor.options.eval
-    sizes = view_sizes(predictor.options)
+    sizes, how = view_sizes(predictor.options), predictor.options.data.fit.described()
     about = {
         "checkpoint": checkpoint,
         "model": f"{model.name} on {model.backbone}",
-        "image size": ", ".join(f"{size} px" for size in sizes),
+        "image size": ", ".join(f"{size} px" for size in sizes) + how,
         "classes": str(len(predictor.class_names)),
         "labels from": predictor.rule,
     }

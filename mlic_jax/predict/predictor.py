@@ -26,6 +26,7 @@ from PIL import Image
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config_checks import check_scales
 from mlic_jax.data import transforms
+from mlic_jax.data.fitting import Frame
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
@@ -35,7 +36,7 @@ from mlic_jax.reports.predictions import annotate_prediction
 from mlic_jax.runtime import compilation, devices
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.scores.options import ScoreOptions
-from mlic_jax.scores.predictions import Box, Prediction, Region
+from mlic_jax.scores.predictions import Prediction, Region
 from mlic_jax.scores.scoring import create_eval_model, make_eval_step
 from mlic_jax.scores.views import host_size, view_sizes
 
@@ -133,10 +134,11 @@ class Predictor:
     def __repr__(self) -> str:
         model, names = self.options.model, ", ".join(self.class_names[:NAMED])
         sizes = ", ".join(str(size) for size in view_sizes(self.options))
+        sizes += f" px{self.options.data.fit.described()}"
         more = ", ..." if len(self.class_names) > NAMED else ""
         return (
-            f"Predictor({model.name} on {model.backbone}, {sizes} px; {len(self.class_names)} "
-            f"labels: {names}{more}; labels from {self.rule})"
+            f"Predictor({model.name} on {model.backbone}, {sizes}; "
+            f"{len(self.class_names)} labels: {names}{more}; labels from {self.rule})"
         )
 
     def __call__(
@@ -230,12 +232,17 @@ class Predictor:
         file = name_of(source)
         try:
             image = self.read(source)
-            pixels = transforms.resize(image, host_size(self.options))
+            pixels = self.options.data.fit.square(image, host_size(self.options))
         except UsageError:
             raise
         except Exception as error:  # Pillow raises nearly anything, which concerns this image alone
             return Prediction(file, error=reason(error)), None
-        return Prediction(file, image.width, image.height), pixels
+        seen = self._frame(image.height, image.width).box_in_photo((0, 0, 1, 1), grid=1)
+        return Prediction(file, image.width, image.height, seen=seen), pixels
+
+    def _frame(self, height: int, width: int) -> Frame:
+        """What is seen of a photo of that size."""
+        return self.options.data.fit.frame(height, width, host_size(self.options))
 
     def _outputs(
         self, batch: list[tuple[Prediction, np.ndarray | None]]
@@ -285,7 +292,7 @@ class Predictor:
         )
         if of_photo is None:
             of_photo = calibrated(outputs["logits"], self.temperature)
-        size = self.options.data.image_size
+        size, frame = self.options.data.image_size, self._frame(known.height, known.width)
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
         for k, c in enumerate(classes):
@@ -293,7 +300,7 @@ class Predictor:
                 continue
             yield Region(
                 self.class_names[c],
-                box_in_photo(outputs["boxes"][k], size, known.height, known.width),
+                frame.box_in_photo(outputs["boxes"][k], size),
                 float(of_photo[c]),
                 None if of_regions is None else float(of_regions[c]),
                 outputs["class_maps"][k],
@@ -346,17 +353,6 @@ def changed_thresholds(
             raise UsageError(f"a threshold is {value!r}; it must be a probability, 0 to 1")
         changed[class_names.index(name)] = value
     return changed
-
-
-def box_in_photo(box: np.ndarray, size: int, height: int, width: int) -> Box:
-    """A box of the `size` x `size` input in a photo's pixels: all that it touches, never empty."""
-    y1, x1, y2, x2 = (int(edge) for edge in box)
-    return (
-        y1 * height // size,
-        x1 * width // size,
-        -(-y2 * height // size),
-        -(-x2 * width // size),
-    )
 
 
 def spread(batch_size: int, devices: int) -> tuple[int, int]:

@@ -271,7 +271,7 @@ def introduction(predictor: Predictor) -> str:
         "introduction",
         [
             f"{model.name} on {model.backbone}",
-            f"{sizes} px",
+            f"{sizes} px{predictor.options.data.fit.described()}",
             f"{len(predictor.class_names)} labels",
             f"labels from {predictor.rule}",
         ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
+from mlic_jax.config import default_config
 from mlic_jax.data import sources
 from mlic_jax.data.detect import own_roles, roles_of
 from mlic_jax.data.label_policy import LabelPolicy
@@ -124,7 +124,8 @@ def start_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings["epochs"] = options.epochs
     if not options.init_from:
         return settings
-    from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata  # takes seconds
+    from mlic_jax.checkpoint_config import other_preprocessing  # takes seconds
+    from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata
 
     metadata = read_metadata(find_checkpoint(options.init_from))
     model = metadata["config"]["model"] if "config" in metadata else {"backbone": metadata["arch"]}
@@ -133,12 +134,8 @@ def start_settings(options: argparse.Namespace) -> dict[str, Any]:
         "model.backbone": model["backbone"],
         "model.width": float(model.get("width", 1.0)),
     }
-    preprocessing = metadata.get("preprocessing", {})
-    for statistic, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        value = tuple(preprocessing.get(statistic, usual))
-        if value != usual:
-            settings[f"augment.{statistic}"] = value
-    return settings
+    taken_over = other_preprocessing(metadata, default_config())
+    return settings | {option: theirs for option, (theirs, _) in taken_over.items()}
 
 
 def train_settings(train: Split, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mlic_jax.data.image_files import image_suffixes
 from mlic_jax.models.ops.regions import interpolation_matrix
 from mlic_jax.reports.drawing import annotate
 from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, is_drawn, page_template
-from mlic_jax.scores.predictions import Prediction
+from mlic_jax.scores.predictions import Box, Prediction
 
 ANNOTATED, GALLERY = "annotated", "gallery"  # folders
 PHOTO_SIDE = 640  # of the longer side of a photo in the gallery, pixels
@@ -130,10 +130,11 @@ def picture_files(row: dict[str, Any]) -> list[str]:
 
 def encode_pictures(image: Image.Image, prediction: Prediction) -> list[bytes]:
     """What `picture_files` names, encoded."""
+    seen, size = prediction.seen or (0, 0, image.height, image.width), image.size
     annotated = _encoded(annotate_prediction(image, prediction), "JPEG", quality=92)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     regions = (region for region in prediction.regions if is_drawn(region.global_probability))
-    maps = [_encoded(heat_map(region.class_map), "PNG") for region in regions]
+    maps = [_encoded(heat_map(region.class_map, seen, size), "PNG") for region in regions]
     return [annotated, _encoded(image, "JPEG", quality=82), *maps]
 
 
@@ -211,22 +212,30 @@ def _page_region(
     }
 
 
-def heat_map(class_map: np.ndarray) -> Image.Image:
+def heat_map(class_map: np.ndarray, seen: Box, size: tuple[int, int]) -> Image.Image:
     """A class activation map [h, w] from its least (clear) to its highest (bright) value.
 
     To be stretched over the photo. Upsampled as the model does, with align_corners=True.
+
+    Args:
+        seen: what the map is of; outside of it nothing is.
+        size: (width, height) of the photo that it is in.
     """
-    rows, columns = (interpolation_matrix(side, MAP_SIDE) for side in class_map.shape)
+    sides = (size[1], size[0]) * 2
+    y1, x1, y2, x2 = (round(MAP_SIDE * edge / side) for edge, side in zip(seen, sides, strict=True))
+    height, width = max(1, y2 - y1), max(1, x2 - x1)  # of a ribbon there may be less than a cell
+    rows, columns = map(interpolation_matrix, class_map.shape, (height, width))
     fine = rows @ class_map @ columns.T
     fine = (fine - fine.min()) / max(float(fine.max() - fine.min()), 1e-12)
     levels = 64
     colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, levels), bytes=True)[:, :3]
-    image = Image.fromarray(np.round(fine * (levels - 1)).astype(np.uint8))
-    image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette(colours.tobytes())
-    image.info["transparency"] = bytes(
-        int(255 * share) for share in np.linspace(0.35, 0.65, levels)
-    )
+    pixels = np.full((MAP_SIDE, MAP_SIDE), levels, np.uint8)  # a level of its own, which is clear
+    y1, x1 = min(y1, MAP_SIDE - height), min(x1, MAP_SIDE - width)
+    pixels[y1 : y1 + height, x1 : x1 + width] = np.round(fine * (levels - 1))
+    image = Image.frombytes("P", pixels.shape, pixels.tobytes())
+    image.putpalette(colours.tobytes() + bytes(3))
+    alphas = [int(255 * share) for share in np.linspace(0.35, 0.65, levels)]
+    image.info["transparency"] = bytes([*alphas, 0])
     return image
 
 

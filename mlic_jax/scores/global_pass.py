@@ -29,11 +29,16 @@ OPTIONS = (
     "model.dtype",
     "model.precision",
     "data.image_size",
+    "data.interpolation",
+    "data.center_crop",
     "augment.mean",
     "augment.std",
     "eval.flip",
     "eval.scales",
 )
+
+# What an option was before there was a choice, in files that do not say.
+_UNSAID = {"model.region_grid": 1, "data.interpolation": "bilinear", "data.center_crop": 0.0}
 
 
 def origin_of(variables: Mapping[str, Any], options: ScoreOptions) -> dict[str, Any]:
@@ -92,8 +97,7 @@ def read(
         raise UsageError(
             f"{path} lacks the regions of a global pass: leave eval.global_scores empty"
         )
-    # An earlier version knew no grid.
-    there = {"model.region_grid": 1, "set": scores.set_name, "split": scores.split} | scores.origin
+    there = {"set": scores.set_name, "split": scores.split} | _UNSAID | scores.origin
     wanted = {"set": split.name, "split": split.split, **origin}
     wrong = [
         f"other {name}"

@@ -19,7 +19,7 @@ class Region:
     global_probability: float  # of the class, from the whole photo
     # Of the class, the highest of all regions; None of a model that does not look again.
     local_probability: float | None
-    # Class activation scores over the whole photo, in [0, 1].
+    # Class activation scores over what the model saw of the photo, in [0, 1].
     class_map: Float32[np.ndarray, "h w"] = dataclasses.field(repr=False, compare=False)
 
 
@@ -33,6 +33,7 @@ class Prediction:
     labels: tuple[str, ...] = ()  # whose probability reaches its threshold, the likeliest first
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # class -> probability
     regions: tuple[Region, ...] = ()  # the likeliest in the whole photo first
+    seen: Box | None = None  # what the model saw of the upright photo; None: it could not be read
     error: str | None = None
 
     def __str__(self) -> str:

@@ -30,6 +30,8 @@ from mlic_jax.scores.stored import make_stored_step, open_plain_store, uses_stor
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
 
+EvalStep = Callable[[dict[str, Any], dict[str, jax.Array]], dict[str, jax.Array]]
+
 # The options of `config.model` that decide its arrays (others may differ at evaluation), and what
 # they are of a checkpoint that was written before there was such an option.
 ARRAY_OPTIONS = {
@@ -86,12 +88,23 @@ def make_eval_step(
 ) -> jax.stages.Wrapped:
     """The jitted step: (variables, batch) -> what the model says of every row, labels and index.
 
-    Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
-    too, the global stream is not run. The outputs lie on every device of every process: each can
-    read the scores of the whole batch.
+    The outputs lie on every device of every process: each can read the scores of the whole batch.
+    For the other arguments see `eval_step_of`.
 
     Args:
         specs: how the variables lie on the mesh.
+    """
+    step = on_own_rows(eval_step_of(model, options, class_maps), options, mesh, specs)
+    return compilation.jit(step, out_shardings=devices.replicated(mesh))
+
+
+def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> EvalStep:
+    """The step of `make_eval_step` as a pure function.
+
+    Logits are averaged over the views of `config.eval`. Where the batch has the `GLOBAL_OUTPUTS`
+    too, the global stream is not run.
+
+    Args:
         class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
     """
 
@@ -112,8 +125,7 @@ def make_eval_step(
         outputs = {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
         return outputs | {name: batch[name] for name in ("labels", "index") if name in batch}
 
-    step = on_own_rows(eval_step, options, mesh, specs)
-    return compilation.jit(step, out_shardings=devices.replicated(mesh))
+    return eval_step
 
 
 def batch_rows(options: ScoreOptions, mesh: jax.sharding.Mesh) -> int:
@@ -232,6 +244,7 @@ class Evaluator:
                 self.split,
                 batch_size=rows,
                 image_size=views.host_size(self.options),
+                fit=self.options.data.fit,
                 shuffle=False,
                 cache=self.options.data.cache,
                 cache_gib=self.options.data.cache_gib,

@@ -32,7 +32,7 @@ def uses_store(options: ScoreOptions) -> bool:
 def open_plain_store(
     model: nn.Module, variables: Mapping[str, Any], split: Split, options: ScoreOptions, mesh: Any
 ) -> Store:
-    """The features of a split as evaluation sees it: squashed, and with `eval.flip` mirrored too.
+    """The features of a split as evaluation sees it, and with `eval.flip` mirrored too.
 
     Raises:
         UsageError, Failure: see `Store`.
@@ -44,7 +44,9 @@ def open_plain_store(
 
     decided = {"plain": True, "mean": options.augment.mean, "std": options.augment.std}
     look = "look_everywhere" if hasattr(model, "look_everywhere") else "look"
-    views = Views(1 + options.eval.flip, inputs, {}, training=False, origin=decided, look=look)
+    fit = options.data.fit
+    origin = decided | fit.changed()
+    views = Views(1 + options.eval.flip, inputs, {"fit": fit}, False, origin, look)
     backbone = Backbone.of(model, variables, options.model, mesh)
     return Store(backbone, split, views, options.data, options.features)
 

@@ -14,9 +14,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from mlic_jax.data.transforms import Interpolation
 from mlic_jax.models.arrays import Outputs
 from mlic_jax.models.inputs import normalise
 from mlic_jax.scores.options import ScoreOptions
+
+_METHODS: dict[Interpolation, str] = {  # JAX's names of Pillow's filters
+    "bilinear": "linear",
+    "bicubic": "cubic",
+    "lanczos": "lanczos3",
+}
 
 
 def view_sizes(options: ScoreOptions) -> tuple[int, ...]:
@@ -39,7 +46,7 @@ def score_views(
     Args:
         apply: normalised images to what the model says of them.
         images: L = `host_size(options)`.
-        options: of which `eval.flip`, `eval.scales`, `data.image_size` and `augment` are used.
+        options: of which `eval.flip`, `eval.scales`, `data` and `augment` are used.
 
     Returns:
         The outputs of the plain view; of those whose name ends in `logits`, the mean of all views.
@@ -50,7 +57,7 @@ def score_views(
 
     outputs = []
     for size in view_sizes(options):
-        view = resize(images, size)
+        view = resize(images, size, options.data.interpolation)
         if options.eval.flip:
             # As a loop on the device: the model is compiled once for the two, and as fast.
             both = lax.map(outputs_of, jnp.stack([view, view[:, :, ::-1]]))
@@ -70,13 +77,20 @@ def mean_of_views(outputs: Sequence[Outputs]) -> Outputs:
     return outputs[0] | means
 
 
-def resize(images: UInt8[Array, "B L L 3"], size: int) -> UInt8[Array, "B {size} {size} 3"]:
-    """Bilinear, antialiased, as Pillow does it.
+def resize(
+    images: UInt8[Array, "B L L 3"], size: int, interpolation: Interpolation = "bilinear"
+) -> UInt8[Array, "B {size} {size} 3"]:
+    """Antialiased, as Pillow does it.
 
-    Its pixels are within two grey levels of Pillow's, which rounds between rows and columns.
+    Its pixels are within two grey levels of Pillow's, which rounds between rows and columns. There
+    it also cuts off what bicubic and Lanczos overshoot, and so is it done here.
     """
-    if images.shape[1:3] == (size, size):
+    length = images.shape[1]
+    if length == size:
         return images
-    shape = (images.shape[0], size, size, images.shape[3])
-    resized = jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True)
-    return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+    pixels = images.astype(jnp.float32)
+    for height, width in ((length, size), (size, size)):
+        shape = (len(images), height, width, 3)
+        pixels = jax.image.resize(pixels, shape, _METHODS[interpolation], antialias=True)
+        pixels = jnp.clip(pixels, 0, 255)
+    return jnp.round(pixels).astype(jnp.uint8)

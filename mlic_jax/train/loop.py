@@ -264,6 +264,7 @@ def training_batches(
         shuffle=True,
         epochs=options.epochs,
         first_step=first_step,
+        fit=options.data.train_fit,
         train_crop=options.data.train_crop,
         crop_scale=options.data.crop_scale,
         views=options.data.views,

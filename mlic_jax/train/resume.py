@@ -30,6 +30,8 @@ def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, A
         "class_names": list(split.class_names),
         "preprocessing": {
             "image_size": config.data.image_size,
+            "interpolation": config.data.interpolation,
+            "center_crop": config.data.center_crop,
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
             "range": split.value_range,  # of images of more than 8 bits; None: there were none

@@ -13,6 +13,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from mlic_jax.checkpoint_config import describe, other_preprocessing
 from mlic_jax.data import co_occurrence, label_inputs, pipeline
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.records import Split
@@ -120,6 +121,8 @@ def start_weights(
         variables = merge_weights(variables, loaded, modules, source)
         _check_backbone(options.model.backbone, info, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
+        if others := other_preprocessing(info, options):
+            logger.warning("%s saw other photos than this run: %s", source, describe(others))
     (classifier,) = CLASSIFIERS & variables["params"].keys()
     if options.init_prior and classifier not in modules:
         layer = variables["params"][classifier]

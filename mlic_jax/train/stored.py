@@ -40,13 +40,15 @@ def open_training_store(
         "train_crop": data.train_crop,
         "crop_scale": data.crop_scale,
     }
+    fit = data.train_fit
     decided = {name: getattr(augmented, name) for name in ("flip", "jitter", "mean", "std")}
     # Only where they do something, so that stores of before are still known.
+    decided |= fit.changed()
     if augmented.cutout:
         decided["cutout"] = augmented.cutout
     if augmented.randaugment:
         decided |= {name: getattr(augmented, name) for name in ("randaugment", "magnitude")}
-    views = Views(data.views, inputs, crop, training=True, origin=crop | decided)
+    views = Views(data.views, inputs, crop | {"fit": fit}, training=True, origin=crop | decided)
     backbone = Backbone.of(model, variables, options.model, mesh)
     return Store(backbone, split, views, data, options.features)
 

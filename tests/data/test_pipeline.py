@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlic_jax.command_line import exit_code, hush_pillow
 from mlic_jax.data import pipeline, records, transforms
+from mlic_jax.data.fitting import Fit
 from mlic_jax.data.records import writing
 from mlic_jax.errors import Failure, UsageError
 
@@ -163,6 +164,29 @@ def test_random_resized_crops_are_what_the_transform_makes_of_the_scale(toy_spli
         whole = transforms.decode(toy_split[i].image)
         rng = np.random.default_rng((pipeline._CROP, 3, 0, i))
         want = transforms.random_resized_crop(whole, image.shape[0], rng, (0.3, 0.4))
+        np.testing.assert_array_equal(image, want)
+
+
+@pytest.mark.parametrize("crop", ["random_resized_crop", "multi_scale", "squash"])
+def test_crops_are_resized_by_the_filter_of_the_fit(toy_split, crop):
+    """And no random crop is cut a second time."""
+    fit, options = Fit("bicubic", 0.5), dict(batch_size=10, seed=3, shuffle=False, train_crop=crop)
+    (batch,) = _run(toy_split, fit=fit, **options)
+    (bilinear,) = _run(toy_split, **options)
+    assert (batch["image"] != bilinear["image"]).any()
+    for i, image in enumerate(batch["image"]):
+        whole = transforms.decode(toy_split[i].image)
+        rng = np.random.default_rng((pipeline._CROP, 3, 0, i))
+        size = image.shape[0]
+        want = {
+            "random_resized_crop": lambda whole=whole, rng=rng, size=size: (
+                transforms.random_resized_crop(whole, size, rng, interpolation="bicubic")
+            ),
+            "multi_scale": lambda whole=whole, rng=rng, size=size: transforms.multi_scale_crop(
+                whole, size, rng, "bicubic"
+            ),
+            "squash": lambda whole=whole, size=size: fit.square(whole, size),
+        }[crop]()
         np.testing.assert_array_equal(image, want)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import PIL
 import pytest
 
 from mlic_jax.data import pipeline, records, transforms
-from mlic_jax.data.records.pixels import Squares, open_squares
+from mlic_jax.data.fitting import Fit
+from mlic_jax.data.records.pixels import Squares, open_squares, take_over
 from mlic_jax.errors import UsageError
 
 SIZE, COUNT = 16, 10
@@ -157,6 +159,24 @@ def test_two_runs_fill_it_at_once_and_one_is_killed(prepared, split):
         assert bytes.fromhex(pixels) == want.tobytes()
     assert squares_of(prepared).count() == COUNT
     assert_as_decoded(split)
+
+
+def test_every_way_to_make_squares_has_a_file_of_its_own(prepared, split, toy_source, capsys):
+    assert_as_decoded(split)
+    (first,) = files_of(prepared)
+    assert re.fullmatch(r"train-16-[0-9a-f]{16}\.pixels", first.name)  # as before there were others
+    fits = Fit("bicubic"), Fit("bicubic", 0.5), Fit(center_crop=0.5)
+    for fit in fits:
+        assert_as_decoded(split, fit=fit)
+    assert "(toy train, 16 px, bicubic, the central 0.5 of the shorter side) are" in (
+        capsys.readouterr().out
+    )
+    kept = files_of(prepared)
+    assert len(kept) == 4 and first in kept
+    moved = records.prepare(toy_source(train=COUNT), prepared.parent / "again")
+    take_over(prepared, moved)
+    assert files_of(prepared) == []
+    assert [path.name for path in files_of(moved)] == [path.name for path in kept]
 
 
 # --- what cannot be kept

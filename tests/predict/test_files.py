@@ -423,13 +423,26 @@ def test_no_two_photos_have_one_annotated_file():
 
 def test_activation_maps_are_upsampled_like_the_models_own():
     class_map = np.array([[0.2, 0.6, 0.1], [0.9, 0.4, 0.3]], np.float32)
-    image = heat_map(class_map)
+    image = heat_map(class_map, (0, 0, 20, 30), (30, 20))
     fine = interpolation_matrix(2, MAP_SIDE) @ class_map @ interpolation_matrix(3, MAP_SIDE).T
     want = (fine - 0.1) / 0.8 * 63
     np.testing.assert_allclose(np.asarray(image), want, atol=0.51)
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
     assert alpha[-1, 0] == alpha.max() > alpha[0, -1] == alpha.min()  # corners are the cells' own
-    assert np.asarray(heat_map(np.full((2, 2), 0.5, np.float32))).max() == 0  # constant
+    constant = heat_map(np.full((2, 2), 0.5, np.float32), (0, 0, 20, 30), (30, 20))
+    assert np.asarray(constant).max() == 0
+
+
+def test_activation_maps_lie_over_what_was_seen_of_a_photo():
+    """Of a photo of 56 x 28 pixels the lower half: a quarter of the cells from the left on."""
+    class_map = np.array([[0, 1], [2, 3]], np.float32)
+    image = heat_map(class_map, (14, 14, 28, 28), (56, 28))
+    levels, alpha = np.asarray(image), np.asarray(image.convert("RGBA"))[..., 3]
+    seen = np.zeros((MAP_SIDE, MAP_SIDE), bool)
+    seen[MAP_SIDE // 2 :, MAP_SIDE // 4 : MAP_SIDE // 2] = True
+    np.testing.assert_array_equal(alpha > 0, seen)
+    corners = levels[[MAP_SIDE // 2, -1]][:, [MAP_SIDE // 4, MAP_SIDE // 2 - 1]]
+    np.testing.assert_array_equal(corners, [[0, 21], [42, 63]])
 
 
 # --- odd photos

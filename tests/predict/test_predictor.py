@@ -21,7 +21,6 @@ from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.predict.predictor import (
     Predictor,
-    box_in_photo,
     common_batch_size,
     load_model,
     spread,
@@ -460,13 +459,6 @@ def test_checkpoints_that_cannot_predict(run, predictor, photos, tmp_path):
     damaged._variables = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), predictor._variables)
     with pytest.raises(Failure, match="scores are not finite"):
         damaged(photos[:1])
-
-
-def test_boxes_in_a_photo_touch_all_that_the_model_saw():
-    assert box_in_photo(np.array([0, 0, 64, 64]), 64, 100, 37) == (0, 0, 100, 37)
-    assert box_in_photo(np.array([10, 20, 30, 40]), 64, 640, 128) == (100, 40, 300, 80)
-    assert box_in_photo(np.array([63, 31, 64, 33]), 64, 1, 1) == (0, 0, 1, 1)  # never empty
-    assert box_in_photo(np.array([1, 1, 2, 2]), 64, 100, 100) == (1, 1, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mlic_jax.config_checks import check_config
 from mlic_jax.data import pipeline, sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import render
+from mlic_jax.data.transforms import INTERPOLATIONS
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
 from mlic_jax.models.inputs import InputOptions, normalise
@@ -86,11 +87,15 @@ def test_sizes_of_the_views_and_of_what_the_host_prepares(config):
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_resizing_on_the_device_is_that_of_pillow(photos, size):
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_resizing_on_the_device_is_that_of_pillow(photos, size, interpolation):
+    """Of hard edges too, which bicubic and Lanczos overshoot."""
+    photos = np.stack([*photos, np.where(photos[0] > 127, np.uint8(255), np.uint8(0))])
     want = [
-        Image.fromarray(photo).resize((size, size), Image.Resampling.BILINEAR) for photo in photos
+        Image.fromarray(photo).resize((size, size), Image.Resampling[interpolation.upper()])
+        for photo in photos
     ]
-    got = np.asarray(views.resize(jnp.array(photos), size))
+    got = np.asarray(views.resize(jnp.array(photos), size, interpolation))
     assert got.dtype == np.uint8
     difference = np.abs(got.astype(int) - np.stack([np.asarray(image) for image in want]))
     assert difference.max() <= 2

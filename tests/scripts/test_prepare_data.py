@@ -575,6 +575,19 @@ def test_from_weights(run, table, weights):
         assert ours.model[option] == usual.model[option]
 
 
+def test_how_photos_were_prepared_is_taken_over(run, table, weights):
+    """What the weights do not say is as usual."""
+    told = {"mean": [0.4] * 3, "interpolation": "bicubic", "center_crop": 0.875}
+    folder = weights(arch="mobilenet_v2", preprocessing=told)
+    assert run("--images", "data", "--name", "ours", "--init-from", folder) == 0
+    ours = read_module(Path("own/ours/ours.py")).get_config()
+    assert (ours.data.interpolation, ours.data.center_crop) == ("bicubic", 0.875)
+    assert (ours.augment.mean, ours.augment.std) == ((0.4,) * 3, (0.229, 0.224, 0.225))
+    assert run("--images", "data", "--name", "old", "--init-from", weights(arch="resnet50")) == 0
+    old = read_module(Path("own/old/old.py")).get_config()
+    assert (old.data.interpolation, old.data.center_crop) == ("bilinear", 0.0)
+
+
 def test_three_frequent_classes_are_learnt_steadily(run, table, config, fresh_run):
     """Classes that nearly every photo has, at the recipe's own rate; at that of 80 it diverges."""
     # Its features x are made as long as those of MobileNetV2 from ImageNet, |x|^2 = 600 or so: with

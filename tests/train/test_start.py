@@ -10,6 +10,7 @@ from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
+from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import (
@@ -18,6 +19,28 @@ from mlic_jax.train.start import (
     no_corrections,
     start_weights,
 )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"interpolation": "bicubic", "image_size": 32}, "data.interpolation 'bicubic' (now 'bili"),
+        ({"center_crop": 0.875}, "data.center_crop 0.875 (now 0.0)"),
+        ({"std": [0.5, 0.5, 0.5]}, "augment.std (0.5, 0.5, 0.5) (now (0.229, 0.224, 0.225))"),
+    ],
+)
+def test_weights_that_saw_other_photos_are_told_of(
+    config, fresh_run, tmp_path, caplog, changed, told
+):
+    variables, metadata = fresh_run(config)
+    metadata["preprocessing"] |= changed
+    save_weights(tmp_path / "weights", variables, metadata)
+    config.init_from = str(tmp_path / "weights")
+    with caplog.at_level("INFO", "mlic_jax"):
+        start_weights(variables, TrainOptions.of(config), metadata["class_names"])
+    lines = [line for line in caplog.messages if "saw other photos than this run: " in line]
+    assert len(lines) == bool(told) and all(told in line for line in lines)
 
 
 def test_classes_weigh_by_the_labels_that_are_kept(config):

@@ -303,3 +303,50 @@ def test_names_come_back_as_they_were(mobilenet, tmp_path):
     written = load_file(back)
     assert written.keys() == state.keys()
     assert all(np.array_equal(written[name], state[name]) for name in state)
+
+
+def test_how_photos_were_prepared_is_read_beside_the_weights(
+    safetensors_file, mobilenet, tmp_path, capsys
+):
+    """And what the command line says goes before it."""
+    folder, output = tmp_path / "weights", tmp_path / "ours"
+    folder.mkdir()
+    save_file(mobilenet, folder / "model.safetensors")
+    timm = {"input_size": [3, 192, 192], "interpolation": "bicubic", "crop_pct": 0.95}
+    timm |= {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.25, 0.25]}
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": timm}))
+    flags = ["--std", "1", "2", "3", "--center-crop", "0.9"]
+    assert main([str(folder), "--output", str(output), *flags]) == 0
+    line = (
+        "photos: mean 0.5 0.4 0.3, std 1 2 3, 192 px, bicubic, the central 0.9 of the shorter side "
+        "(config.json)\n"
+    )
+    assert line in capsys.readouterr().out
+    variables, info = load_weights(output)
+    assert_is_trunk(variables, mobilenet)
+    assert (info["source"], info["preprocessing_file"]) == ("weights", "config.json")
+    assert info["preprocessing"] == {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [1.0, 2.0, 3.0],
+        "image_size": 192,
+        "interpolation": "bicubic",
+        "center_crop": 0.9,
+    }
+    other = tmp_path / "elsewhere.json"
+    other.write_text(json.dumps(timm | {"crop_pct": 1.0, "crop_mode": "squash"}))
+    told = load_checkpoint(folder, preprocessing_file=other)[1]["preprocessing"]
+    assert (told["center_crop"], told["std"]) == (0.0, [0.25] * 3)
+    given = ["--preprocessing", str(tmp_path / "nowhere.json")]
+    assert_refused(capsys, [safetensors_file, *given], 2, "nowhere.json cannot be read: No such")
+    assert_refused(
+        capsys, [safetensors_file, "--center-crop", "1.5"], 2, "center_crop is 1.5; it must be 0"
+    )
+    assert_refused(capsys, [safetensors_file, "--std", "0", "1", "1"], 2, "std is [0.0, 1.0, 1.0]")
+
+
+def test_an_unrelated_file_beside_the_weights_says_nothing(mobilenet, tmp_path):
+    save_file(mobilenet, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "convnext"}))
+    info = load_checkpoint(tmp_path)[1]
+    assert "preprocessing_file" not in info
+    assert info["preprocessing"].keys() == {"mean", "std"}

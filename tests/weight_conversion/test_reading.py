@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import hashlib
 import importlib.util
 import json
 import pickle
@@ -33,6 +34,69 @@ def test_shapes_are_known_and_arrays_read_one_by_one(tmp_path):
     assert set(tensors) == {"a", "b"}
     np.testing.assert_array_equal(tensors["a"], arrays["a"])
     assert (tensors["a"].dtype, tensors["b"].dtype) == (np.float16, np.int64)
+
+
+def write_index(folder: Path, shard_of: object, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """A folder of two shards with their index, as `transformers` writes them."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    save_file({"a": np.arange(3), "b": np.ones((2, 1), np.float16)}, folder / "one.safetensors")
+    save_file({"c": np.array(7)}, folder / "two.safetensors")
+    write_index(folder, {"a": "one.safetensors", "c": "two.safetensors", "b": "one.safetensors"})
+    return folder
+
+
+def test_shards_are_one_file(shards):
+    path, digest = locate(shards)
+    assert path == shards / "model.safetensors.index.json"
+    assert locate(path) == (path, digest)
+    together = b"".join(file.read_bytes() for file in (path, *sorted(shards.glob("*.safetensors"))))
+    assert digest == hashlib.sha256(together).hexdigest()
+    tensors = open_tensors(path)
+    assert tensors.shapes == {"a": (3,), "c": (), "b": (2, 1)}
+    assert (tensors["a"].tolist(), tensors["c"], tensors["b"].dtype) == ([0, 1, 2], 7, np.float16)
+    assert tensors.left_out == ()
+
+
+def test_shards_that_torch_wrote(torch, tmp_path):
+    for name, state in (
+        ("1", {"a": torch.ones(2)}),
+        ("2", {"b": torch.zeros(1), "x": torch.ones(1)}),
+    ):
+        torch.save(state, tmp_path / f"{name}.bin")
+    write_index(tmp_path, {"a": "1.bin", "b": "2.bin"}, "pytorch_model.bin.index.json")
+    tensors = open_tensors(locate(tmp_path)[0])
+    assert tensors.shapes == {"a": (2,), "b": (1,)}
+    np.testing.assert_array_equal(tensors["a"], np.ones(2, np.float32))
+    assert tensors.left_out == ("x",)  # nobody lists it
+
+
+@pytest.mark.parametrize(
+    ("shard_of", "words"),
+    [
+        ({"a": "one.safetensors", "z": "two.safetensors"}, r"not in .* says: z \(of two\.safetens"),
+        ({"a": "two.safetensors"}, r"says: a \(of two\.safetensors\)$"),
+        (
+            {"a": "three.safetensors", "c": "four.safetensors"},
+            "missing: four.*; three.safetensors$",
+        ),
+        ({"a": "../sharded/one.safetensors"}, "'../sharded/one.safetensors' is no name of a shard"),
+        ({"a": "model.safetensors.index.json"}, "is no name of a shard beside it"),
+        ({"a": 1}, "1 is no name of a shard"),
+        ({}, "has no weight_map"),
+        ([], "has no weight_map"),
+    ],
+)
+def test_shards_that_are_not_as_their_index_says(shards, shard_of, words):
+    write_index(shards, shard_of)
+    with pytest.raises(Failure, match=words) as error:
+        open_tensors(locate(shards)[0])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +494,18 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     (repository / "refs" / "main").write_text(commit)
     save_file({"w": np.zeros(3, np.float32)}, snapshot / "model.safetensors")
     return snapshot / "model.safetensors"
+
+
+def test_shards_of_a_repository_are_found_by_their_index(hub_cache, shards):
+    hub_cache.unlink()
+    for file in shards.iterdir():
+        (hub_cache.parent / file.name).write_bytes(file.read_bytes())
+    path, digest = locate("hf:timm/tiny")
+    assert path.samefile(hub_cache.with_name("model.safetensors.index.json"))
+    assert digest == locate(shards)[1]
+    (hub_cache.parent / "two.safetensors").unlink()
+    with pytest.raises(Failure, match="hf:timm/tiny: cannot be fetched"):
+        locate("hf:timm/tiny")
 
 
 def test_a_repository_is_found_by_name_and_digest(hub_cache):

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.data import transforms
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.records import open_split, prepare
 from mlic_jax.data.scenes import CLASS_NAMES, Scenes
 from mlic_jax.data.sources.folders import FolderSet
@@ -363,11 +364,19 @@ def test_photos_are_decoded_as_in_training(tmp_path, make_config, fresh_run):
 
     variables, metadata = fresh_run(make_config())
     metadata["config"]["data"]["upright"] = True
-    metadata["preprocessing"]["range"] = [0, 4095]
+    metadata["preprocessing"] |= {"range": [0, 4095], "interpolation": "bicubic"}
+    metadata["preprocessing"]["center_crop"] = 0.8
     save_weights(tmp_path / "checkpoint", variables, metadata)
     read = sides.read_checkpoint(tmp_path / "checkpoint")
     photos = open_photos(folder, None, None, read.upright, read.value_range)
     np.testing.assert_array_equal(photos.pixels([0, 1], 32), seen)
+    assert read.fit == Fit("bicubic", 0.8)
+    cropped = [read.fit.square(split.decode(split[i]), 32) for i in range(2)]
+    np.testing.assert_array_equal(photos.pixels([0, 1], 32, read.fit), cropped)
+
+
+def test_a_checkpoint_of_before_there_was_a_choice_squashes_photos(checkpoint):
+    assert sides.read_checkpoint(checkpoint).fit == SQUASHED
 
 
 def test_labels_follow_the_order_of_the_checkpoint():

@@ -18,9 +18,11 @@ from weight_conversion.layouts.rules import (
     no_head,
     norm,
 )
+from weight_conversion.preprocessing import Preprocessing
 
 CONVNEXT = tuple(name for name, size in SIZES.items() if size.version == 1)
 CONVNEXT_V2 = tuple(name for name, size in SIZES.items() if size.version == 2)
+BICUBIC = Preprocessing(interpolation="bicubic")
 
 
 class BlockNames(NamedTuple):
@@ -96,6 +98,7 @@ LAYOUTS = (
             *linear("classifier.2", "classifier"),
         ),
         imagenet_head,
+        Preprocessing(interpolation="bilinear"),
     ),
     Layout(
         "timm",
@@ -115,6 +118,7 @@ LAYOUTS = (
             *linear("head.fc", "classifier"),
         ),
         imagenet_head,
+        BICUBIC,
     ),
     Layout(  # github.com/facebookresearch/ConvNeXt and ConvNeXt-V2
         "facebook",
@@ -134,6 +138,7 @@ LAYOUTS = (
             *linear("head", "classifier"),
         ),
         imagenet_head,
+        BICUBIC,
     ),
     *(
         Layout(  # ConvNextForImageClassification, ConvNextV2ForImageClassification
@@ -141,6 +146,7 @@ LAYOUTS = (
             archs,
             (*_transformers_convnext(prefix), *linear("classifier", "classifier")),
             imagenet_head,
+            BICUBIC,
         )
         for archs, prefix in ((CONVNEXT, "convnext."), (CONVNEXT_V2, "convnextv2."))
     ),
@@ -149,5 +155,6 @@ LAYOUTS = (
         (*CONVNEXT, *CONVNEXT_V2),
         _transformers_convnext(""),
         no_head,
+        BICUBIC,
     ),
 )

@@ -9,7 +9,6 @@ from mlic_jax.models.backbones.efficientnet import SIZES, STAGES
 from weight_conversion.layouts.rules import (
     POINTWISE,
     Layout,
-    Preprocessing,
     Rule,
     conv_bn,
     convolution,
@@ -17,6 +16,7 @@ from weight_conversion.layouts.rules import (
     linear,
     no_head,
 )
+from weight_conversion.preprocessing import Preprocessing
 
 LITE = tuple(name for name, size in SIZES.items() if size.lite)
 LITE_BY_AUTHORS = tuple(name for name in LITE if SIZES[name].by_authors)
@@ -28,7 +28,8 @@ TWINS = dict(zip(IN_PYTORCH, BY_AUTHORS, strict=True))
 TWINS["efficientnet_lite0"] = "timm_efficientnet_lite0"
 TWINS |= {second: first for first, second in TWINS.items()}
 
-LITE_PREPROCESSING = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+BICUBIC = Preprocessing(interpolation="bicubic")
+LITE_USUAL = Preprocessing(mean=[127 / 255] * 3, std=[128 / 255] * 3, interpolation="bicubic")
 
 
 class BlockNames(NamedTuple):
@@ -150,25 +151,26 @@ def _by_blocks(layout: Layout) -> list[Layout]:
     return [replace(layout, archs=archs, blocks=blocks) for blocks, archs in groups.items()]
 
 
-_LUKEMELAS = Layout("lukemelas", BY_AUTHORS, _lukemelas(), imagenet_head)
+_LUKEMELAS = Layout("lukemelas", BY_AUTHORS, _lukemelas(), imagenet_head, BICUBIC)
 _TRANSFORMERS = Layout(  # EfficientNetForImageClassification
     "transformers",
     BY_AUTHORS,
     (*_transformers("efficientnet."), *linear("classifier", "classifier")),
     imagenet_head,
+    BICUBIC,
 )
 _TRANSFORMERS_TRUNK = Layout(  # EfficientNetModel
-    "transformers-trunk", BY_AUTHORS, _transformers(""), no_head
+    "transformers-trunk", BY_AUTHORS, _transformers(""), no_head, BICUBIC
 )
 
 LAYOUTS = (
-    Layout("torchvision", IN_PYTORCH, _torchvision(), imagenet_head),
+    Layout("torchvision", IN_PYTORCH, _torchvision(), imagenet_head, BICUBIC),
     # The authors' networks have the same arrays and come last, see `TWINS`.
-    Layout("timm", (*IN_PYTORCH, *BY_AUTHORS), _timm(), imagenet_head),
-    Layout("timm", LITE, _timm(), imagenet_head, LITE_PREPROCESSING),
+    Layout("timm", (*IN_PYTORCH, *BY_AUTHORS), _timm(), imagenet_head, BICUBIC),
+    Layout("timm", LITE, _timm(), imagenet_head, LITE_USUAL),
     # github.com/lukemelas/EfficientNet-PyTorch, and ml-illustrated/EfficientNet-Lite-PyTorch
     *_by_blocks(_LUKEMELAS),
-    *_by_blocks(replace(_LUKEMELAS, archs=LITE_BY_AUTHORS, preprocessing=LITE_PREPROCESSING)),
+    *_by_blocks(replace(_LUKEMELAS, archs=LITE_BY_AUTHORS, usual=LITE_USUAL)),
     *_by_blocks(_TRANSFORMERS),
     *_by_blocks(_TRANSFORMERS_TRUNK),
 )

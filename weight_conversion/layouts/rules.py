@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from weight_conversion.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -118,16 +118,6 @@ class Sizes(NamedTuple):
     groups: int  # K of MSRN
 
 
-class Preprocessing(NamedTuple):
-    """What networks are trained with, of red, green and blue in [0, 1]."""
-
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-
-IMAGENET = Preprocessing()
-
-
 @dataclass(frozen=True)
 class Layout:
     """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk.
@@ -141,7 +131,9 @@ class Layout:
     archs: tuple[str, ...]
     rules: tuple[Rule, ...]
     head: Callable[[Sizes], Leaves]
-    preprocessing: Preprocessing = IMAGENET
+    # What photos became in training, as far as it is the same of all weights of these names; what
+    # it lacks of mean and std is ImageNet's.
+    usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
     blocks: tuple[int, ...] = ()
 
     def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:

@@ -4,18 +4,18 @@ from mlic_jax.models.backbones.tresnet import SIZES
 from weight_conversion.layouts.rules import (
     POINTWISE,
     Layout,
-    Preprocessing,
     Rule,
     conv_bn,
     convolution,
     imagenet_head,
     linear,
 )
+from weight_conversion.preprocessing import Preprocessing
 
 IN_PLACE = tuple(name for name, size in SIZES.items() if size.in_place)
 REWRITTEN = tuple(name for name, size in SIZES.items() if not size.in_place)
 
-PIXELS = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)  # as they are, in [0, 1]
+PIXELS = Preprocessing(mean=[0.0] * 3, std=[1.0] * 3)  # as they are, in [0, 1]
 
 
 def _layer(name: str, module: str) -> tuple[Rule, ...]:

@@ -66,7 +66,8 @@ def run_both(
     said: tuple[list, list] = ([], [])
     with tqdm(total=len(photos), desc="compare", unit="photo") as bar:
         for rows in batches_of(len(photos), batch_size):
-            images = checkpoint.normalise(photos.pixels(rows, checkpoint.image_size))
+            pixels = photos.pixels(rows, checkpoint.image_size, checkpoint.fit)
+            images = checkpoint.normalise(pixels)
             ours, theirs = (side.run(images) for side in sides)
             for name in ours:
                 if np.issubdtype(ours[name].dtype, np.floating):

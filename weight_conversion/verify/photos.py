@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mlic_jax.data import transforms
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.label_files import order_of
 from mlic_jax.data.records import open_split
 from mlic_jax.data.transforms import Range
@@ -29,17 +30,17 @@ class Photos:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def pixels(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """The images at `rows`, uint8 [B, S, S, 3].
+    def pixels(self, rows: Sequence[int], size: int, fit: Fit = SQUASHED) -> np.ndarray:
+        """The images at `rows` as `fit` has them, uint8 [B, S, S, 3].
 
         Raises:
             Failure: one cannot be read.
         """
-        return np.stack([self._pixels(int(i), size) for i in rows])
+        return np.stack([self._pixels(int(i), size, fit) for i in rows])
 
-    def _pixels(self, i: int, size: int) -> np.ndarray:
+    def _pixels(self, i: int, size: int, fit: Fit) -> np.ndarray:
         try:
-            return transforms.resize(self.decoded(i), size)
+            return fit.square(self.decoded(i), size)
         except (Failure, OSError) as error:
             raise Failure(f"{self.name}, {self.ids[i]}: {error}") from error
 

@@ -45,7 +45,10 @@ def compare_training(
     """
     size = min(batch_size, len(photos))
     positions = [np.arange(k * size, (k + 1) * size) % len(photos) for k in range(steps)]
-    batches = [(photos.pixels(rows, checkpoint.image_size), labels[rows]) for rows in positions]
+    batches = [
+        (photos.pixels(rows, checkpoint.image_size, checkpoint.fit), labels[rows])
+        for rows in positions
+    ]
     options = training_options(checkpoint)
     ours = JaxSide(checkpoint).train(batches, options)
     theirs = TorchSide(checkpoint).train(batches, options, ours.regions)

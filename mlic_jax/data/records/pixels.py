@@ -1,8 +1,8 @@
-"""The squares that the photos of a split are squashed to, kept in a file: decoded once, then read.
+"""The squares that the photos of a split become, kept in a file: decoded once, then read.
 
-The file of a split and a size lies in the folder `pixels` of the prepared set. It holds squares,
-uint8 [N, S, S, 3], as `files/rows.py` keeps rows. Whoever decodes a photo first, be it a thread, a
-worker or another run, writes its square.
+The file of a split, a size and a `Fit` lies in the folder `pixels` of the prepared set. It holds
+squares, uint8 [N, S, S, 3], as `files/rows.py` keeps rows. Whoever decodes a photo first, be it a
+thread, a worker or another run, writes its square.
 
 The name of a file tells all that its pixels follow from, so none is ever read for another.
 """
@@ -11,18 +11,20 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mlic_jax.data import transforms
+from mlic_jax.data.fitting import SQUASHED, Fit
 from mlic_jax.data.records.reading import Split, prepared_splits, read_prepared
 from mlic_jax.data.records.stamps import Made, digest_of, stamps_file
 from mlic_jax.errors import Failure
 from mlic_jax.files.rows import Rows, reserve, said_size
 
 FOLDER = "pixels"
-_NAME = re.compile(r"(\w+)-(\d+)-[0-9a-f]+\.pixels")  # the split, the size, what decides the pixels
+# The split, the size, a fit that is not the default one, and what decides the pixels.
+_NAME = re.compile(r"(\w+)-(\d+)(?:-(\w+)-([\d.e-]+))?-[0-9a-f]+\.pixels")
 _GIB = 2**30
 
 
@@ -56,7 +58,7 @@ def _reopen(path: Path, count: int, size: int) -> Squares | None:
 
 
 @lru_cache(maxsize=8)  # so that a line is said once, and a checksum computed once
-def open_squares(split: Split, size: int, most: float) -> Squares | None:
+def open_squares(split: Split, size: int, most: float, fit: Fit = SQUASHED) -> Squares | None:
     """The squares of a split, in a file that is made where there is none.
 
     A line says where they are kept, or why they are not; without them photos are decoded as ever.
@@ -65,10 +67,12 @@ def open_squares(split: Split, size: int, most: float) -> Squares | None:
         split: of a prepared set.
         size: S, of a side.
         most: GiB that all such files of the set may take.
+        fit: how photos become squares.
     """
-    pixels = f"pixels of {len(split):,} photos ({split.name} {split.split}, {size} px)"
+    what = f"{split.name} {split.split}, {size} px{fit.described()}"
+    pixels = f"pixels of {len(split):,} photos ({what})"
     try:
-        path = _path(split.directory, split.split, size)
+        path = _path(split.directory, split.split, size, fit)
         total = (3 * size**2 + 8) * len(split)
         if not path.exists():
             _make(path, total, most)
@@ -87,18 +91,22 @@ def take_over(earlier: Path, directory: Path) -> None:
     splits = prepared_splits(directory)
     for path in (earlier / FOLDER).glob("*.pixels"):
         name = _NAME.fullmatch(path.name)
-        if name and name[1] in splits and path.name == _path(directory, name[1], int(name[2])).name:
+        if not name or name[1] not in splits:
+            continue
+        fit = Fit(cast(transforms.Interpolation, name[3]), float(name[4])) if name[3] else SQUASHED
+        if path.name == _path(directory, name[1], int(name[2]), fit).name:
             (directory / FOLDER).mkdir(exist_ok=True)
             path.rename(directory / FOLDER / path.name)
 
 
-def _path(directory: Path, split: str, size: int) -> Path:
+def _path(directory: Path, split: str, size: int, fit: Fit) -> Path:
     """The file of the squares that the photos of a split now have; raises Failure."""
     prepared = read_prepared(directory)
     photos = Made.load(stamps_file(directory, split)).readable().digests.tolist()
     seen = [prepared.upright, prepared.value_range, *transforms.versions()]
     key = digest_of(json.dumps(seen).encode() + b"".join(photos))[:16]
-    return directory / FOLDER / f"{split}-{size}-{key}.pixels"
+    how = f"-{fit.interpolation}-{fit.center_crop}" if fit.changed() else ""
+    return directory / FOLDER / f"{split}-{size}{how}-{key}.pixels"
 
 
 def _make(path: Path, total: int, most: float) -> None:
@@ -109,8 +117,8 @@ def _make(path: Path, total: int, most: float) -> None:
         OSError: it cannot be written.
     """
     others = [other for other in path.parent.glob("*.pixels") if other != path]
-    for other in others:  # a name ends in what decides the pixels
-        if other.name.split("-")[:2] == path.name.split("-")[:2]:
+    for other in others:  # a name ends in what else decides the pixels
+        if other.name.rpartition("-")[0] == path.name.rpartition("-")[0]:
             other.unlink(missing_ok=True)
     there = sum(other.stat().st_size for other in others if other.exists())
     if there + total > most * _GIB:

@@ -53,7 +53,7 @@ class MLDecoder(nn.Module):
             "queries",
             lambda: jax.random.normal(self.make_rng("params"), (groups, self.width)),
         )
-        queries = jnp.broadcast_to(drawn.value, (len(maps), groups, self.width))
+        queries = jnp.broadcast_to(drawn.value, (maps.shape[0], groups, self.width))
         queries = add_and_norm(queries, queries, train, "norm_queries")
         seen, attention = Attention(8, name="attention")(queries, tokens, tokens, train)
         queries = add_and_norm(queries, seen, train, "norm_attention")
@@ -61,9 +61,9 @@ class MLDecoder(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_normal(), (groups, self.width, labels))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         logits = jnp.einsum("bkf,kfl->bkl", queries, kernel, precision=lax.Precision.HIGHEST)
-        logits = logits.reshape(len(maps), -1)[:, : self.num_classes] + bias[None]
+        logits = logits.reshape(maps.shape[0], -1)[:, : self.num_classes] + bias[None]
         attention = jnp.repeat(attention, labels, axis=1)[:, : self.num_classes]
-        return {"logits": logits, "class_maps": as_maps(attention, maps.shape)}
+        return {"logits": logits, "class_maps": as_maps(attention, *maps.shape[1:3])}
 
 
 class Query2Label(nn.Module):
@@ -96,12 +96,12 @@ class Query2Label(nn.Module):
         places = jnp.asarray(sine_positions(height, width, self.width), memory.dtype)[None]
         memory = EncoderLayer(name="encoder")(memory, places, train)
         queries = self.param("queries", nn.initializers.normal(1), (self.num_classes, self.width))
-        queries = jnp.broadcast_to(queries, (len(maps), *queries.shape))
+        queries = jnp.broadcast_to(queries, (maps.shape[0], *queries.shape))
         for layer in range(2):
             decoder = DecoderLayer(self_attention=layer > 0, name=f"decoder{layer}")
             queries, attention = decoder(queries, memory, places, train)
         logits = PerLabel(name="per_label")(queries)
-        return {"logits": logits, "class_maps": as_maps(attention, maps.shape)}
+        return {"logits": logits, "class_maps": as_maps(attention, *maps.shape[1:3])}
 
 
 class EncoderLayer(nn.Module):
@@ -205,11 +205,11 @@ def positions_of(maps: Float[Array, "B h w F"]) -> Float32Or64[Array, "B h*w F"]
 
 
 def as_maps(
-    attention: Float32Or64[Array, "B C P"], shape: tuple[int, ...]
-) -> Float32Or64[Array, "B h w C"]:
-    """Attention to the positions of maps of a shape, divided by its maximum."""
+    attention: Float32Or64[Array, "B C {height*width}"], height: int, width: int
+) -> Float32Or64[Array, "B {height} {width} C"]:
+    """Attention to the positions of maps of that size, divided by its maximum."""
     share = attention / jnp.max(attention, axis=-1, keepdims=True)
-    return jnp.moveaxis(share, 1, -1).reshape(*shape[:3], attention.shape[1])
+    return jnp.moveaxis(share.reshape(*share.shape[:2], height, width), 1, -1)
 
 
 def sine_positions(

@@ -149,8 +149,8 @@ def exact_interval(
     axis = profile.ndim - 1
     piece_start = lax.cummax(jnp.where(crossing, index, 0), axis=axis)
     # The first crossing *after* a position ends its piece.
-    following = jnp.where(jnp.roll(crossing, -1, axis=-1), jnp.roll(index, -1, axis=-1), length)
-    following = following.at[..., -1].set(length)
+    following = jnp.where(crossing[..., 1:], index[..., 1:], length)
+    following = jnp.concatenate([following, jnp.full_like(index[..., :1], length)], axis=-1)
     piece_end = lax.cummin(following, axis=axis, reverse=True)
 
     # Among pieces with equal peaks the longest; among those the head, the tail, then from the left.

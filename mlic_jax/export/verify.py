@@ -1,0 +1,101 @@
+"""A bundle proves itself: what a runtime says of its reference photos beside what is written."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic_jax.errors import Failure
+from mlic_jax.export import bundle
+from mlic_jax.files import json_text
+from mlic_jax.files.atomic import write_text
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a runtime is from what is written of the reference photos.
+
+    Attributes:
+        score_error: the greatest difference of a probability.
+        boxes, labels: of how many photos they are the same.
+        photos: how many there are.
+    """
+
+    runtime: str
+    score_error: float
+    boxes: int | None
+    labels: int
+    photos: int
+
+    def problem(self, tolerance: dict[str, Any]) -> str | None:
+        """What is wrong, if anything is."""
+        if not self.score_error <= tolerance["scores"]:
+            return (
+                f"{self.runtime} differs by {self.score_error:.2g} in a probability; "
+                f"{tolerance['scores']:g} is allowed"
+            )
+        for what, same in (("labels", self.labels), ("boxes", self.boxes)):
+            if same is not None and same < self.photos - tolerance[what]:
+                other = f"{self.photos - same} of {self.photos} photos"
+                return f"{self.runtime} has other {what} on {other}"
+        return None
+
+    def __str__(self) -> str:
+        boxes = "" if self.boxes is None else f", boxes the same on {self.boxes} of {self.photos}"
+        return (
+            f"{self.runtime}: probabilities within {self.score_error:.1e}, labels the same on "
+            f"{self.labels} of {self.photos} photos{boxes}"
+        )
+
+
+def write_references(folder: Path, description: dict[str, Any], runtime: bundle.Runtime) -> None:
+    """Writes what `runtime` says of the reference photos, which others are held to."""
+    _, pixels = bundle.reference_pixels(folder, description)
+    outputs = bundle.run_in_batches(runtime, pixels, batch_of(description))
+    kept = ("probabilities", "present", "boxes", "box_classes", "looked_at")
+    said = {name: outputs[name].tolist() for name in kept if name in outputs}
+    write_text(folder / bundle.REFERENCES, json.dumps(said))
+
+
+def verify(folder: Path, description: dict[str, Any], runtime: str) -> Agreement:
+    """Runs the reference photos.
+
+    Raises:
+        UsageError: see `bundle.open_runtime`.
+        Failure: an output is missing.
+    """
+    _, pixels = bundle.reference_pixels(folder, description)
+    run = bundle.open_runtime(folder, description, runtime)
+    return compare(folder, bundle.run_in_batches(run, pixels, batch_of(description)), runtime)
+
+
+def compare(folder: Path, found: dict[str, np.ndarray], runtime: str) -> Agreement:
+    """Outputs beside the written ones.
+
+    Regions are of the likeliest labels, so where two of them change places so may their regions:
+    a photo has the same boxes if each label has the same.
+    """
+    expected = {
+        name: np.array(of) for name, of in json_text.read(folder / bundle.REFERENCES).items()
+    }
+    if missing := set(expected) - set(found):
+        raise Failure(f"{runtime} does not give {', '.join(sorted(missing))}")
+    error = np.abs(found["probabilities"] - expected["probabilities"]).max()
+    labels = (found["present"] == expected["present"]).all(axis=1)
+    boxes = None
+    if "boxes" in expected:
+        boxes = sum(_regions(found, row) == _regions(expected, row) for row in range(len(labels)))
+    return Agreement(runtime, float(error), boxes, int(labels.sum()), len(labels))
+
+
+def _regions(outputs: dict[str, np.ndarray], row: int) -> dict[int, list[int]]:
+    classes, boxes = outputs["box_classes"][row], outputs["boxes"][row]
+    return {int(c): box.tolist() for c, box in zip(classes, boxes, strict=True)}
+
+
+def batch_of(description: dict[str, Any]) -> int | None:
+    """The photos of a batch; None: any number."""
+    rows = description["input"]["shape"][0]
+    return rows if isinstance(rows, int) else None

@@ -1,0 +1,210 @@
+"""Writes a bundle: a model in forms that run without this package, proven before it is there."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import PIL
+from PIL import Image
+
+from mlic_jax import __version__
+from mlic_jax.data import sources
+from mlic_jax.data.options import DataOptions
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.export import bundle, labelling, verify
+from mlic_jax.export.labelling import OUTPUTS, Source
+from mlic_jax.files import json_text
+from mlic_jax.files.atomic import write_bytes, write_text
+from mlic_jax.names import require_one_of
+from mlic_jax.predict.finding import find_images
+from mlic_jax.reports.page import page_template
+from mlic_jax.runtime.checkpoint_paths import run_of
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PRECISIONS = ("float32", "bfloat16")
+REFERENCES = 8
+# How far a runtime may be from ours: in probabilities, and in photos with other labels or boxes.
+TOLERANCE = {"scores": 1e-3, "labels": 0, "boxes": 0}
+TOLERANCE_BFLOAT16 = {"scores": 0.05, "labels": REFERENCES, "boxes": REFERENCES}
+
+
+def export(
+    checkpoint: str,
+    out: Path,
+    formats: Sequence[str] = ("stablehlo", "onnx"),
+    size: int | None = None,
+    batch: int | None = None,
+    precision: str = "float32",
+    images: str | None = None,
+    licence: str = "",
+    **look: Any,
+) -> Path:
+    """Writes the folder `out` and `out`.zip.
+
+    Args:
+        checkpoint: a run (its best checkpoint), one of its checkpoints or a converted whole model.
+        formats: of `bundle.FORMATS`.
+        size: pixels of a side, in the place of the checkpoint's.
+        batch: photos that the model takes at a time; None: any number.
+        precision: one of `PRECISIONS`, of products.
+        images: reference photos, as `--images`; None: of the checkpoint's validation split.
+        licence: of the weights, a line for the model card.
+        look: as of `Predictor.from_checkpoint`.
+
+    Raises:
+        UsageError: an option is unknown or out of its range, something is in the way of `out`, or
+            there are no reference photos.
+        Failure: the checkpoint or a photo cannot be read; or a runtime does not agree with ours,
+            and then nothing is left.
+    """
+    out = Path(out)
+    _check(out, formats, precision)
+    source = Source(checkpoint, precision, size, **look)
+    photos = list(_reference_photos(source, images, out))
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        description = _description(source, formats, batch, precision, photos, licence)
+        for name, content in zip(description["references"], photos, strict=True):
+            write_bytes(partial / name, content)
+        write_text(partial / bundle.DESCRIPTION, json.dumps(description, indent=1))
+        run = jax.jit(source.labelling)
+        verify.write_references(partial, description, lambda pixels: jax.device_get(run(pixels)))
+        for name in formats:
+            print(f"writing {name} ...")
+            _WRITERS[name](source, labelling.example(source, batch), partial / bundle.FORMATS[name])
+        write_bytes(partial / "run.py", bundle.run_file().read_bytes())
+        write_text(partial / "README.md", _card(source, description, checkpoint))
+        for runtime, needed in bundle.RUNTIMES.items():
+            if needed in formats and bundle.is_installed(runtime):
+                agreement = verify.verify(partial, description, runtime)
+                if problem := agreement.problem(description["tolerance"]):
+                    raise Failure(f"{problem}: nothing was written")
+                print(agreement)
+        bundle.write_hashes(partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    archive = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
+    print(f"bundle: {out}, {archive}; python -m mlic_jax.bundle verify {out} proves it anywhere")
+    return out
+
+
+def _check(out: Path, formats: Sequence[str], precision: str) -> None:
+    if not formats:
+        raise UsageError(f"--formats names none; known are {', '.join(bundle.FORMATS)}")
+    for name in formats:
+        require_one_of("--formats", name, bundle.FORMATS)
+    require_one_of("--precision", precision, PRECISIONS)
+    if precision == "bfloat16" and "onnx" in formats:
+        raise UsageError(
+            "--precision bfloat16 is for stablehlo: the runtimes of ONNX compute in float32 on a "
+            "CPU; give --formats stablehlo"
+        )
+    if "onnx" in formats:
+        bundle.require("onnx")
+    for path in (out, out.with_name(f"{out.name}.zip")):
+        if path.exists():
+            raise UsageError(f"{path} is in the way: give another --out, or remove it")
+
+
+def _reference_photos(source: Source, images: str | None, out: Path) -> Iterator[bytes]:
+    """The encoded bytes of the photos that the bundle is proven with."""
+    if images is not None:
+        for path in find_images(images, out)[1][:REFERENCES]:
+            yield path.read_bytes()
+        return
+    if not source.config.data.source:
+        raise UsageError(
+            "the checkpoint names no data to take reference photos from: give some with --images"
+        )
+    split = sources.open_splits(DataOptions.of(source.config.data))["val"]
+    step = max(1, len(split) // REFERENCES)
+    for index in list(range(0, len(split), step))[:REFERENCES]:
+        yield split[index].image
+
+
+def _description(
+    source: Source,
+    formats: Sequence[str],
+    batch: int | None,
+    precision: str,
+    photos: Sequence[bytes],
+    licence: str,
+) -> dict[str, Any]:
+    fit, metadata = source.options.data.fit, source.metadata
+    value_range = metadata.get("preprocessing", {}).get("range")
+    shapes = jax.eval_shape(source.labelling, labelling.example(source, batch))
+    model = source.options.model
+    return {
+        "version": bundle.VERSION,
+        "written_by": f"mlic_jax {__version__}",
+        "model": {"name": model.name, "backbone": model.backbone, "width": model.width},
+        "class_names": list(source.class_names),
+        "input": {
+            "name": "pixels",
+            "shape": [batch or "batch", source.size, source.size, 3],
+            "dtype": "uint8",
+            "colours": "red, green, blue",
+        },
+        "preprocessing": {
+            "upright": True,
+            "range": value_range or None,
+            "size": source.size,
+            "interpolation": fit.interpolation,
+            "center_crop": fit.center_crop,
+            "pillow": PIL.__version__,
+        },
+        "outputs": {name: OUTPUTS[name] for name in shapes},
+        "operating_point": {
+            "temperature": source.temperature,
+            "thresholds": dict(zip(source.class_names, map(float, source.thresholds), strict=True)),
+            "rule": source.rule,
+        },
+        "precision": precision,
+        "formats": {name: bundle.FORMATS[name] for name in formats},
+        "licence": licence or "not said",
+        "data": source.config.data.name,
+        "steps": metadata.get("step"),
+        "references": [f"references/{k}{_suffix(photo)}" for k, photo in enumerate(photos)],
+        "tolerance": TOLERANCE if precision == "float32" else TOLERANCE_BFLOAT16,
+    }
+
+
+def _suffix(photo: bytes) -> str:
+    with Image.open(io.BytesIO(photo)) as image:
+        return f".{(image.format or 'photo').lower()}"
+
+
+def _write_stablehlo(source: Source, example: jax.ShapeDtypeStruct, path: Path) -> None:
+    """For all platforms from this one: what depends on the platform is chosen where it is run."""
+    exported = jax.export.export(jax.jit(source.labelling), platforms=PLATFORMS)(example)
+    write_bytes(path, bytes(exported.serialize()))
+
+
+def _write_onnx(source: Source, example: jax.ShapeDtypeStruct, path: Path) -> None:
+    from mlic_jax.export.onnx_graph import to_onnx
+
+    model = to_onnx(source.labelling, example, description=f"{source.config.model.name}, mlic_jax")
+    write_bytes(path, model.SerializeToString())
+
+
+_WRITERS = {"stablehlo": _write_stablehlo, "onnx": _write_onnx}
+
+
+def _card(source: Source, description: dict[str, Any], checkpoint: str) -> str:
+    """The model card, in Markdown."""
+    run = run_of(Path(checkpoint)) or Path(checkpoint)
+    metrics = {}
+    for path in sorted(run.glob("metrics_*.json")):
+        values = json_text.read(path)
+        metrics[path.stem.removeprefix("metrics_")] = {
+            name: value for name, value in values.items() if isinstance(value, float)
+        }
+    template = page_template(Path(__file__).with_name("card.md.jinja"), {})
+    return template.render(description=description, metrics=metrics)
