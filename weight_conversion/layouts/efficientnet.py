@@ -142,6 +142,11 @@ def _transformers(prefix: str) -> tuple[Rule, ...]:
     return _counted_through(f"{prefix}encoder.blocks", names, (stem, head))
 
 
+def _not_squeezed(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Those that Lite has."""
+    return tuple(rule for rule in rules if "/squeeze/" not in rule.target)
+
+
 def _by_blocks(layout: Layout) -> list[Layout]:
     """One for all networks with as many blocks in every stage."""
     groups: dict[tuple[int, ...], tuple[str, ...]] = {}
@@ -152,6 +157,9 @@ def _by_blocks(layout: Layout) -> list[Layout]:
 
 
 _LUKEMELAS = Layout("lukemelas", BY_AUTHORS, _lukemelas(), imagenet_head, BICUBIC)
+_LITE_LUKEMELAS = Layout(
+    "lukemelas", LITE_BY_AUTHORS, _not_squeezed(_lukemelas()), imagenet_head, LITE_USUAL
+)
 _TRANSFORMERS = Layout(  # EfficientNetForImageClassification
     "transformers",
     BY_AUTHORS,
@@ -164,13 +172,14 @@ _TRANSFORMERS_TRUNK = Layout(  # EfficientNetModel
 )
 
 LAYOUTS = (
+    # Lite comes first: the tables of the others have all of its names.
+    Layout("timm", LITE, _not_squeezed(_timm()), imagenet_head, LITE_USUAL),
+    *_by_blocks(_LITE_LUKEMELAS),
     Layout("torchvision", IN_PYTORCH, _torchvision(), imagenet_head, BICUBIC),
     # The authors' networks have the same arrays and come last, see `TWINS`.
     Layout("timm", (*IN_PYTORCH, *BY_AUTHORS), _timm(), imagenet_head, BICUBIC),
-    Layout("timm", LITE, _timm(), imagenet_head, LITE_USUAL),
     # github.com/lukemelas/EfficientNet-PyTorch, and ml-illustrated/EfficientNet-Lite-PyTorch
     *_by_blocks(_LUKEMELAS),
-    *_by_blocks(replace(_LUKEMELAS, archs=LITE_BY_AUTHORS, usual=LITE_USUAL)),
     *_by_blocks(_TRANSFORMERS),
     *_by_blocks(_TRANSFORMERS_TRUNK),
 )

@@ -50,7 +50,7 @@ def top_classes(
     classifier = _classifier_of(checkpoint)
     side, found = JaxSide(checkpoint), []
     for rows in batches_of(len(photos), batch_size):
-        images = checkpoint.normalise(photos.pixels(rows, checkpoint.image_size))
+        images = checkpoint.normalise(photos.pixels(rows, checkpoint.image_size, checkpoint.fit))
         stages = side.run(images)
         means = stages[f"stage{len(stages)}"].mean(axis=(1, 2))
         scores = jax.nn.softmax(means @ classifier["kernel"] + classifier["bias"])
