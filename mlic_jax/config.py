@@ -86,7 +86,9 @@ def default_config() -> ConfigDict:
     # resnet10/18/34/50/101/152 | resnet18d/34d/50d/101d/152d | resnetrs50/101 | mobilenet_v2 |
     # efficientnet_lite0 to lite4, _b0 to b4 and tf_efficientnet_b0 to b4, see docs/conversion.md |
     # tresnet_m/l/v2_l | convnext_tiny/small/base/large/xlarge |
-    # convnextv2_atto/femto/pico/nano/tiny/base/large/huge
+    # convnextv2_atto/femto/pico/nano/tiny/base/large/huge | vit_tiny_patch16 |
+    # vit_small/base_patch16/32 | vit_large_patch14/16/32 | dinov2_small/base/large(_registers) |
+    # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large
     config.model.backbone = "resnet101"
     config.model.width = 1.0  # multiplies the backbone's channel counts
     # Of convolutions: float32 | bfloat16. Regions, statistics, attention sums, losses stay float32.
@@ -98,14 +100,14 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
-    # convnext, efficientnet: in training the last block leaves out its branch for so many of the
-    # images, the others fewer, in equal steps from 0 (stochastic depth); 0: none does.
+    # convnext, efficientnet, vit, dino, clip: in training the last block leaves out its branch for
+    # so many of the images, the others fewer, in equal steps from 0 (stochastic depth); 0: none.
     config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image
     config.model.threshold = 0.5  # where a region's profiles are cut
     config.model.localizer = "exact"  # exact (as released) | clean (repaired)
-    # Pixels of a side of a region's crop, a multiple of 32; 0: as large as the image (as released).
+    # Pixels of a side of a region's crop, a multiple as of image_size; 0: as the image (released).
     config.model.local_size = 0
     # Pixels: the edges of regions are moved outwards to multiples of them, so that more regions are
     # met again in a store of features; 1: none is (as released).
@@ -176,7 +178,7 @@ def default_config() -> ConfigDict:
     config.data.cache_gib = 10.0  # that the pixels kept of a set may take
     config.data.workers = 0  # processes that decode; 0: threads of this one
     config.data.threads = 4  # that decode, in this process or in each of them
-    config.data.image_size = 448  # a multiple of 32
+    config.data.image_size = 448  # a multiple of 32, or of the patch of a ViT
     # Pillow's filter wherever photos are resized, training's crops too: bilinear (as released) |
     # bicubic | lanczos.
     config.data.interpolation = "bilinear"

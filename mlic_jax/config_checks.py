@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mlic_jax.command_line import refuse_addresses
 from mlic_jax.config import CHOICES
 from mlic_jax.errors import UsageError
-from mlic_jax.names import require_one_of
+from mlic_jax.names import BACKBONES, require_one_of, require_size
 
 
 def check_config(config: ConfigDict) -> None:
@@ -18,13 +18,10 @@ def check_config(config: ConfigDict) -> None:
         UsageError: names the option, its value and what it may be.
     """
     refuse_addresses(_texts(config))
+    require_one_of("model.backbone", config.model.backbone, BACKBONES)
     size = config.data.image_size
-    if size < 32 or size % 32:
-        raise UsageError(
-            f"data.image_size is {size}; it must be a positive multiple of 32, the stride of the "
-            "last feature map"
-        )
-    check_scales(config.eval.scales)
+    require_size(f"data.image_size is {size}", size, config.model.backbone)
+    check_scales(config.eval.scales, config.model.backbone)
     positive = {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
@@ -219,13 +216,10 @@ def check_rows(config: ConfigDict) -> None:
         raise UsageError(f"data.crop_scale is {config.data.crop_scale}; it must be (least, most)")
 
 
-def check_scales(scales: Sequence[object]) -> None:
-    """Raises UsageError where a size of `eval.scales` is not one that a model can see."""
+def check_scales(scales: Sequence[object], backbone: str) -> None:
+    """Raises UsageError where a size of `eval.scales` is not one that a backbone can see."""
     for size in scales:
-        if not isinstance(size, int) or size < 32 or size % 32:
-            raise UsageError(
-                f"eval.scales has {size!r}; sizes must be positive multiples of 32, as 448 and 512"
-            )
+        require_size(f"eval.scales has {size!r}", size, backbone)
 
 
 def _texts(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -38,20 +38,31 @@ MODES = {
     "calibrate": "learn the thresholds that prediction uses",
     "predict": "the labels of photos",
     "serve": "a page to drop photos on",
+    "export": "a bundle that labels photos without JAX or this package",
     "prepare": "--config RECIPE: prepare its set, and no more",
 }
 CONFIG = recipes.define_flag("config", "The recipe, a name or file, as in mcar_coco:resnet50,448.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, as in runs/scenes.")
 MODE = flags.DEFINE(NearEnumParser(MODES), "mode", "train", f"What to do: {', '.join(MODES)}.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, or a converted model.")
-IMAGES = flags.DEFINE_string("images", None, "predict: a folder, a file, or a pattern in quotes.")
-OUT = flags.DEFINE_string("out", None, "predict: the folder to write.")
+IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "predict, export: a folder, a file, or a pattern in quotes; of export the photos that prove "
+    "the bundle, by default some of the validation split.",
+)
+OUT = flags.DEFINE_string("out", None, "predict, export: the folder to write.")
 FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photos.")
 SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
 flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
 RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
+FORMATS = flags.DEFINE_list("formats", ["stablehlo", "onnx"], "export: of stablehlo, onnx.")
+SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: the checkpoint's.")
+BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
+PRECISION = flags.DEFINE_string("precision", "float32", "export: float32, or bfloat16.")
+LICENCE = flags.DEFINE_string("licence", "", "export: of the weights, a line for the model card.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
 ALLOW_CHANGES = flags.DEFINE_bool(
@@ -70,8 +81,10 @@ OF_PROCESSES = (
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
     ("train", "evaluate", "prepare", "calibrate"): (CONFIG, WORKDIR),
-    ("evaluate", "calibrate", "predict", "serve"): (CHECKPOINT,),
-    ("predict",): (IMAGES, OUT, FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
+    ("evaluate", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
+    ("predict", "export"): (IMAGES, OUT),
+    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
+    ("export",): (FORMATS, SIZE, BATCH, PRECISION, LICENCE),
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
     ("train", "evaluate"): (PROFILE,),
@@ -93,6 +106,8 @@ def main(argv: list[str]) -> None:
     # checkpoint answer at once.
     if MODE.value in ("predict", "serve"):
         look_at_photos()
+    elif MODE.value == "export":
+        export()
     elif MODE.value in ("evaluate", "calibrate"):
         look_at_a_split()
     else:
@@ -123,6 +138,26 @@ def look_at_photos() -> None:
         scales=scales,
         local_size=LOCAL_SIZE.value,
         local_bound=LOCAL_BOUND.value,
+    )
+
+
+def export() -> None:
+    """Writes a bundle."""
+    checkpoint, out = required(CHECKPOINT), required(OUT)
+    if BATCH.value != "any" and not BATCH.value.isdecimal():
+        raise UsageError(f"--batch is {BATCH.value!r}; it must be a number of photos, or any")
+    candidates(checkpoint)
+    from mlic_jax.export import write
+
+    write.export(
+        checkpoint,
+        Path(out),
+        FORMATS.value,
+        SIZE.value,
+        None if BATCH.value == "any" else int(BATCH.value),
+        PRECISION.value,
+        IMAGES.value,
+        LICENCE.value,
     )
 
 
@@ -196,7 +231,7 @@ def help_text(argv: Sequence[str]) -> str:
             for flag in known:
                 said = flags.FLAGS[flag.name].help.removeprefix(f"{', '.join(of_modes)}: ")
                 lines.append(f"  --{flag.name:16} {said}")
-    if "predict" not in modes[:1] and "serve" not in modes[:1]:
+    if modes[0] not in ("predict", "serve", "export"):
         lines += ["", "and every option of `mlic options`, as in --config.batch_size=32"]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 They stand here rather than with what they name, so that a wrong one is told before JAX is imported.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -24,6 +25,16 @@ BACKBONES = (
     *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
     *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
     *("convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge"),
+    *("vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16"),
+    *("vit_base_patch32", "vit_large_patch14", "vit_large_patch16", "vit_large_patch32"),
+    *(f"dinov2_{size}" for size in ("small", "base", "large")),
+    *(f"dinov2_{size}_registers" for size in ("small", "base", "large")),
+    *(
+        f"{source}_vit_{size}"
+        for source in ("clip", "openclip")
+        for size in ("base_patch32", "base_patch16", "large_patch14")
+    ),
+    *(f"dinov3_{size}" for size in ("small", "base", "large")),
 )
 LOSSES = ("bce", "focal", "asl", "hill", "splc", "large_loss")
 # Of training, as its papers set it; see `mlic_jax/training_recipes.py`.
@@ -40,6 +51,30 @@ REMATS = ("none", "stage", "block")
 # Of products and convolutions of float32. "auto": "highest" for a result, "default" (as fast as the
 # platform can) in a training step; the others for both.
 PRECISIONS = ("auto", "default", "high", "highest")
+
+
+def stride_of(backbone: str) -> int:
+    """Of the last map of a backbone, in pixels: sizes of images must be multiples of it."""
+    if patch := re.search(r"_patch(\d+)$", backbone):
+        return int(patch[1])
+    return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
+
+
+def require_size(said: str, size: object, backbone: str) -> None:
+    """Raises UsageError for a size of images that the backbone does not divide; tells the next.
+
+    Args:
+        said: where, such as "data.image_size is 450".
+    """
+    stride = stride_of(backbone)
+    if isinstance(size, int) and size >= stride and size % stride == 0:
+        return
+    near = max(size // stride, 1) * stride if isinstance(size, int) else 14 * stride
+    raise UsageError(
+        f"{said}; it must be a positive multiple of {stride}, the stride of the last "
+        f"feature map of {backbone}, such as {near} or {near + stride}"
+    )
+
 
 LEAST_LIKE = 0.6  # of 1; less is another word
 

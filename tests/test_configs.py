@@ -216,6 +216,27 @@ def test_recipes_for_own_data_ignore_what_is_unknown(name):
     assert metrics_of(logits) == metrics_of(wild) != metrics_of(-logits)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "message"),
+    [
+        ("dinov2_small", 450, "it must be a positive multiple of 14, .* such as 448 or 462"),
+        ("vit_base_patch16", 8, "it must be a positive multiple of 16, .* such as 16 or 32"),
+        ("vit_base_patch32", 336, "it must be a positive multiple of 32, .* such as 320 or 352"),
+    ],
+)
+def test_sizes_that_patches_do_not_divide_are_told_with_those_that_they_do(
+    config, backbone, size, message
+):
+    config.model.backbone, config.data.image_size = backbone, size
+    with pytest.raises(UsageError, match=f"data.image_size is {size}; {message}"):
+        check_config(config)
+    config.data.image_size, config.eval.scales = 448, (size,)
+    with pytest.raises(UsageError, match=rf"eval.scales has {size}; {message}"):
+        check_config(config)
+    config.eval.scales = ()
+    check_config(config)
+
+
 def test_options_that_nothing_would_use_are_refused(config):
     config.optim.nesterov = True
     check_config(config)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the front door down; a room knows those of the lines below its own, and itself.
 STOREYS = (
-    ("calibrate", "voc_server"),
+    ("calibrate", "voc_server", "bundle"),
     ("__main__",),
     ("main", "completion"),
     ("train", "export"),

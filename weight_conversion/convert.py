@@ -11,12 +11,12 @@ INPUT is a `.safetensors` file, a `.pth`, `.pt`, `.pth.tar` or `.bin` file (whic
 `torch`), the `.index.json` of shards of them, a folder with one of these as `transformers` names
 them, or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` or its shards in a repository of
 the Hugging Face Hub (which needs the extra `hub` and a network). What it holds is told from names
-and shapes, see `layouts.LAYOUTS`: an ImageNet trunk (a torchvision ResNet or MobileNetV2, a d-li14
-or tonylins MobileNetV2, a ResNet-D or -RS of timm, an EfficientNet of torchvision, timm,
-transformers or lukemelas, a TResNet of its authors or timm, or a ConvNeXt of torchvision, timm,
-transformers or its authors), from which a model can start training; or a whole MCAR or MSRN, which
-can be evaluated and used at once. Under timm's names an EfficientNet that was ported from
-TensorFlow looks like one that was trained in PyTorch: unless INPUT names it, as
+and shapes, see `layouts.LAYOUTS`: a trunk (a torchvision ResNet or MobileNetV2, a d-li14 or
+tonylins MobileNetV2, a ResNet-D or -RS of timm, an EfficientNet of torchvision, timm, transformers
+or lukemelas, a TResNet of its authors or timm, a ConvNeXt or ViT of torchvision, timm, transformers
+or its authors, or the image tower of a CLIP), from which a model can start training; or a whole
+MCAR or MSRN, which can be evaluated and used at once. Under timm's names an EfficientNet that was
+ported from TensorFlow looks like one that was trained in PyTorch: unless INPUT names it, as
 `hf:timm/tf_efficientnet_b0.in1k` does, it is taken for the latter, and a line says what to give as
 `--arch`. Of MCAR and MSRN `--classes` names the classes in the order that INPUT has, `--order` the
 order wanted: voc, coco (alphabetical, as in the released checkpoints), coco-annotation (as in the
@@ -107,11 +107,12 @@ def load_checkpoint(
         arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file,
         less those of `others`), preprocessing (`Preprocessing`, always with mean and std; where a
         file said it, its name is the `preprocessing_file`); where another network has the same
-        arrays and nothing tells them apart, that as `twin`; where the file has
-        more than the weights alone, `place` (where they were), `others` (places of weights that fit
-        as well) and `left_out` (what is of no use);  of MCAR and MSRN also num_classes and
-        `config`, a configuration whose `model` fits the arrays (what arrays cannot tell, such as
-        the pooling, has its default); `torch`, what else is needed to write the same file again.
+        arrays and nothing tells them apart, that as `twin`; where the file has more than the
+        weights alone, `place` (where they were), `others` (places of weights that fit as well),
+        `left_out` (what is of no use) and `num_left_out` (how many of it are tensors); of MCAR and
+        MSRN also num_classes and `config`, a configuration whose `model` fits the arrays (what
+        arrays cannot tell, such as the pooling, has its default); `torch`, what else is needed to
+        write the same file again.
 
     Raises:
         UsageError: no such file, an unknown or a wrong `arch`, no such `weights` or several that
@@ -135,7 +136,7 @@ def load_checkpoint(
         "layout": matched.layout.name,
         "source": source if source.startswith("hf:") else Path(source).absolute().name,
         "sha256": digest,
-        "num_tensors": len(matched.filled) + len(found.left_out),
+        "num_tensors": len({name for name, _ in matched.filled.values()}) + len(found.left_out),
         **_preprocessing(path, matched.layout, given or {}, preprocessing_file),
         **_whereabouts(found, tensors),
     }
@@ -172,6 +173,7 @@ def _whereabouts(found: Found, tensors: Tensors) -> dict[str, Any]:
         "place": found.place,
         "others": list(found.others),
         "left_out": [*left_out, *tensors.left_out],
+        "num_left_out": len(left_out),
     }
     return {name: value for name, value in said.items() if value}
 
@@ -336,10 +338,12 @@ def _account(variables: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
         said = ", ".join(f"{name} ({kind_of(name)})" for name in others)
         more = f"; --weights takes what is also there: {said}" if others else ""
         lines.append(f"from {place or 'the top of the file'} ({kind_of(place)}){more}")
-    taken = {name: variables.get(name, {}) for name in ("params", "batch_stats", "unused")}
-    converted = len(jax.tree.leaves([taken["params"], taken["batch_stats"]]))
-    kept, left = len(taken["unused"]), info["num_tensors"] - converted - len(taken["unused"])
-    counts = f"{info['num_tensors']} tensors: {converted} converted, {kept} unused and kept"
+    count, kept, left = (
+        info["num_tensors"],
+        len(variables.get("unused", ())),
+        info.get("num_left_out", 0),
+    )
+    counts = f"{count} tensors: {count - kept - left} converted, {kept} unused and kept"
     lines.append(counts + (f", {left} left out" if left else ""))
     if "left_out" in info:
         lines.append(listing("left out", info["left_out"]))
@@ -368,7 +372,9 @@ def _with_classes(variables: dict, info: dict, options: argparse.Namespace) -> t
     preprocessing = {"image_size": config["data"]["image_size"], **info["preprocessing"]}
     size = preprocessing["image_size"]
     if size < 32 or size % 32:
-        raise UsageError(f"--image-size is {size}; it must be a positive multiple of 32")
+        raise UsageError(
+            f"the image size is {size}; it must be a positive multiple of 32: give --image-size"
+        )
     info = {**info, "preprocessing": preprocessing}
     for option in ("image_size", "interpolation", "center_crop"):
         config["data"][option] = preprocessing.get(option, config["data"][option])

@@ -25,6 +25,7 @@ class Match:
     sizes: Sizes
     filled: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target -> source, rule
     problems: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)  # those of them that are of shapes
     left_out: list[str] = field(default_factory=list)  # tensors beside a trunk, its head's too
 
 
@@ -58,7 +59,7 @@ def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     if arch not in ARCHS:
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHS)}")
     of_arch = (match(shapes, layout, arch) for layout in LAYOUTS if arch in layout.archs)
-    best = min(of_arch, key=lambda m: len(m.problems))
+    best = min(of_arch, key=lambda m: (len(m.problems), len(m.left_out)))
     if not best.problems or (of_all := _closest_of_all(shapes)).problems:
         return best
     return of_all
@@ -72,6 +73,10 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
         names = ", ".join(map(repr, list(shapes)[:3])) or "none"
         known = ", ".join(f"{layout.name} {name}" for layout in LAYOUTS for name in layout.archs)
         raise Failure(f"no known network (its tensors: {names}, ...); known are {known}")
+    if 2 * len(best.misshapen) > len(best.filled):
+        names = ", ".join(best.layout.archs)
+        title = f"{best.layout.name} names of a size that is none of {names}"
+        raise Failure(f"{title}: {best.misshapen[0]}")
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
@@ -102,7 +107,9 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
     for name, shape in shapes.items():
         if name in names:
             result.filled |= {target: (name, rule) for target, rule in names[name]}
-        elif is_trunk and name.partition(".")[0] not in _modules(layout, arch):
+        elif name in layout.ignored or (
+            is_trunk and name.partition(".")[0] not in _modules(layout, arch)
+        ):
             result.left_out.append(name)
         else:
             result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
@@ -110,10 +117,10 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
         _leave_out_other_classes(result, shapes, leaves.optional)
     wrong = {}  # by name: one that is fused fills several
     for target, (name, rule) in result.filled.items():
-        shape, needed = tuple(shapes[name]), rule.their_shape(known[target])
-        if shape != needed:
-            wrong[name] = f"tensor {name!r} is {list(shape)} and must be {list(needed)}"
-    result.problems += wrong.values()
+        if fault := rule.fault_of(tuple(shapes[name]), known[target]):
+            wrong[name] = f"tensor {name!r} {fault}"
+    result.misshapen += wrong.values()
+    result.problems += result.misshapen
     wanted = dict(leaves.required)
     if any(target in result.filled for target in leaves.optional):
         wanted |= leaves.optional

@@ -89,7 +89,8 @@ def check(preprocessing: Preprocessing, where: str) -> None:
         share = preprocessing["center_crop"]
         raise UsageError(f"{where}: center_crop is {share}; it must be 0 (none), or up to 1")
     if preprocessing.get("image_size", 32) < 1:
-        raise UsageError(f"{where}: image_size is {preprocessing['image_size']}; it must be more")
+        size = preprocessing["image_size"]
+        raise UsageError(f"{where}: image_size is {size}; it must be positive")
 
 
 def described(preprocessing: Preprocessing) -> str:

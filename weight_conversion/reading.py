@@ -141,7 +141,7 @@ def _fetch(source: str) -> tuple[Path, str | None]:
         raise UsageError(f"{source}: must be hf:OWNER/NAME or hf:OWNER/NAME@sha256:DIGEST")
     try:
         from huggingface_hub import hf_hub_download, logging
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.utils import EntryNotFoundError
     except ImportError as error:
         raise UsageError(
             f"{source}: fetching it needs huggingface_hub: pip install -e '.[hub]'"

@@ -26,6 +26,7 @@ from mlic_jax.models.inputs import InputOptions, normalise
 from mlic_jax.models.mcar import MCAR
 from mlic_jax.models.options import UNSAID, ModelOptions
 from mlic_jax.models.precision import in_precision
+from mlic_jax.names import require_size
 from mlic_jax.runtime import compilation
 from mlic_jax.runtime.checkpoint import load_weights
 from mlic_jax.train.optim import create_optimizer, create_schedule
@@ -91,9 +92,8 @@ def read_checkpoint(
         name += f", {info['place']}" if "place" in info else ""
     preprocessing = info.get("preprocessing", {})
     size = image_size or preprocessing.get("image_size", TRUNK_IMAGE_SIZE)
-    if size < 32 or size % 32:
-        raise UsageError(f"the image size is {size}; it must be a positive multiple of 32")
     model = _model_options(info)
+    require_size(f"the image size is {size}", size, model.backbone)
     names: Sequence[str] = ()
     if model.name != "trunk" and not (names := info.get("class_names") or ()):  # a file without
         classifier = variables["params"]["fc2" if model.name == "msrn" else "convclass"]

@@ -28,6 +28,8 @@ WORDS = {
     **dict.fromkeys(("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"), ""),
     # what networks are part of: mmpretrain's and torchvision's, then those that train themselves
     **dict.fromkeys(("backbone", "body", "encoder", "trunk"), ""),
+    # what CLIP calls its image tower, and those that are built on it
+    **dict.fromkeys(("visual", "vision_model", "vision_tower"), ""),
     **{"encoder_q": RAW, "encoder_k": EMA, "base_encoder": RAW, "momentum_encoder": EMA},
     **{"student": RAW, "teacher": EMA, "online_encoder": RAW, "target_encoder": EMA},
 }
@@ -64,15 +66,14 @@ def find(shapes: Mapping[str, Shape], arch: str | None = None, weights: str | No
       UsageError: `arch` is unknown or another, there are no such `weights`, or several places fit.
       Failure: nothing fits; lists the problems of the place that comes closest.
     """
-    places = places_of(shapes)
-    matches = {place: closest(under(shapes, place), arch) for place in places}
+    matches = _matches(shapes, arch)
     fitting = [place for place, match in matches.items() if not match.problems]
     fitting = [place for place in fitting if arch in (None, matches[place].arch)]
     named = "" if weights == WHOLE_FILE else weights
     if not fitting or (named in matches and named not in fitting):
         # Of equal ones the innermost, whose names are the shortest to read.
-        size = {place: (len(matches[place].filled), len(under(shapes, place))) for place in places}
-        place = named if named in matches else max(reversed(places), key=size.__getitem__)
+        size = {p: (len(match.filled), len(under(shapes, p))) for p, match in matches.items()}
+        place = named if named in matches else max(reversed(size), key=size.__getitem__)
         try:
             check(matches[place], under(shapes, place), arch)
         except (UsageError, Failure) as error:
@@ -82,6 +83,18 @@ def find(shapes: Mapping[str, Shape], arch: str | None = None, weights: str | No
     others = tuple(p for p in fitting if p != place)
     left_out = tuple(name for name in shapes if name not in of_use)
     return Found(place, matches[place], others, left_out)
+
+
+def _matches(shapes: Mapping[str, Shape], arch: str | None) -> dict[str, Match]:
+    """What is at the places of a file, but those that are a part of a network that fits."""
+    matches: dict[str, Match] = {}
+    filled: set[str] = set()
+    for place in places_of(shapes):
+        if not matches or any(n.startswith(place) and n not in filled for n in shapes):
+            matches[place] = closest(under(shapes, place), arch)
+            if not matches[place].problems:
+                filled |= {place + name for name, _ in matches[place].filled.values()}
+    return matches
 
 
 def places_of(names: Iterable[str]) -> list[str]:

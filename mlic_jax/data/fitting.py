@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic_jax.data.transforms import FILTERS, Interpolation, resized
+from mlic_jax.data.transforms import FILTERS, Interpolation, resize, resized
 
 # Pixels of a whole photo that is resized; of a larger one, such as a ribbon, the square alone is.
 MOST_RESIZED = 2**24
@@ -97,6 +97,8 @@ class Fit:
 
     def square(self, image: Image.Image, size: int) -> np.ndarray:
         """The square of an RGB image, uint8 `[size, size, 3]`; see `frame` and `resized`."""
+        if not self.center_crop:
+            return resize(image, size, self.interpolation)
         frame = self.frame(image.height, image.width, size)
         (tall, wide), (top, left) = frame.resized, frame.corner
         if tall * wide > MOST_RESIZED:

@@ -11,6 +11,7 @@ hashes.json      SHA-256 of every other file
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,15 @@ def _open_onnxruntime(path: Path, name: str) -> Runtime:
 
 
 def _open_openvino(path: Path, name: str) -> Runtime:
-    import openvino
+    with warnings.catch_warnings():  # it forks where it is imported, to tell its makers
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        import openvino
 
     # It may take less than float32 where it finds that faster.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    core = openvino.Core()
+    model = core.read_model(path.read_bytes())
+    compiled = core.compile_model(model, "CPU", options)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = compiled({name: pixels})

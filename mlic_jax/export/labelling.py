@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 
+from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
 from mlic_jax.predict.predictor import LookOptions, load_model, operating_point
 from mlic_jax.scores.options import ScoreOptions
@@ -47,7 +48,8 @@ class Source:
         """Reads it; `dtype` is of the products, `size` in the place of `data.image_size`.
 
         Raises:
-            UsageError, Failure: see `load_model`.
+            UsageError: `size` cannot be one; or see `load_model`.
+            Failure: see `load_model`.
         """
         unknown = set(look) - set(LookOptions.__annotations__)
         assert not unknown, unknown
@@ -56,6 +58,7 @@ class Source:
             self.config.model.dtype = dtype
             if size is not None:
                 self.config.data.image_size = size
+        check_config(self.config)
         self.options = ScoreOptions.of(self.config)
         self.size = host_size(self.options)
         self.temperature, self.thresholds, self.rule = operating_point(

@@ -33,6 +33,7 @@ from mlic_jax.names import (
     PRECISIONS,
     REMATS,
     require_one_of,
+    stride_of,
 )
 
 _PUBLISHED = frozenset(MODELS)  # before any is registered
@@ -210,10 +211,11 @@ def _create_pooled(options: ModelOptions, features: nn.Module, num_classes: int)
 
 def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
     require_one_of("model.pooling", options.pooling, POOLINGS)
-    if options.local_size < 0 or options.local_size % 32:
+    stride = stride_of(options.backbone)
+    if options.local_size < 0 or options.local_size % stride:
         raise UsageError(
-            f"model.local_size is {options.local_size}; it must be a multiple of 32, or 0 for "
-            "crops as large as the image"
+            f"model.local_size is {options.local_size}; it must be a multiple of {stride}, or 0 "
+            "for crops as large as the image"
         )
     if options.region_grid not in (1, 2, 4, 8, 16, 32):
         raise UsageError(

@@ -182,10 +182,10 @@ def run_in_order(
     backbone: nn.Module,
     blocks: Sequence[Callable[..., nn.Module]],
     remat: str,
-    x: Float[Array, "B H W F"],
+    x: Float[Array, "B *positions F"],
     train: bool,
     mask: RowMask | None,
-) -> Float[Array, "B h w G"]:
+) -> Float[Array, "B *others G"]:
     """Runs the blocks of one stage, and recomputes inside it what `remat`, of `names.REMATS`, says.
 
     Args:

@@ -90,7 +90,7 @@ class Predictor:
         """Takes what `load_model` gives; `from_checkpoint` is for everyone else."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be positive")
-        check_scales(config.eval.scales)
+        check_scales(config.eval.scales, config.model.backbone)
         self.config, self.options = config, ScoreOptions.of(config)
         self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])

@@ -90,7 +90,7 @@ def resize(
         return images
     pixels = images.astype(jnp.float32)
     for height, width in ((length, size), (size, size)):
-        shape = (len(images), height, width, 3)
+        shape = (images.shape[0], height, width, 3)
         pixels = jax.image.resize(pixels, shape, _METHODS[interpolation], antialias=True)
         pixels = jnp.clip(pixels, 0, 255)
     return jnp.round(pixels).astype(jnp.uint8)

@@ -108,7 +108,8 @@ def train(
             metadata["changes"].append({"step": int(resumed.name), "options": changes})
     variables = initial_variables(model, options)
     if not resumed:
-        variables = start_weights(variables, options, metadata["class_names"])
+        fit = getattr(model.features, "fit", None)
+        variables = start_weights(variables, options, metadata["class_names"], fit)
     state, one_step = first_state_and_step(model, variables, options, splits["train"], mesh)
     if options.shard_fc1:
         eval_model = spread(eval_model, devices.ROWS, shard_fc1=True)

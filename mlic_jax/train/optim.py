@@ -164,13 +164,13 @@ def layer_multipliers(
 
 
 def without_biases_and_norms(params: Any) -> Any:
-    """Which parameters are neither a bias nor of a normalisation: True of each that decays.
+    """Which parameters are neither a bias, nor of a normalisation, nor positions: True of each.
 
-    Those of one axis are one or the other; biases of attention have two.
+    Those of one axis are one or the other, or a token; biases of attention have two.
     """
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and path[-1].key != "bias"
+        return leaf.ndim > 1 and path[-1].key not in ("bias", "positions")
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlic_jax.runtime.checkpoint import load_weights, merge_weights
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.losses import LossOptions
 from mlic_jax.train.optim import (
+    BACKBONE,
     create_optimizer,
     create_schedule,
     group_multipliers,
@@ -101,17 +102,27 @@ def initial_variables(model: nn.Module, options: TrainOptions) -> dict[str, Any]
 
 
 def start_weights(
-    variables: dict[str, Any], options: TrainOptions, class_names: list[str]
+    variables: dict[str, Any],
+    options: TrainOptions,
+    class_names: list[str],
+    fit: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Puts into fresh variables what a new run is to start from.
 
     From `init_from` it takes the whole model where that has the same classes and is the same model,
     or has the same arrays; else the backbone and what else does not depend on the classes. Then
     `init_prior` decides the bias of a classifier that is fresh and has one.
+
+    Args:
+        fit: the backbone's, of one that was trained with images of another size; see
+            `mlic_jax.models.backbones`.
     """
     modules: set[str] = set()
     if options.init_from:
         loaded, info = load_weights(Path(options.init_from))
+        if fit is not None and BACKBONE in loaded["params"]:
+            fresh = variables["params"][BACKBONE]
+            loaded["params"][BACKBONE] = fit(loaded["params"][BACKBONE], fresh)
         name = info.get("config", {}).get("model", {}).get("name", options.model.name)
         ours, theirs = (jax.tree.map(jnp.shape, v["params"]) for v in (variables, loaded))
         is_same_model = name == options.model.name or ours == theirs  # MCAR's are pooled's

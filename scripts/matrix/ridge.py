@@ -38,7 +38,8 @@ def fit(config: ConfigDict, folder: Path) -> float:
     splits = sources.open_to_train(options.data)
     names = list(splits["train"].class_names)
     model = create_model(options.model, len(names))
-    start = start_weights(initial_variables(model, options), options, names)
+    fit = getattr(model.features, "fit", None)
+    start = start_weights(initial_variables(model, options), options, names, fit)
 
     def features(split: Split) -> np.ndarray:
         store = open_plain_store(model, start, split, options, mesh)

@@ -81,6 +81,8 @@ def test_width():
         ("convnextv2_atto", "none", 0),
         ("convnextv2_atto", "stage", 4),
         ("convnextv2_atto", "block", 12 + 3),  # and what leads to the later stages
+        ("vit_tiny_patch16", "stage", 4),
+        ("vit_tiny_patch16", "block", 12),
     ],
 )
 def test_what_the_backward_pass_computes_again(name, remat, parts):
@@ -99,7 +101,7 @@ def test_what_the_backward_pass_computes_again(name, remat, parts):
 def test_maps_have_the_dtype_and_variables_do_not():
     images = jnp.zeros((2, 64, 64, 3))
     names = ("resnet18", "mobilenet_v2", "convnextv2_atto", "resnetrs50", "tf_efficientnet_b0")
-    for name in names:
+    for name in (*names, "vit_tiny_patch16"):
         backbone = create_backbone(name, dtype="bfloat16")
         stages, variables = jax.eval_shape(
             lambda b=backbone: b.init_with_output(jax.random.key(0), images)

@@ -101,6 +101,14 @@ def test_resizing_on_the_device_is_that_of_pillow(photos, size, interpolation):
     assert difference.max() <= 2
 
 
+def test_the_device_resizes_by_the_filter_that_photos_are_resized_by(config, photos):
+    config.eval.scales, config.data.interpolation = (96,), "bicubic"
+    options = ScoreOptions.of(config)
+    seen = views.score_views(lambda view: {"view": view}, jnp.array(photos), options)["view"]
+    want = views.resize(jnp.array(photos), 64, "bicubic")
+    np.testing.assert_array_equal(seen, normalise(want, InputOptions.of(config.augment)))
+
+
 @pytest.mark.parametrize("scales", [(100,), (0,), (-32,), (64.0,)])
 def test_sizes_that_no_model_can_see(config, scales):
     config.eval.scales = scales

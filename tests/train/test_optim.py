@@ -10,9 +10,11 @@ import pytest
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
+from mlic_jax.models.backbones import vit
 from mlic_jax.models.backbones.convnext import ConvNeXt, Size
 from mlic_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from mlic_jax.models.backbones.resnet import ResNet
+from mlic_jax.models.backbones.vit import ViT
 from mlic_jax.train.optim import (
     OptimOptions,
     create_optimizer,
@@ -201,11 +203,13 @@ def test_biases_and_norms_may_be_left_out_of_the_decay(settings):
         "features": {"conv": {"kernel": jnp.ones((1, 1, 3, 2)), "bias": jnp.ones(2)}},
         "head": {"query": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((2, 2))}},
         "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+        "stem": {"positions": jnp.ones((5, 3))},
     }
     decays = {
         "features": {"conv": {"kernel": True, "bias": False}},
         "head": {"query": {"kernel": True, "bias": False}},  # of attention, on two axes
         "norm": {"scale": False, "bias": False},
+        "stem": {"positions": False},
     }
     assert without_biases_and_norms(params) == decays
     none = jax.tree.map(jnp.zeros_like, params)
@@ -233,6 +237,10 @@ def test_biases_and_norms_may_be_left_out_of_the_decay(settings):
             ConvNeXt(Size((1, 2, 1, 1), (4, 4, 4, 4), 1)),
             {"stem": 0, "stage1_0": 1, "downsample2": 2, "stage2_1": 2, "stage3_0": 3}
             | {"downsample4": 4, "stage4_0": 4, "norm": 4},
+        ),
+        (
+            ViT(vit.Size(2, 8, 2, 16, vit.VIT)),
+            {"stem": 0, "block0": 1, "block1": 2, "norm": 3},
         ),
     ],
 )

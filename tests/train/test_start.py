@@ -10,6 +10,7 @@ from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
+from mlic_jax.models.backbones import vit
 from mlic_jax.runtime.checkpoint import save_weights
 from mlic_jax.train.label_losses import balanced_weights
 from mlic_jax.train.options import TrainOptions
@@ -41,6 +42,26 @@ def test_weights_that_saw_other_photos_are_told_of(
         start_weights(variables, TrainOptions.of(config), metadata["class_names"])
     lines = [line for line in caplog.messages if "saw other photos than this run: " in line]
     assert len(lines) == bool(told) and all(told in line for line in lines)
+
+
+def test_positions_of_other_sizes_are_resized(config, fresh_run, monkeypatch, tmp_path):
+    """Those of weights that saw larger images, by a run that resumes with what it has itself."""
+    monkeypatch.setitem(vit.SIZES, "vit_tiny_patch16", vit.Size(4, 8, 2, 16, vit.VIT))
+    config.model.update(name="pooled", backbone="vit_tiny_patch16", width=1.0)
+    config.data.image_size = 96
+    variables, metadata = fresh_run(config)
+    table = variables["params"]["features"]["stem"]["positions"]
+    assert table.shape == (37, 8)
+    save_weights(tmp_path / "weights", variables, metadata)
+    config.init_from, config.data.image_size = str(tmp_path / "weights"), 64
+    options = TrainOptions.of(config)
+    model = create_model(options.model, len(metadata["class_names"]))
+    fresh = initial_variables(model, options)
+    names = metadata["class_names"]
+    started = start_weights(fresh, options, names, model.features.fit)["params"]["features"]
+    fitted = model.features.fit(variables["params"]["features"], fresh["params"]["features"])
+    jax.tree.map(np.testing.assert_array_equal, started, fitted)
+    assert started["stem"]["positions"].shape == (17, 8)
 
 
 def test_classes_weigh_by_the_labels_that_are_kept(config):

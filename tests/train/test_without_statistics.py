@@ -9,7 +9,7 @@ import pytest
 
 from mlic_jax.errors import UsageError
 from mlic_jax.models import create_model
-from mlic_jax.models.backbones import convnext
+from mlic_jax.models.backbones import convnext, vit
 from mlic_jax.predict import Predictor
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights, read_metadata
 from mlic_jax.train.loop import train, validate_step
@@ -19,9 +19,11 @@ from mlic_jax.train.start import initial_variables, start_weights
 
 @pytest.fixture
 def config(make_config, monkeypatch):
-    """A ConvNeXt of a block a stage."""
+    """A ConvNeXt of a block a stage; a ViT as small is called `vit_tiny_patch16`."""
     tiny = convnext.Size((1, 1, 1, 1), (4, 4, 4, 8), 2)
     monkeypatch.setitem(convnext.SIZES, "convnextv2_atto", tiny)
+    tiny = vit.Size(4, 8, 2, 16, vit.VIT._replace(layer_scale=0.1, registers=2))
+    monkeypatch.setitem(vit.SIZES, "vit_tiny_patch16", tiny)
     config = make_config()
     config.model.name = "pooled"
     config.model.backbone, config.model.width = "convnextv2_atto", 1.0
@@ -38,6 +40,7 @@ def curves(workdir):
 
 def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch):
     """On eight devices, in parts, with blocks that are dropped and an average of all weights."""
+    config.model.backbone, config.model.remat = "vit_tiny_patch16", "block"
     config.batch_size, config.accumulation, config.model.drop_path = 16, 2, 0.5
     config.optim.layer_decay, config.optim.ema = 0.5, 0.9
     config.freeze_statistics = True  # of which there are none

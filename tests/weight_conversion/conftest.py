@@ -1,10 +1,13 @@
 """Checkpoints to convert: names and shapes as other codebases have them, written out by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+
+from mlic_jax.models.backbones import vit
+from weight_conversion import matching
 
 RESNET_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -321,6 +324,161 @@ def tresnet_shapes(arch: str) -> dict[str, tuple]:
     return shapes | layer("head.fc", 1000, inputs)
 
 
+# Of a Vision Transformer: blocks, channels, pixels of a side of a patch, patches of a side of the
+# images that it was trained with; 0: it knows no positions.
+VITS = {
+    "vit_tiny_patch16": (12, 192, 16, 14),
+    "vit_small_patch16": (12, 384, 16, 14),
+    "vit_small_patch32": (12, 384, 32, 7),
+    "vit_base_patch16": (12, 768, 16, 14),
+    "vit_base_patch32": (12, 768, 32, 7),
+    "vit_large_patch14": (24, 1024, 14, 16),
+    "vit_large_patch16": (24, 1024, 16, 14),
+    "vit_large_patch32": (24, 1024, 32, 7),
+    "dinov2_small": (12, 384, 14, 37),
+    "dinov2_base": (12, 768, 14, 37),
+    "dinov2_large": (24, 1024, 14, 37),
+    "dinov2_small_registers": (12, 384, 14, 37),
+    "dinov2_base_registers": (12, 768, 14, 37),
+    "dinov2_large_registers": (24, 1024, 14, 37),
+    "clip_vit_base_patch32": (12, 768, 32, 7),
+    "clip_vit_base_patch16": (12, 768, 16, 14),
+    "clip_vit_large_patch14": (24, 1024, 14, 16),
+    "openclip_vit_base_patch32": (12, 768, 32, 7),
+    "openclip_vit_base_patch16": (12, 768, 16, 14),
+    "openclip_vit_large_patch14": (24, 1024, 14, 16),
+    "dinov3_small": (12, 384, 16, 0),
+    "dinov3_base": (12, 768, 16, 0),
+    "dinov3_large": (24, 1024, 16, 0),
+}
+# layout -> patches, class token, positions, registers, the normalisation after them, the mask; what
+# a block is called, and in it the normalisations, queries, keys and values, what follows them, the
+# two linear layers, the scales; the end and the classifier. {m} is the model.
+TIMM_BLOCK = (
+    *("blocks.{b}", ("norm1", "norm2"), ("attn.qkv.",), "attn.proj", ("mlp.fc1", "mlp.fc2")),
+    *("ls{k}.gamma", "norm", "head"),
+)
+HF_START = tuple(
+    f"{{m}}embeddings.{name}"
+    for name in (
+        *("patch_embeddings.projection", "cls_token", "position_embeddings", "register_tokens"),
+        *("", "mask_token"),
+    )
+)
+OLD_QKV = tuple(f"attention.attention.{name}." for name in ("query", "key", "value"))
+NEW_QKV = tuple(f"attention.{name}_proj." for name in "qkv")
+HF_ENDS = "layer_scale{k}.lambda1", "{m}layernorm", "classifier"
+DINO_PARTS = ("norm1", "norm2"), ("mlp.fc1", "mlp.fc2")
+VIT_PARTS = ("layernorm_before", "layernorm_after"), ("intermediate.dense", "output.dense")
+VIT_NAMES = {
+    "timm": (
+        *("patch_embed.proj", "cls_token", "pos_embed", "reg_token", "norm_pre", ""),
+        *TIMM_BLOCK,
+    ),
+    "facebook": (
+        *("patch_embed.proj", "cls_token", "pos_embed", "register_tokens", "", "mask_token"),
+        *TIMM_BLOCK,
+    ),
+    **{
+        layout: (
+            *("conv_proj", "class_token", "encoder.pos_embedding", "", "", ""),
+            *("encoder.layers.encoder_layer_{b}", ("ln_1", "ln_2"), ("self_attention.in_proj_",)),
+            *("self_attention.out_proj", layers, "", "encoder.ln", "heads.head"),
+        )
+        for layout, layers in (
+            ("torchvision", ("mlp.0", "mlp.3")),
+            ("torchvision-2022", ("mlp.linear_1", "mlp.linear_2")),
+        )
+    },
+    "transformers vit": (
+        *(*HF_START, "{m}encoder.layer.{b}", VIT_PARTS[0], OLD_QKV, "attention.output.dense"),
+        *(VIT_PARTS[1], *HF_ENDS),
+    ),
+    "transformers5 vit": (
+        *(*HF_START, "{m}layers.{b}", VIT_PARTS[0], NEW_QKV, "attention.o_proj"),
+        *(DINO_PARTS[1], *HF_ENDS),
+    ),
+    "transformers dinov2": (
+        *(*HF_START, "{m}encoder.layer.{b}", DINO_PARTS[0], OLD_QKV, "attention.output.dense"),
+        *(DINO_PARTS[1], *HF_ENDS),
+    ),
+    "transformers5 dinov2": (
+        *(*HF_START, "{m}encoder.layer.{b}", DINO_PARTS[0], NEW_QKV, "attention.o_proj"),
+        *(DINO_PARTS[1], *HF_ENDS),
+    ),
+    **{
+        f"{layout} dinov3": (
+            *("embeddings.patch_embeddings", *HF_START[1:], block, DINO_PARTS[0], NEW_QKV),
+            *("attention.o_proj", ("mlp.up_proj", "mlp.down_proj"), HF_ENDS[0], "norm", ""),
+        )
+        for layout, block in (
+            ("transformers", "layer.{b}"),
+            ("transformers5", "model.layer.{b}"),
+        )
+    },
+    "transformers clip": (
+        *("embeddings.patch_embedding", "embeddings.class_embedding"),
+        *("embeddings.position_embedding.weight", "", "pre_layrnorm", "", "encoder.layers.{b}"),
+        ("layer_norm1", "layer_norm2"),
+        tuple(f"self_attn.{name}_proj." for name in "qkv"),
+        *("self_attn.out_proj", DINO_PARTS[1], "", "post_layernorm", ""),
+    ),
+    "openai": (
+        *("conv1", "class_embedding", "positional_embedding", "", "ln_pre", ""),
+        *("transformer.resblocks.{b}", ("ln_1", "ln_2"), ("attn.in_proj_",), "attn.out_proj"),
+        *(("mlp.c_fc", "mlp.c_proj"), "", "ln_post", ""),
+    ),
+}
+
+
+def vit_shapes(arch: str, layout: str) -> dict[str, tuple]:
+    depth, c, patch, side = VITS[arch]
+    family = "clip" if "clip" in arch else arch.partition("_")[0]
+    prefix = "" if layout.endswith("trunk") or family in ("clip", "dinov3") else f"{family}."
+    if prefix and arch.endswith("registers"):
+        prefix = "dinov2_with_registers."
+    bare = layout.removesuffix("-trunk")
+    names = VIT_NAMES[f"{bare} {family}" if "transformers" in layout else layout]
+    patches, first, positions, registers, pre_norm, mask, *names = names
+    block, norms, qkv, out, layers, scale, last, classifier = names
+    shapes = {}
+
+    def add(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"{name}weight"] = shape
+        if bias:
+            shapes[f"{name}bias"] = shape[:1]
+
+    led = () if layout in ("openai", "transformers") and family == "clip" else (1,)
+    shapes[first] = (*led, *led, c)
+    add(f"{patches}.", c, 3, patch, patch, bias=family != "clip")
+    has_registers = arch.endswith("registers") or family == "dinov3"
+    if side:  # timm's networks with registers have no position of the class token
+        rows = side**2 + (not has_registers or layout != "timm")
+        shapes[positions] = (*led, rows, c)
+    if has_registers:
+        shapes[registers] = (1, 4, c)
+    if mask and family.startswith("dino"):
+        shapes[mask] = (1, 1, c) if family == "dinov3" else (1, c)
+    if family == "clip":
+        add(f"{pre_norm}.", c)
+    for b in range(depth):
+        name = block.format(b=b, m="{m}")
+        for k, (of_norm, layer) in enumerate(zip(norms, layers, strict=True)):
+            add(f"{name}.{of_norm}.", c)
+            add(f"{name}.{layer}.", *((4 * c, c), (c, 4 * c))[k])
+            if family.startswith("dino"):
+                shapes[f"{name}.{scale.format(k=k + 1)}"] = (c,)
+        for of_part in qkv:
+            has_bias = family != "dinov3" or "k_proj" not in of_part
+            add(f"{name}.{of_part}", 3 * c // len(qkv), c, bias=has_bias)
+        add(f"{name}.{out}.", c, c)
+    add(f"{last}.", c)
+    has_classifier = layout != "facebook" and (family != "dinov2" or layout != "timm")
+    if classifier and has_classifier and not layout.endswith("trunk"):
+        add(f"{classifier}.", 1000, 2 * c if family == "dinov2" else c)
+    return {name.replace("{m}", prefix): shape for name, shape in shapes.items()}
+
+
 def mcar_shapes(arch: str, classes: int) -> dict[str, tuple]:
     """A trunk cut into the list `features`, without its classifier, and `convclass`."""
     shapes = {}
@@ -385,6 +543,8 @@ def source_shapes() -> Callable[..., dict[str, tuple]]:
             return resnet_d_shapes(arch)
         if arch in CONVNEXTS:
             return convnext_shapes(arch, layout)
+        if arch in VITS:
+            return vit_shapes(arch, layout)
         return mobilenet_shapes(layout) if arch == "mobilenet_v2" else resnet_shapes(arch)
 
     return shapes
@@ -416,6 +576,20 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
         }
 
     return tensors
+
+
+@pytest.fixture
+def tiny_vits(monkeypatch) -> Iterator[None]:
+    """All Vision Transformers are as small as can be, and alike but for their kinds."""
+    for name, size in vit.SIZES.items():
+        monkeypatch.setitem(vit.SIZES, name, vit.Size(4, 24, 2, 14, size.kind))
+        monkeypatch.setitem(VITS, name, (4, 24, 14, 0 if size.kind.is_rotary else 5))
+    caches = matching._trunk, matching._names, matching._modules, matching._step_counts
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.step import TrainState, make_train_step
 from weight_conversion.arrays import to_flax, to_torch
-from weight_conversion.layouts import ARCHS, REFERENCE_LAYOUTS
+from weight_conversion.layouts import REFERENCE_LAYOUTS
 from weight_conversion.matching import detect
 
 pytestmark = [pytest.mark.torch, pytest.mark.numerical]
@@ -34,7 +34,7 @@ TWO_STEPS = 1e-7
 # At 1/2 a straight ramp from the lowest to the highest value of a profile can cross on a pixel.
 THRESHOLD = 0.47
 QUICK = {"xla_backend_optimization_level": 0}  # of compilation, which is most of the time
-CLASSIFIERS = ("fc.", "classifier.", "head.fc.")
+CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
 
 
 def relative_error(ours, theirs) -> float:
@@ -68,7 +68,7 @@ def to_nchw(torch, images: np.ndarray):
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", REFERENCE_LAYOUTS)
 def test_the_torch_backbone_has_the_names_of_its_layout(torch, source_shapes, arch):
     from weight_conversion.torch_reference import backbones
 

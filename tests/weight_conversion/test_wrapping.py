@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.errors import Failure, UsageError
+from weight_conversion import matching
 from weight_conversion.convert import load_checkpoint
 from weight_conversion.wrapping import WORDS, find, kind_of, places_of
 
@@ -45,6 +46,21 @@ def test_every_place_is_found(source_shapes, place):
     assert not (found.others or found.left_out)
     assert kind_of(place) == ("ema" if re.search("ema|teacher", place) else "raw")
     assert find(shapes, weights=place or ".").place == place
+
+
+def test_a_part_of_a_network_that_fits_is_no_place(source_shapes, monkeypatch):
+    """ViT of `transformers` has an encoder, and is one alone where it is called that."""
+    looked_at = []
+
+    def closest(shapes, arch):
+        looked_at.append(set(shapes))
+        return matching.closest(shapes, arch)
+
+    monkeypatch.setattr("weight_conversion.wrapping.closest", closest)
+    shapes = source_shapes("vit_tiny_patch16", "transformers-trunk")
+    assert "encoder." in places_of(shapes)
+    assert find(shapes).place == "" and looked_at == [set(shapes)]
+    assert find(at("encoder.", shapes)).place == "encoder."
 
 
 @pytest.mark.parametrize("layout", ["mcar", "msrn"])

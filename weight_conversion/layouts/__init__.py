@@ -12,6 +12,7 @@ from weight_conversion.layouts import (
     msrn,
     resnet,
     tresnet,
+    vit,
 )
 from weight_conversion.layouts.rules import Layout
 
@@ -21,6 +22,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *efficientnet.LAYOUTS,
     *tresnet.LAYOUTS,
     *convnext.LAYOUTS,
+    *vit.LAYOUTS,
     *mcar.LAYOUTS,
     *msrn.LAYOUTS,
 )
@@ -32,5 +34,6 @@ REFERENCE_LAYOUTS = {
     **dict.fromkeys(tresnet.IN_PLACE, "miil"),
     **dict.fromkeys(tresnet.REWRITTEN, "timm"),
     **dict.fromkeys((*convnext.CONVNEXT, *convnext.CONVNEXT_V2), "timm"),
+    **dict.fromkeys((name for name in vit.SIZES if name not in vit.DINOV3S), "timm"),
 }
 ARCHS = tuple(dict.fromkeys(arch for layout in LAYOUTS for arch in layout.archs))

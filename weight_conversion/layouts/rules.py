@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.models.backbones.vit import side_of
 from weight_conversion.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
@@ -77,13 +78,15 @@ class Part(NamedTuple):
 class Rule:
     """`source` name <-> `target` path; without `axes` the array is the same in both.
 
-    With a `part` it is of that alone: what one codebase fuses, as queries, keys and values.
+    With a `part` it is of that alone: what one codebase fuses, as queries, keys and values. A
+    table of positions (`is_table`) has those of any square grid.
     """
 
     source: str
     target: str
     axes: Axes | None = None
     part: Part | None = None
+    is_table: bool = False
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """Torch's tensor, or its part, as we have it."""
@@ -98,6 +101,20 @@ class Rule:
         """Of the whole tensor, by the shape of our array."""
         shape = ours if self.axes is None else self.axes.their_shape(ours)
         return shape if self.part is None else (self.part.count * shape[0], *shape[1:])
+
+    def fault_of(self, shape: Shape, ours: Shape) -> str:
+        """What is wrong with a tensor of that shape for our array; nothing: ""."""
+        needed = self.their_shape(ours)
+        if self.is_table and len(shape) == len(needed):
+            needed = (*needed[:-2], shape[-2], needed[-1])  # however many rows
+        if shape != needed:
+            return f"is {list(shape)} and must be {list(needed)}"
+        if self.is_table and side_of(shape[-2]) is None:
+            return (
+                f"is {list(shape)}, a table of {shape[-2]} positions, which are not those of a "
+                "square grid, with or without the class token's, such as 197 or 196"
+            )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,7 @@ class Layout:
     # What photos became in training, as far as it is the same of all weights of these names; what
     # it lacks of mean and std is ImageNet's.
     usual: Preprocessing = field(default_factory=Preprocessing, hash=False)
+    ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
     blocks: tuple[int, ...] = ()
 
     def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:

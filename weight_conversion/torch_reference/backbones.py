@@ -8,7 +8,7 @@ Both return the feature map of every stage, deepest last, [B, C, H, W]. Written 
 import torch
 from torch import nn
 
-from weight_conversion.torch_reference import convnext, efficientnet, resnet_d, tresnet
+from weight_conversion.torch_reference import convnext, efficientnet, resnet_d, tresnet, vit
 
 # Blocks in each of the four stages, and whether a block is a bottleneck.
 RESNETS = {
@@ -40,6 +40,8 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
         return tresnet.TResNet(name, width)
     if name in resnet_d.SIZES:
         return resnet_d.ResNetD(name, width)
+    if name in vit.SIZES:
+        return vit.ViT(name, width)
     if name == "mobilenet_v2":
         return MobileNetV2(width)
     return ResNet(*RESNETS[name])

@@ -1,11 +1,12 @@
 """Backbones: images to feature maps.
 
 A backbone is a Linen module that takes images `[B, H, W, 3]`, whether it trains and which rows are
-real, and gives the maps of its stages `[B, h, w, F]`, the deepest last, at a stride of 32. It may
-have variables in `batch_stats` or none. `stage_of` tells how deep in it a module is, by its name: 0
-the stem, and on; what leads to a stage, or normalises it at its end, belongs to it. What holds of
-some alone is told by an attribute: `layer`, which makes its batch-normalised convolutions;
-`drop_path`, a rate of stochastic depth.
+real, and gives the maps of its stages `[B, h, w, F]`, the deepest last, at the stride that
+`names.stride_of` tells. It may have variables in `batch_stats` or none. `stage_of` tells how deep
+in it a module is, by its name: 0 the stem, and on; what leads to a stage, or normalises it at its
+end, belongs to it. What holds of some alone is told by an attribute: `layer`, which makes its
+batch-normalised convolutions; `drop_path`, a rate of stochastic depth; `fit`, which brings given
+parameters to the shapes of fresh ones where those go by the size of images.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,14 @@ from typing import Any
 
 import flax.linen as nn
 
-from mlic_jax.models.backbones import convnext, efficientnet, mobilenet_v2, resnet, tresnet
+from mlic_jax.models.backbones import (
+    convnext,
+    efficientnet,
+    mobilenet_v2,
+    resnet,
+    tresnet,
+    vit,
+)
 from mlic_jax.models.layers import ConvBatchNorm
 
 
@@ -68,6 +76,12 @@ def _tresnet(name: str, settings: Settings) -> nn.Module:
     )
 
 
+def _vit(name: str, settings: Settings) -> nn.Module:
+    return vit.ViT(
+        vit.SIZES[name], settings.width, settings.dtype, settings.remat, settings.drop_path
+    )
+
+
 # By `names.BACKBONES`.
 CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in resnet.DEPTHS},
@@ -77,4 +91,5 @@ CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     **{name: partial(_efficientnet, name) for name in efficientnet.SIZES},
     **{name: partial(_tresnet, name) for name in tresnet.SIZES},
     **{name: partial(_convnext, name) for name in convnext.SIZES},
+    **{name: partial(_vit, name) for name in vit.SIZES},
 }

@@ -84,6 +84,7 @@ class Patches(nn.Module):
     features: int
     size: int
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -92,11 +93,13 @@ class Patches(nn.Module):
         batch, rows, columns, inputs = x.shape
         size, rows, columns = self.size, rows // self.size, columns // self.size
         kernel = self.param("kernel", kernel_initializer, (size, size, inputs, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x[:, : rows * size, : columns * size].astype(self.dtype)
         x = x.reshape(batch, rows, size, columns, size, inputs).swapaxes(2, 3)
         x = x.reshape(batch, rows, columns, size * size * inputs)
         x = x @ kernel.reshape(-1, self.features).astype(self.dtype)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return x + bias[None, None, None].astype(self.dtype)
 
 

@@ -1,0 +1,268 @@
+"""Bundles: written from a run, proven in every runtime, and of use without this package."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_jax import bundle as door
+from mlic_jax.data import transforms
+from mlic_jax.data.fitting import Fit
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.export import bundle, run_bundle, write
+from mlic_jax.export.labelling import Source
+from mlic_jax.metrics.operating_point import OperatingPoint
+from mlic_jax.predict.predictor import Predictor
+from mlic_jax.runtime.checkpoint import save_weights
+
+THRESHOLDS = (0.2, 0.5, 0.4, 0.6, 0.3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_config, fresh_run, tmp_path_factory):
+    """A model that did no step, with an operating point, that looks at the middle of photos."""
+    config = make_config()
+    config.data.center_crop, config.data.interpolation = 0.8, "bicubic"
+    variables, metadata = fresh_run(config)
+    names = metadata["class_names"]
+    point = OperatingPoint(
+        temperature=1.7,
+        thresholds=tuple(THRESHOLDS[c % 5] for c in range(len(names))),
+        rule="thresholds of a test",
+        set_name="tiny_scenes",
+        split="val",
+        images=9,
+        error_before=3.0,
+        error_after=2.0,
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    save_weights(path, variables, metadata | {"operating_point": point.to_dict()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundles") / "scenes"
+    write.export(str(checkpoint), out, licence="CC0")
+    return out
+
+
+def changed(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_a_bundle_is_whole(exported, checkpoint):
+    description = bundle.read(exported)
+    assert description["class_names"] == list(Predictor.from_checkpoint(checkpoint).class_names)
+    assert description["input"]["shape"] == ["batch", 64, 64, 3]
+    assert description["preprocessing"]["center_crop"] == 0.8
+    assert description["operating_point"]["temperature"] == 1.7
+    assert len(description["references"]) == 8
+    assert description["licence"] == "CC0"
+    assert exported.with_name("scenes.zip").is_file()
+    card = (exported / "README.md").read_text()
+    assert "thresholds of a test" in card and "CC0" in card and "[batch, 64, 64, 3]" in card
+
+
+@pytest.mark.parametrize("runtime", bundle.RUNTIMES)
+def test_every_runtime_proves_it(exported, runtime, capsys):
+    assert door.main(["verify", str(exported), "--runtime", runtime]) == 0
+    said = capsys.readouterr().out
+    assert f"{runtime}: probabilities within" in said and "labels the same on 8 of 8" in said
+
+
+def test_what_it_says_is_what_prediction_says(exported, checkpoint):
+    """Temperature, thresholds, mirrored views, the central crop and where regions lie in photos."""
+    description = bundle.read(exported)
+    found = run_bundle.Bundle(exported)
+    for name in description["references"]:
+        said = found(exported / name)
+        expected = Predictor.from_checkpoint(checkpoint)(exported / name)
+        assert said["labels"] == list(expected.labels)
+        scores = np.array([*said["scores"].values()])
+        np.testing.assert_allclose(scores, [*expected.scores.values()], atol=1e-4)
+        boxes = [list(region.box) for region in expected.regions]
+        assert [region["box"] for region in said["regions"]] == boxes
+
+
+def test_the_program_in_it_needs_neither_jax_nor_this_package(exported, tmp_path):
+    """In an environment that has neither: only what it asks for is linked into it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    (site,) = (tmp_path / "bare").glob("lib/python*/site-packages")
+    packages = Path(sysconfig.get_paths()["purelib"])
+    for name in (
+        "numpy",
+        "numpy.libs",
+        "PIL",
+        "pillow.libs",
+        "onnxruntime",
+        "flatbuffers",
+        "google",
+    ):
+        if (packages / name).exists():
+            (site / name).symlink_to(packages / name)
+    python = tmp_path / "bare" / "bin" / "python"
+    for module in ("jax", "mlic_jax"):
+        assert subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode
+    (tmp_path / "torn.jpg").write_bytes(b"no photo")
+    photo = exported / "references" / Path(bundle.read(exported)["references"][0]).name
+    done = subprocess.run(
+        [python, exported / "run.py", photo, tmp_path / "torn.jpg", "--top", "2"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1, done.stderr
+    assert len(first["labels"]) == 2 and len(first["regions"]) == 2
+    assert "cannot identify image file" in second["error"]
+    assert len((exported / "run.py").read_text().splitlines()) < 150
+
+
+SIZES = [(90, 60), (60, 90), (640, 480), (7, 900), (64, 64)]
+
+
+@pytest.mark.parametrize("interpolation", run_bundle.FILTERS)
+@pytest.mark.parametrize("center_crop", [0.0, 0.875])
+def test_the_program_sees_what_prediction_sees(interpolation, center_crop):
+    rng, fit = np.random.default_rng(0), Fit(interpolation, center_crop)
+    how = {"size": 64, "interpolation": interpolation, "center_crop": center_crop}
+    for width, height in SIZES:
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        np.testing.assert_array_equal(run_bundle.square(image, how), fit.square(image, 64))
+        box = np.array([3, 10, 40, 64])
+        expected = fit.frame(height, width, 64).box_in_photo(box, 64)
+        assert run_bundle.box_in_photo(box, width, height, how) == list(expected)
+
+
+def photos_of_all_kinds():
+    rng = np.random.default_rng(0)
+    turned = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+    turned.getexif()[0x0112] = 6
+    yield turned, None
+    palette = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).quantize(16)
+    palette.info["transparency"] = 0
+    yield palette, None
+    yield Image.fromarray(rng.integers(0, 4096, (9, 7)).astype(np.uint16)), (0, 4095)
+    yield Image.fromarray(rng.normal(size=(9, 7)).astype(np.float32)), (-1.0, 2.0)
+    yield Image.fromarray(rng.integers(0, 256, (9, 7), np.uint8)), None
+
+
+def test_the_program_decodes_as_prediction_does():
+    for image, value_range in photos_of_all_kinds():
+        expected = transforms.to_rgb(image.copy(), upright=True, value_range=value_range)
+        found = run_bundle.to_rgb(image.copy(), value_range)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    deep = Image.fromarray(np.full((4, 4), 900, np.uint16))
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        run_bundle.to_rgb(deep, None)
+
+
+# --- what else can be exported
+
+
+def test_a_fixed_batch_and_another_size(checkpoint, tmp_path):
+    write.export(str(checkpoint), tmp_path / "b", ("onnx",), size=96, batch=3)
+    description = bundle.read(tmp_path / "b")
+    assert description["input"]["shape"] == [3, 96, 96, 3]
+    photo = tmp_path / "b" / description["references"][0]
+    assert run_bundle.Bundle(tmp_path / "b")(photo)["regions"]
+    with pytest.raises(UsageError, match="has no stablehlo, which stablehlo needs; it has onnx"):
+        bundle.open_runtime(tmp_path / "b", description, "stablehlo")
+
+
+def test_bfloat16(checkpoint, tmp_path):
+    write.export(str(checkpoint), tmp_path / "b", ("stablehlo",), precision="bfloat16")
+    exported = jax.export.deserialize(bytearray((tmp_path / "b" / "model.stablehlo").read_bytes()))
+    assert "bf16" in exported.mlir_module() and exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_convolutions_are_those_of_the_platform_that_it_is_lowered_for(checkpoint):
+    """On a CPU ours are of other formulations, which no accelerator should get."""
+    source = Source(str(checkpoint), "float32", None)
+    example = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    counts = {}
+    for platform in ("cpu", "cuda", "tpu"):
+        exported = jax.export.export(jax.jit(source.labelling), platforms=(platform,))(example)
+        counts[platform] = exported.mlir_module().count("stablehlo.convolution")
+    assert counts["cuda"] == counts["tpu"] > counts["cpu"]
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ()}, "--formats names none; known are stablehlo, onnx"),
+        ({"formats": ("onx",)}, "--formats is 'onx'; known are stablehlo, onnx; did you mean"),
+        ({"precision": "float8"}, "--precision is 'float8'; known are"),
+        ({"precision": "bfloat16"}, "bfloat16 is for stablehlo"),
+        ({"batch": 0}, "--batch is 0; it must be positive"),
+        ({"size": 65}, "65"),
+        ({"images": "nowhere"}, "nowhere"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(checkpoint, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        write.export(str(checkpoint), tmp_path / "b", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_over(checkpoint, tmp_path):
+    (tmp_path / "b.zip").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"b\.zip is in the way: give another --out"):
+        write.export(str(checkpoint), tmp_path / "b")
+
+
+def test_a_runtime_that_does_not_agree_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(write.TOLERANCE, "scores", -1.0)
+    with pytest.raises(Failure, match=r"stablehlo differs by 0 in .* nothing was written"):
+        write.export(str(checkpoint), tmp_path / "b", ("stablehlo",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_not_as_they_were(exported, tmp_path, capsys):
+    copy = changed(exported, tmp_path)
+    (copy / "more.txt").write_text("foreign")
+    (copy / "README.md").write_text("changed")
+    (copy / "run.py").unlink()
+    assert door.main(["verify", str(copy)]) == 1
+    said = capsys.readouterr().err
+    for problem in ("run.py is missing", "more.txt is none of its files", "README.md was changed"):
+        assert problem in said
+    assert len(said.splitlines()) == 1
+
+
+def test_another_model_is_not_proven(exported, tmp_path, capsys):
+    copy = changed(exported, tmp_path)
+    written = json.loads((copy / bundle.REFERENCES).read_text())
+    written["probabilities"][3][2] += 0.01
+    (copy / bundle.REFERENCES).write_text(json.dumps(written))
+    bundle.write_hashes(copy)
+    assert door.main(["verify", str(copy), "--runtime", "onnxruntime"]) == 1
+    assert (
+        "onnxruntime differs by 0.01 in a probability; 0.001 is allowed" in capsys.readouterr().err
+    )
+
+
+def test_folders_and_runtimes_that_are_not_known(exported, tmp_path, capsys):
+    assert door.main(["verify", str(tmp_path)]) == 2
+    assert "is no bundle: it has no hashes.json" in capsys.readouterr().err
+    assert door.main(["verify", str(exported), "--runtime", "onnx"]) == 2
+    assert "known are stablehlo, onnxruntime, openvino" in capsys.readouterr().err
+
+
+def test_photos_are_labelled_from_the_command_line(exported, capsys):
+    photo = exported / bundle.read(exported)["references"][0]
+    assert door.main(["run", str(exported), str(photo), "--top", "1"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["labels"]) == 1
+    assert door.main(["run", str(exported), str(exported / "model.json")]) == 1
+    assert "1 of 1 photos could not be read" in capsys.readouterr().err
