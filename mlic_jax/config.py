@@ -83,7 +83,9 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     # mcar | msrn | pooled (the baseline) | csra | ml_decoder | query2label
     config.model.name = "mcar"
-    # resnet10/18/34/50/101/152 | mobilenet_v2 | convnext_tiny/small/base/large/xlarge |
+    # resnet10/18/34/50/101/152 | resnet18d/34d/50d/101d/152d | resnetrs50/101 | mobilenet_v2 |
+    # efficientnet_lite0 to lite4, _b0 to b4 and tf_efficientnet_b0 to b4, see docs/conversion.md |
+    # tresnet_m/l/v2_l | convnext_tiny/small/base/large/xlarge |
     # convnextv2_atto/femto/pico/nano/tiny/base/large/huge | vit_tiny_patch16 |
     # vit_small/base_patch16/32 | vit_large_patch14/16/32 | dinov2_small/base/large(_registers) |
     # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large |
@@ -100,8 +102,9 @@ def default_config() -> ConfigDict:
     config.model.bn_groups = 1
     # none | stage | block: inside what the backward pass computes again rather than keep it.
     config.model.remat = "none"
-    # convnext, swin, vit, dino, clip: in training the last block leaves out its branches for so
-    # many of the images, the others fewer, in equal steps from 0 (stochastic depth); 0: none does.
+    # convnext, efficientnet, swin, vit, dino, clip: in training the last block leaves out its
+    # branches for so many of the images, the others fewer, in equal steps from 0 (stochastic
+    # depth); 0: none does.
     config.model.drop_path = 0.0
     config.model.pooling = "gwp"  # avg | max | gwp (their mean)
     config.model.top_n = 4  # regions of an image

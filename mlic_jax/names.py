@@ -13,7 +13,15 @@ from mlic_jax.errors import UsageError
 MODELS = ["mcar", "msrn", "pooled", "csra", "ml_decoder", "query2label"]
 BACKBONES = (
     *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"),
+    *("resnetrs50", "resnetrs101"),
     "mobilenet_v2",
+    *(f"efficientnet_lite{size}" for size in range(5)),
+    "timm_efficientnet_lite0",
+    *(f"efficientnet_b{size}" for size in range(5)),
+    *(f"tf_efficientnet_b{size}" for size in range(5)),
+    *("tresnet_m", "tresnet_l", "tresnet_v2_l"),
+    *("timm_tresnet_m", "timm_tresnet_l", "timm_tresnet_v2_l"),
     *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
     *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
     *("convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge"),

@@ -119,7 +119,7 @@ def in_float64() -> Callable:
         backbone = getattr(module, "features", module)
         if hasattr(backbone, "layer"):
             backbone = backbone.clone(layer=partial(ConvBatchNorm, dtype=jnp.float64))
-        else:
+        if hasattr(backbone, "dtype"):
             backbone = backbone.clone(dtype=jnp.float64)
         if hasattr(module, "features"):
             backbone = module.clone(features=backbone)

@@ -12,12 +12,15 @@ INPUT is a `.safetensors` file, a `.pth`, `.pt`, `.pth.tar` or `.bin` file (whic
 them, or `hf:OWNER/NAME[@sha256:DIGEST]`, the `model.safetensors` or its shards in a repository of
 the Hugging Face Hub (which needs the extra `hub` and a network). What it holds is told from names
 and shapes, see `layouts.LAYOUTS`: a trunk (a torchvision ResNet or MobileNetV2, a d-li14 or
-tonylins MobileNetV2, a ConvNeXt, Swin Transformer or ViT of torchvision, timm, transformers or its
-authors, or the image tower of a CLIP), from which a model can start training; or a whole MCAR or
-MSRN, which can be evaluated and used at once. Of those `--classes` names the classes in the order
-that INPUT has, `--order` the order wanted: voc, coco (alphabetical, as in the released
-checkpoints), coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a
-name a line.
+tonylins MobileNetV2, a ResNet-D or -RS of timm, an EfficientNet of torchvision, timm, transformers
+or lukemelas, a TResNet of its authors or timm, a ConvNeXt, Swin Transformer or ViT of torchvision,
+timm, transformers or its authors, or the image tower of a CLIP), from which a model can start
+training; or a whole MCAR or MSRN, which can be evaluated and used at once. Under timm's names an
+EfficientNet that was ported from TensorFlow looks like one that was trained in PyTorch: unless
+INPUT names it, as `hf:timm/tf_efficientnet_b0.in1k` does, it is taken for the latter, and a line
+says what to give as `--arch`. Of MCAR and MSRN `--classes` names the classes in the order that
+INPUT has, `--order` the order wanted: voc, coco (alphabetical, as in the released checkpoints),
+coco-annotation (as in the annotation files), nuswide, apparel, or a text file with a name a line.
 Around the weights may be whatever people put there (`wrapping.WORDS`): the place where they were is
 printed, and so is all that is left out. Where a file has raw weights and their average, `--weights
 ema` takes the average; by default it is the raw ones, as in evaluation (`eval.weights`).
@@ -59,6 +62,7 @@ from mlic_jax.models import POOLINGS
 from mlic_jax.runtime.checkpoint import load_weights, save_weights
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.classes import reorder
+from weight_conversion.layouts.efficientnet import named_in, twin_of
 from weight_conversion.layouts.rules import Layout
 from weight_conversion.matching import Match, detect, listing
 from weight_conversion.preprocessing import (
@@ -102,7 +106,8 @@ def load_checkpoint(
         `unused`, what torch has and nothing reads, by its torch name. Info can be written as JSON:
         arch (of the backbone), layout, source (the file's name), sha256, num_tensors (in the file,
         less those of `others`), preprocessing (`Preprocessing`, always with mean and std; where a
-        file said it, its name is the `preprocessing_file`); where the file has more than the
+        file said it, its name is the `preprocessing_file`); where another network has the same
+        arrays and nothing tells them apart, that as `twin`; where the file has more than the
         weights alone, `place` (where they were), `others` (places of weights that fit as well),
         `left_out` (what is of no use) and `num_left_out` (how many of it are tensors); of MCAR and
         MSRN also num_classes and `config`, a configuration whose `model` fits the arrays (what
@@ -118,6 +123,10 @@ def load_checkpoint(
     tensors = open_tensors(path)
     try:
         found = find(tensors.shapes, arch, weights)
+        twin = twin_of(found.matched.layout, found.matched.arch) if arch is None else None
+        named = named_in(source, (found.matched.arch, twin)) if twin else None
+        if named and named == twin:
+            found = find(tensors.shapes, twin, weights)
         matched = found.matched
         variables = to_flax(tensors.under(found.place), matched)
     except (UsageError, Failure) as error:
@@ -131,6 +140,8 @@ def load_checkpoint(
         **_preprocessing(path, matched.layout, given or {}, preprocessing_file),
         **_whereabouts(found, tensors),
     }
+    if twin and not named:
+        info["twin"] = twin
     if matched.layout.name in MODELS:
         info["num_classes"] = matched.sizes.classes
         info["config"] = _config(matched)
@@ -320,6 +331,8 @@ def _convert(options: argparse.Namespace) -> None:
 def _account(variables: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
     """Where the weights were and what became of everything in the file, for people."""
     lines = []
+    if twin := info.get("twin"):
+        lines.append(f"{twin} has the same arrays: if it is that, say --arch {twin}")
     place, others = info.get("place", ""), info.get("others", [])
     if place or others:
         said = ", ".join(f"{name} ({kind_of(name)})" for name in others)

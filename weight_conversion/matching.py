@@ -96,10 +96,7 @@ def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
 
     Only of those, and to the first that fits: to know what a network needs it has to be traced.
     """
-    known = {}
-    for layout in LAYOUTS:
-        patterns = [_pattern(rule.source) for rule in layout.rules]
-        known[layout] = sum(any(p.fullmatch(name) for p in patterns) for name in shapes)
+    known = {layout: sum(map(bool, map(_sources(layout).fullmatch, shapes))) for layout in LAYOUTS}
     matches: list[Match] = []
     for layout in (layout for layout, count in known.items() if count == max(known.values())):
         for arch in layout.archs:
@@ -167,6 +164,13 @@ def _modules(layout: Layout, arch: str) -> frozenset[str]:
 
 
 @functools.cache
+def _sources(layout: Layout) -> re.Pattern[str]:
+    """Any source name of `layout`; one expression, for there are thousands of names and rules."""
+    patterns = (_pattern(rule.source).pattern for rule in layout.rules)
+    return re.compile("|".join(re.sub(r"\?P<\w+>", "?:", pattern) for pattern in patterns))
+
+
+@functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)  # text, placeholder, text, ..., text
     for k, part in enumerate(parts):
@@ -216,9 +220,14 @@ def leaves_of(layout: Layout, arch: str, sizes: Sizes) -> Leaves:
 
 @functools.cache
 def _step_counts(layout: Layout, arch: str) -> tuple[str, ...]:
-    """The paths of `num_batches_tracked`: beside every running mean, by its torch name."""
+    """The paths of `num_batches_tracked`: beside every running mean, by its torch name.
+
+    None where a layout has no rule for them, as of layers that do not count.
+    """
     means = [source_name(t, layout)[0] for t in _trunk(arch)[0] if t.endswith("/mean")]
-    return tuple(f"unused/{name.removesuffix('running_mean')}num_batches_tracked" for name in means)
+    paths = [f"unused/{name.removesuffix('running_mean')}num_batches_tracked" for name in means]
+    has_them = any(rule.source.endswith("num_batches_tracked") for rule in layout.rules)
+    return tuple(paths) if has_them else ()
 
 
 @functools.cache
@@ -238,7 +247,7 @@ def _names(layout: Layout, arch: str) -> dict[str, list[tuple[str, Rule]]]:
 def source_name(target: str, layout: Layout) -> tuple[str, Rule]:
     """The name that `layout` gives to the leaf at `target`, and the one rule that says so."""
     found = [
-        (rule.source.format(**numbers.groupdict()), rule)
+        (layout.source_of(rule, numbers.groupdict()), rule)
         for rule in layout.rules
         if (numbers := _pattern(rule.target).fullmatch(target))
     ]

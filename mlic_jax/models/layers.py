@@ -38,6 +38,10 @@ class ConvBatchNorm(nn.Module):
         bn_groups: parts of the batch, in its order, that are normalised each by itself, as replicas
             of PyTorch do. The running statistics follow the first, as theirs follow those of the
             first replica.
+        same: TensorFlow's padding, see `convolve`.
+        epsilon, momentum: of the normalisation; the momentum is the share of the new statistics.
+        positive: the scale counts by its magnitude, plus epsilon: in-place activated batch
+            normalisation (Rota Bulo et al. 2018).
         axis: of the mesh, inside `jax.shard_map`, over whose devices the batch is spread; None: it
             is whole here.
     """
@@ -50,6 +54,10 @@ class ConvBatchNorm(nn.Module):
     scale_initializer: Callable[..., Float[Array, "..."]] = nn.initializers.ones
     dtype: Any = jnp.float32
     bn_groups: int = 1
+    same: bool = False
+    epsilon: float = BATCH_NORM_EPSILON
+    momentum: float = BATCH_NORM_MOMENTUM
+    positive: bool = False
     axis: str | None = None
 
     @nn.compact
@@ -71,7 +79,7 @@ class ConvBatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = convolve(x, kernel, self.stride, depthwise=self.depthwise)
+        x = convolve(x, kernel, self.stride, depthwise=self.depthwise, same=self.same)
         used_mean, used_var, members = mean.value[None], var.value[None], None
         if train:
             members = members_of_groups(mask, len(x), self.bn_groups)
@@ -80,9 +88,10 @@ class ConvBatchNorm(nn.Module):
             if not self.is_initializing():
                 # The first group is empty only where nothing is real; then nothing moves.
                 unbiased = jnp.where(count[0] > 0, count[0] / jnp.maximum(count[0] - 1, 1), 1)
-                mean.value += BATCH_NORM_MOMENTUM * (used_mean[0] - mean.value)
-                var.value += BATCH_NORM_MOMENTUM * (used_var[0] * unbiased - var.value)
-        gain = scale[None] * lax.rsqrt(used_var + BATCH_NORM_EPSILON)
+                mean.value += self.momentum * (used_mean[0] - mean.value)
+                var.value += self.momentum * (used_var[0] * unbiased - var.value)
+        scale = jnp.abs(scale) + self.epsilon if self.positive else scale
+        gain = scale[None] * lax.rsqrt(used_var + self.epsilon)
         x = scale_and_shift(x, gain, bias[None] - used_mean * gain, members).astype(self.dtype)
         return x if self.activation is None else self.activation(x)
 
@@ -219,6 +228,43 @@ class LayerNorm(nn.Module):
         x -= jnp.mean(x, axis=-1, keepdims=True)
         var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * lax.rsqrt(var + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Features by factors in (0, 1) that depend on their means over the positions (Hu et al. 2018).
+
+    Attributes:
+        squeezed: features of the layer between.
+        activation: after it.
+        dtype: of the products and of what it returns; the means and the factors are float32 or
+            wider.
+    """
+
+    squeezed: int
+    activation: Callable[[Float[Array, "..."]], Float[Array, "..."]] = nn.relu
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W F"]) -> Float[Array, "B H W F"]:
+        means = jnp.mean(at_least_float32(x), axis=(1, 2)).astype(self.dtype)
+        hidden = self.activation(Dense(self.squeezed, self.dtype, name="reduce")(means))
+        factors = Dense(x.shape[-1], self.dtype, name="expand")(hidden)
+        factors = nn.sigmoid(at_least_float32(factors)).astype(self.dtype)
+        return x.astype(self.dtype) * factors[:, None, None]
+
+
+class Dense(nn.Module):
+    """A linear layer with a bias, of weights that start as those of a 1x1 convolution."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch F"]) -> Float[Array, "*batch {self.features}"]:
+        kernel = self.param("kernel", kernel_initializer, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(self.dtype)
 
 
 def drop_path(module: nn.Module, x: Float[Array, "*axes"], rate: float) -> Float[Array, "*axes"]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ def start_weights(
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
         source = f"{options.init_from} ({info.get('arch', name)})"
         variables = merge_weights(variables, loaded, modules, source)
+        _check_backbone(options.model.backbone, info, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
         if others := other_preprocessing(info, options):
             logger.warning("%s saw other photos than this run: %s", source, describe(others))
@@ -146,6 +147,16 @@ def start_weights(
                 options.model.name,
             )
     return variables
+
+
+def _check_backbone(backbone: str, info: Mapping[str, Any], source: str) -> None:
+    """Refuses the weights of another network whose arrays have the same names and shapes."""
+    theirs = info.get("arch") or info.get("config", {}).get("model", {}).get("backbone", backbone)
+    if theirs != backbone:
+        raise UsageError(
+            f"the weights of {source} are of the backbone {theirs}, and model.backbone is "
+            f"{backbone}, which computes something else with the same arrays: make it {theirs}"
+        )
 
 
 def first_state_and_step(

@@ -20,6 +20,19 @@ from mlic_jax.models.backbones.mobilenet_v2 import scaled
         ("resnet101", (256, 512, 1024, 2048), (4, 8, 16, 32), 42_500_160),
         ("resnet152", (256, 512, 1024, 2048), (4, 8, 16, 32), 58_143_808),
         ("mobilenet_v2", (16, 24, 32, 96, 1280), (2, 4, 8, 16, 32), 2_223_872),
+        ("resnet18d", (64, 128, 256, 512), (4, 8, 16, 32), 11_195_744),
+        ("resnet50d", (256, 512, 1024, 2048), (4, 8, 16, 32), 23_527_264),
+        ("resnetrs50", (256, 512, 1024, 2048), (4, 8, 16, 32), 33_642_912),
+        ("efficientnet_lite0", (24, 40, 112, 1280), (4, 8, 16, 32), 3_371_008),
+        ("efficientnet_lite2", (24, 48, 120, 1280), (4, 8, 16, 32), 4_811_072),
+        ("efficientnet_lite3", (32, 48, 136, 1280), (4, 8, 16, 32), 6_916_096),
+        ("efficientnet_b0", (24, 40, 112, 1280), (4, 8, 16, 32), 4_007_548),
+        ("efficientnet_b2", (24, 48, 120, 1408), (4, 8, 16, 32), 7_700_994),
+        ("efficientnet_b3", (32, 48, 136, 1536), (4, 8, 16, 32), 10_696_232),
+        ("efficientnet_b4", (32, 56, 160, 1792), (4, 8, 16, 32), 17_548_616),
+        ("tresnet_m", (64, 128, 1024, 2048), (4, 8, 16, 32), 29_340_032),
+        ("tresnet_l", (76, 152, 1216, 2432), (4, 8, 16, 32), 53_556_256),
+        ("tresnet_v2_l", (256, 512, 1024, 2048), (4, 8, 16, 32), 44_125_824),
         ("convnext_tiny", (96, 192, 384, 768), (4, 8, 16, 32), 27_820_128),
         ("convnext_small", (96, 192, 384, 768), (4, 8, 16, 32), 49_454_688),
         ("convnext_base", (128, 256, 512, 1024), (4, 8, 16, 32), 87_566_464),
@@ -95,7 +108,8 @@ def test_what_the_backward_pass_computes_again(name, remat, parts):
 
 def test_maps_have_the_dtype_and_variables_do_not():
     images = jnp.zeros((2, 64, 64, 3))
-    for name in ("resnet18", "mobilenet_v2", "convnextv2_atto", "vit_tiny_patch16", "swinv2_tiny"):
+    names = ("resnet18", "mobilenet_v2", "convnextv2_atto", "resnetrs50", "tf_efficientnet_b0")
+    for name in (*names, "vit_tiny_patch16", "swinv2_tiny"):
         backbone = create_backbone(name, dtype="bfloat16")
         stages, variables = jax.eval_shape(
             lambda b=backbone: b.init_with_output(jax.random.key(0), images)

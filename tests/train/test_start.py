@@ -116,3 +116,15 @@ def test_a_prior_is_for_a_head_that_has_a_bias(config, name, caplog):
         jax.tree.map(np.testing.assert_array_equal, head, before)
     else:
         np.testing.assert_allclose(nn.sigmoid(head["per_label"]["bias"]), 0.1, rtol=1e-6)
+
+
+def test_the_weights_of_another_backbone_of_the_same_arrays_are_refused(
+    config, fresh_run, tmp_path
+):
+    """Whose padding is another: nothing else would tell."""
+    variables, metadata = fresh_run(config)
+    metadata["config"]["model"]["backbone"] = "resnet_of_another_padding"
+    save_weights(tmp_path / "weights", variables, metadata)
+    config.init_from = str(tmp_path / "weights")
+    with pytest.raises(UsageError, match="are of the backbone resnet_of_another_padding, and"):
+        start_weights(variables, TrainOptions.of(config), metadata["class_names"])

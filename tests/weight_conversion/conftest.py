@@ -1,5 +1,6 @@
 """Checkpoints to convert: names and shapes as other codebases have them, written out by hand."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -297,6 +298,165 @@ def swin_table(name: str, shape: tuple) -> np.ndarray:
     return np.array([[[[a, b] for b in waves] for a in waves]], np.float32)
 
 
+# Kernel, expansion, channels and repeats of the stages of EfficientNet-B0.
+EFFICIENTNET_STAGES = (
+    (3, 1, 16, 1),
+    (3, 6, 24, 2),
+    (5, 6, 40, 2),
+    (3, 6, 80, 3),
+    (5, 6, 112, 3),
+    (5, 6, 192, 4),
+    (3, 6, 320, 1),
+)
+EFFICIENTNET_SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
+# layout -> stem, head, block b (the n-th of all) of stage k, classifier; and of a block that
+# expands: its convolutions and normalisations, and the two layers of squeeze-and-excitation.
+EFFICIENTNET_NAMES = {
+    "torchvision": (
+        ("features.0.0", "features.0.1", "features.8.0", "features.8.1"),
+        ("features.{k1}.{b}.block", "classifier.1"),
+        ("0.0", "0.1", "1.0", "1.1", "3.0", "3.1", "2.fc1", "2.fc2"),
+    ),
+    "timm": (
+        ("conv_stem", "bn1", "conv_head", "bn2"),
+        ("blocks.{k}.{b}", "classifier"),
+        (
+            *("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"),
+            *("se.conv_reduce", "se.conv_expand"),
+        ),
+    ),
+    "lukemelas": (
+        ("_conv_stem", "_bn0", "_conv_head", "_bn1"),
+        ("_blocks.{n}", "_fc"),
+        (
+            *("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"),
+            *("_se_reduce", "_se_expand"),
+        ),
+    ),
+    "transformers": (
+        (
+            *("efficientnet.embeddings.convolution", "efficientnet.embeddings.batchnorm"),
+            *("efficientnet.encoder.top_conv", "efficientnet.encoder.top_bn"),
+        ),
+        ("efficientnet.encoder.blocks.{n}", "classifier"),
+        (
+            *("expansion.expand_conv", "expansion.expand_bn"),
+            *("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm"),
+            *("projection.project_conv", "projection.project_bn"),
+            *("squeeze_excite.reduce", "squeeze_excite.expand"),
+        ),
+    ),
+}
+# Where those of a block that does not expand have other names.
+FIRST_STAGE = {
+    "torchvision": ("", "", "0.0", "0.1", "2.0", "2.1", "1.fc1", "1.fc2"),
+    "timm": ("", "", "conv_dw", "bn1", "conv_pw", "bn2", "se.conv_reduce", "se.conv_expand"),
+}
+
+
+def eighths(channels: float) -> int:
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def layer(name: str, outputs: int, *others: int) -> dict[str, tuple]:
+    """A layer with a bias."""
+    return {f"{name}.weight": (outputs, *others), f"{name}.bias": (outputs,)}
+
+
+def efficientnet_shapes(arch: str, layout: str) -> dict[str, tuple]:
+    if layout == "transformers-trunk":
+        shapes = efficientnet_shapes(arch, "transformers")
+        del shapes["classifier.weight"], shapes["classifier.bias"]
+        return {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    (stem, stem_bn, head, head_bn), (block, classifier), parts = EFFICIENTNET_NAMES[layout]
+    width, depth = EFFICIENTNET_SCALES[int(arch[-1])]
+    lite, n = "lite" in arch, 0
+    inputs = eighths(32 if lite else 32 * width)
+    shapes = conv_bn(stem, stem_bn, inputs, 3, 3)
+    for k, (kernel, expansion, channels, repeats) in enumerate(EFFICIENTNET_STAGES):
+        outputs = eighths(channels * width)
+        for b in range(repeats if lite and k in (0, 6) else math.ceil(repeats * depth)):
+            names = FIRST_STAGE.get(layout, parts) if k == 0 else parts
+            name, hidden = block.format(k=k, k1=k + 1, b=b, n=n), inputs * expansion
+            expand, expand_bn, *names = (f"{name}.{part}" for part in names)
+            depthwise, depthwise_bn, project, project_bn, reduce, excite = names
+            if expansion > 1:
+                shapes |= conv_bn(expand, expand_bn, hidden, inputs, 1)
+            shapes |= conv_bn(depthwise, depthwise_bn, hidden, 1, kernel)
+            if not lite:
+                shapes |= layer(reduce, inputs // 4, hidden, 1, 1)
+                shapes |= layer(excite, hidden, inputs // 4, 1, 1)
+            shapes |= conv_bn(project, project_bn, outputs, hidden, 1)
+            inputs, n = outputs, n + 1
+    features = 1280 if lite else eighths(1280 * width)
+    shapes |= conv_bn(head, head_bn, features, inputs, 1)
+    return shapes | layer(classifier, 1000, features)
+
+
+def resnet_d_shapes(arch: str) -> dict[str, tuple]:
+    """Those of the ResNet of that depth, with three convolutions first and other shortcuts."""
+    is_rs = arch.startswith("resnetrs")
+    shapes = conv_bn("conv1.0", "conv1.1", 32, 3, 3)
+    shapes |= conv_bn("conv1.3", "conv1.4", 32, 32, 3)
+    shapes |= conv_bn("conv1.6", "bn1", 64, 32, 3)
+    if is_rs:
+        shapes |= conv_bn("maxpool.0", "maxpool.1", 64, 64, 3)
+    for name, shape in resnet_shapes(arch.replace("rs", "").removesuffix("d")).items():
+        if name.startswith(("conv1.", "bn1.")):
+            continue
+        for old in (1, 0):
+            name = name.replace(f"downsample.{old}.", f"downsample.{old + 1}.")
+        shapes[name] = shape
+        if is_rs and name.endswith("bn3.weight"):
+            block, outputs = name.removesuffix(".bn3.weight"), shape[0]
+            shapes |= layer(f"{block}.se.fc1", outputs // 4, outputs, 1, 1)
+            shapes |= layer(f"{block}.se.fc2", outputs, outputs // 4, 1, 1)
+    return shapes
+
+
+# Blocks of the stages, channels of the first, whether the first two stages are bottlenecks as well.
+TRESNETS = {
+    "tresnet_m": ((3, 4, 11, 3), 64, False),
+    "tresnet_l": ((4, 5, 18, 3), 76, False),
+    "tresnet_v2_l": ((3, 4, 23, 3), 64, True),
+}
+
+
+def tresnet_shapes(arch: str) -> dict[str, tuple]:
+    timm = arch.startswith("timm_")
+    depths, first, bottlenecks = TRESNETS[arch.removeprefix("timm_")]
+
+    def conv(name: str, outputs: int, inputs: int, size: int) -> dict[str, tuple]:
+        parts = ("conv", "bn") if timm else ("0", "1")
+        shapes = conv_bn(f"{name}.{parts[0]}", f"{name}.{parts[1]}", outputs, inputs, size)
+        counts = f"{name}.1.num_batches_tracked"
+        return {n: shape for n, shape in shapes.items() if n != counts}
+
+    shapes, inputs = conv("body.conv1", first, 48, 3), first
+    for k, depth in enumerate(depths):
+        width, bottleneck = first * 2**k, bottlenecks or k > 1
+        outputs = 4 * width if bottleneck else width
+        for b in range(depth):
+            name = f"body.layer{k + 1}.{b}"
+            blurred = ".0" if k and b == 0 and not timm else ""
+            if bottleneck:
+                shapes |= conv(f"{name}.conv1", width, inputs, 1)
+                shapes |= conv(f"{name}.conv2{blurred}", width, width, 3)
+                shapes |= conv(f"{name}.conv3", outputs, width, 1)
+            else:
+                shapes |= conv(f"{name}.conv1{blurred}", width, inputs, 3)
+                shapes |= conv(f"{name}.conv2", width, width, 3)
+            if k < 3:
+                squeezed = max(64, width // 2 if bottleneck else width // 4)
+                shapes |= layer(f"{name}.se.fc1", squeezed, width, 1, 1)
+                shapes |= layer(f"{name}.se.fc2", width, squeezed, 1, 1)
+            if b == 0 and inputs != outputs:
+                shapes |= conv(f"{name}.downsample.{1 if k else 0}", outputs, inputs, 1)
+            inputs = outputs
+    return shapes | layer("head.fc", 1000, inputs)
+
+
 # Of a Vision Transformer: blocks, channels, pixels of a side of a patch, patches of a side of the
 # images that it was trained with; 0: it knows no positions.
 VITS = {
@@ -508,6 +668,12 @@ def source_shapes() -> Callable[..., dict[str, tuple]]:
             return mcar_shapes(arch, classes)
         if layout == "msrn":
             return msrn_shapes(arch, classes, groups)
+        if "efficientnet" in arch:
+            return efficientnet_shapes(arch, layout)
+        if "tresnet" in arch:
+            return tresnet_shapes(arch)
+        if arch.startswith("resnetrs") or arch.endswith("d"):
+            return resnet_d_shapes(arch)
         if arch in CONVNEXTS:
             return convnext_shapes(arch, layout)
         if arch in SWINS:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.runtime.checkpoint import load_weights
 from weight_conversion.convert import load_checkpoint, main
+from weight_conversion.layouts.efficientnet import named_in
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +351,36 @@ def test_an_unrelated_file_beside_the_weights_says_nothing(mobilenet, tmp_path):
     info = load_checkpoint(tmp_path)[1]
     assert "preprocessing_file" not in info
     assert info["preprocessing"].keys() == {"mean", "std"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "arch", "taken", "twin"),
+    [
+        ("weights", None, "efficientnet_lite0", "timm_efficientnet_lite0"),
+        ("timm--efficientnet_lite0.ra_in1k", None, "timm_efficientnet_lite0", None),
+        ("timm--tf_efficientnet_lite0.in1k", None, "efficientnet_lite0", None),
+        ("weights", "timm_efficientnet_lite0", "timm_efficientnet_lite0", None),
+    ],
+)
+def test_networks_of_the_same_arrays_are_told_by_name(
+    source_tensors, tmp_path, monkeypatch, capsys, folder, arch, taken, twin
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path(folder) / "model.safetensors"
+    path.parent.mkdir()
+    save_file(source_tensors("efficientnet_lite0", "timm"), path)
+    assert main([str(path), "--output", "out", *(["--arch", arch] if arch else [])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{taken} under timm names" in lines[0]
+    assert [line for line in lines if "has the same arrays" in line] == (
+        [f"{twin} has the same arrays: if it is that, say --arch {twin}"] if twin else []
+    )
+    preprocessing = load_weights(Path("out"))[1]["preprocessing"]
+    assert preprocessing["mean"] == pytest.approx([127 / 255] * 3)
+
+
+def test_the_longer_of_two_names_is_the_one_that_is_there():
+    archs = ("efficientnet_b0", "tf_efficientnet_b0")
+    assert named_in("hf:timm/tf_efficientnet_b0.ns_jft_in1k", archs) == "tf_efficientnet_b0"
+    assert named_in("hf:timm/efficientnet_b0.ra_in1k", archs) == "efficientnet_b0"
+    assert named_in("tf_efficientnet_b1/model.safetensors", archs) is None

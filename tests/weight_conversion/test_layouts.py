@@ -13,6 +13,7 @@ from mlic_jax.models import BACKBONES, create_backbone, create_model
 from mlic_jax.models.backbones import swin, vit
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.layouts import ARCHS, LAYOUTS, TWINS
+from weight_conversion.layouts.efficientnet import BY_AUTHORS
 from weight_conversion.layouts.rules import IMAGENET_CLASSES, LINEAR, Layout, Part, Rule
 from weight_conversion.matching import detect, match
 
@@ -24,6 +25,35 @@ PARAMETERS = {
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
+    "resnet18d": 11_708_744,
+    "resnet34d": 21_816_904,
+    "resnet50d": 25_576_264,
+    "resnet101d": 44_568_392,
+    "resnet152d": 60_212_040,
+    "resnetrs50": 35_691_912,
+    "resnetrs101": 63_618_696,
+    "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
+    "efficientnet_lite3": 8_197_096,
+    "efficientnet_lite4": 13_006_568,
+    "timm_efficientnet_lite0": 4_652_008,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "tf_efficientnet_b0": 5_288_548,
+    "tf_efficientnet_b1": 7_794_184,
+    "tf_efficientnet_b2": 9_109_994,
+    "tf_efficientnet_b3": 12_233_232,
+    "tf_efficientnet_b4": 19_341_616,
+    "tresnet_m": 31_389_032,
+    "tresnet_l": 55_989_256,
+    "tresnet_v2_l": 46_174_824,
+    "timm_tresnet_m": 31_389_032,
+    "timm_tresnet_l": 55_989_256,
+    "timm_tresnet_v2_l": 46_174_824,
     "convnext_tiny": 28_589_128,
     "convnext_small": 50_223_688,
     "convnext_base": 88_591_464,
@@ -59,6 +89,13 @@ PARAMETERS = {
 }
 # Biases of keys that torchvision keeps, and sets to 0.
 KEY_BIASES = {"swinv2_tiny": 4_416, "swinv2_small": 9_024, "swinv2_base": 12_032}
+LOOK_LIKE_OTHERS = {*BY_AUTHORS, "timm_efficientnet_lite0"}  # under timm's names
+# By size alone they differ from others that are here.
+LIKE_OTHERS = {
+    *("resnet34d", "resnet101d", "resnet152d", "resnetrs101", "tresnet_l", "timm_tresnet_l"),
+    *("timm_tresnet_v2_l", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_b2"),
+    *("efficientnet_b3", "efficientnet_b4", "tf_efficientnet_b3"),
+}
 
 
 def to_recognise(layout: Layout) -> tuple[str, ...]:
@@ -68,7 +105,12 @@ def to_recognise(layout: Layout) -> tuple[str, ...]:
     return layout.archs[:1] if is_one_of_many else layout.archs
 
 
-NETWORKS = [(arch, layout.name) for layout in LAYOUTS for arch in to_recognise(layout)]
+NETWORKS = [
+    (arch, layout.name)
+    for layout in LAYOUTS
+    for arch in to_recognise(layout)
+    if arch not in LIKE_OTHERS and not (layout.name == "timm" and arch in LOOK_LIKE_OTHERS)
+]
 TRUNKS = [
     (arch, layout)
     for arch, layout in NETWORKS

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models.backbones import efficientnet, resnet, tresnet
 from mlic_jax.models.ops.regions import exact_interval, normalise_profile, profiles
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
@@ -32,6 +33,7 @@ EXACT, ROUNDED = 1e-9, 5e-5
 TWO_STEPS = 1e-7
 # At 1/2 a straight ramp from the lowest to the highest value of a profile can cross on a pixel.
 THRESHOLD = 0.47
+QUICK = {"xla_backend_optimization_level": 0}  # of compilation, which is most of the time
 CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
 
 
@@ -113,28 +115,111 @@ def test_backbones_agree_after_every_stage(torch, source_tensors, in_float64, ar
         assert relative_error(array, after[name]) < EXACT, name
 
 
-@pytest.mark.parametrize("width", [0.35, 1.4])
-def test_a_wider_or_narrower_mobilenet_agrees(torch, in_float64, width):
+# The sides of an image are such that somewhere on its way down a map has odd ones, where paddings
+# and pools differ; of a TResNet they are multiples of 4.
+NARROW = [
+    ("mobilenet_v2", 0.35, (64, 64)),
+    ("mobilenet_v2", 1.4, (64, 64)),
+    ("efficientnet_lite0", 0.25, (64, 32)),  # a size as it is trained with, and another
+    ("efficientnet_lite0", 0.25, (44, 35)),
+    ("efficientnet_b0", 0.25, (64, 41)),
+    ("tf_efficientnet_b0", 0.25, (43, 64)),
+    ("resnet18d", 0.125, (65, 38)),
+    ("resnetrs50", 0.0625, (32, 41)),
+    ("tresnet_m", 0.125, (44, 52)),
+    ("timm_tresnet_v2_l", 0.0625, (64, 36)),
+]
+DIFFERENTIATED = ("tf_efficientnet_b0", "tresnet_m")  # between them have all layers
+
+
+@pytest.fixture
+def shallow(monkeypatch, torch):
+    """Networks of few blocks, on both sides: they differ in nothing but their number."""
+    from weight_conversion.torch_reference import efficientnet as their_efficientnet
+    from weight_conversion.torch_reference import resnet_d as their_resnet_d
+    from weight_conversion.torch_reference import tresnet as their_tresnet
+
+    few = (1, 2, 1, 1)
+    for name, size in efficientnet.SIZES.items():
+        monkeypatch.setitem(efficientnet.SIZES, name, size._replace(depth=0.5))
+    monkeypatch.setitem(their_efficientnet.SCALES, "0", (1.0, 0.5))
+    for depth, name in ((18, "resnet18d"), (50, "resnetrs50")):
+        bottleneck = resnet.DEPTHS[depth][1]
+        monkeypatch.setitem(resnet.DEPTHS, depth, (few, bottleneck))
+        monkeypatch.setitem(their_resnet_d.SIZES, name, (few, bottleneck))
+    for name, size in tresnet.SIZES.items():
+        monkeypatch.setitem(tresnet.SIZES, name, size._replace(blocks=few))
+    for name, (_, *others) in their_tresnet.SIZES.items():
+        monkeypatch.setitem(their_tresnet.SIZES, name, (few, *others))
+
+
+@pytest.mark.parametrize(("arch", "width", "size"), NARROW)
+@pytest.mark.usefixtures("shallow")
+def test_narrow_backbones_agree(torch, in_float64, arch, width, size):
+    """Their maps, and in training what the statistics become; of some the gradients."""
     from weight_conversion.torch_reference import backbones
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path[-1].key == "kernel":
+        kind = path[-1].key
+        if kind == "kernel":
             spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
             return rng.normal(0, spread, leaf.shape).astype(np.float32)
-        return rng.uniform(0.5, 0.9, leaf.shape).astype(np.float32)
+        if kind in ("bias", "mean"):
+            return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+        sign = rng.choice([-1, 1], leaf.shape) if kind == "scale" else 1
+        return (sign * rng.uniform(0.5, 0.9, leaf.shape)).astype(np.float32)
 
     rng = np.random.default_rng(4)
-    images = random_images(2, 64)
-    ours = create_backbone("mobilenet_v2", width)
-    shapes = jax.eval_shape(ours.init, jax.random.key(0), images)
+    images = rng.normal(0, 1, (3, *size, 3))
+    ours = create_backbone(arch, width)
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), images.astype(np.float32))
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    state = to_torch({name: {"features": tree} for name, tree in variables.items()}, "mobilenet_v2")
-    module = loaded(torch, backbones.create_backbone("mobilenet_v2", width), state).double().eval()
+    layout = REFERENCE_LAYOUTS[arch]
+    state = to_torch({n: {"features": tree} for n, tree in variables.items()}, arch, layout)
+    module = loaded(torch, backbones.create_backbone(arch, width), state).double().eval()
     with torch.no_grad():
-        theirs = module(to_nchw(torch, images).double())
+        maps = module(to_nchw(torch, images))
+    module.train()
+    theirs = module(to_nchw(torch, images))
+    after = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+    def both(variables, images):
+        x = jnp.asarray(images)
+        stages, updated = ours.apply(variables, x, train=True, mutable=["batch_stats"])
+        return ours.apply(variables, x), stages, updated["batch_stats"]
+
     ours, variables = in_float64(ours, variables)
     with jax.enable_x64(True):
-        assert_stages_agree(jax.device_get(jax.jit(ours.apply)(variables, images)), theirs, EXACT)
+        results = jax.jit(both, compiler_options=QUICK)(variables, images)
+        inference, training, statistics = jax.device_get(results)
+    assert_stages_agree(inference, maps, EXACT)
+    assert_stages_agree(training, [y.detach() for y in theirs], EXACT)
+    result = to_torch({"batch_stats": {"features": statistics}}, arch, layout)
+    assert set(result) == {name for name in after if "running" in name}
+    for name, array in result.items():
+        assert relative_error(array, after[name]) < EXACT, name
+    if arch in DIFFERENTIATED:
+        assert_gradients_agree(torch, ours, variables, images, module, arch)
+
+
+def assert_gradients_agree(torch, ours, variables, images, module, arch):
+    """Of the mean of the last map, in training."""
+
+    def loss(params):
+        statistics = jax.tree.map(jnp.asarray, variables["batch_stats"])
+        given = {"params": params, "batch_stats": statistics}
+        stages, _ = ours.apply(given, jnp.asarray(images), train=True, mutable=["batch_stats"])
+        return jnp.mean(jnp.square(stages[-1]))
+
+    with jax.enable_x64(True):
+        differentiate = jax.jit(jax.grad(loss), compiler_options=QUICK)
+        gradients = jax.device_get(differentiate(variables["params"]))
+    module(to_nchw(torch, images))[-1].square().mean().backward()
+    ours = to_torch({"params": {"features": gradients}}, arch, REFERENCE_LAYOUTS[arch])
+    theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    largest = max(np.abs(array).max() for array in theirs.values())
+    for name, array in theirs.items():
+        assert np.abs(ours[name] - array).max() < EXACT * largest, name
 
 
 @pytest.mark.parametrize(

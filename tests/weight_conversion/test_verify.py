@@ -493,3 +493,50 @@ def test_the_weights_of_a_wrapped_file_are_chosen_and_named(source_tensors, tmp_
         np.testing.assert_array_equal(kernel, scale * stem)
     with pytest.raises(UsageError, match="--weights is for files of PyTorch's"):
         sides.read_checkpoint(tmp_path, SIZE, "ema")
+
+
+def test_the_likeliest_classes_are_those_of_the_classifier(
+    torch, source_tensors, photo_folder, tmp_path, capsys
+):
+    tensors = source_tensors("resnet18")
+    tensors["fc.weight"] /= 30  # such scores that several classes have a share
+    path, names = tmp_path / "trunk.safetensors", tmp_path / "names.txt"
+    save_file(tensors, path)
+    names.write_text("".join(f"class {c}\n" for c in range(1000)))
+    arguments = ["--checkpoint", path, "--data", photo_folder, "--image-size", SIZE]
+    arguments += ["--top", 3, "--names", names, "--out", tmp_path / "out"]
+    assert command.main(list(map(str, arguments))) == 0
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "out/verify.json").read_text())["top"]
+    assert [photo["id"] for photo in result] == ["a.jpg", "more/b.png", "more/c.JPG"]
+
+    checkpoint = sides.read_checkpoint(path, SIZE)
+    photos = open_photos(photo_folder, None, None)
+    images = checkpoint.normalise(photos.pixels([1], SIZE))
+    last = sides.TorchSide(checkpoint).run(images)["stage4"].mean(axis=(1, 2))
+    logits = torch.from_numpy(last @ tensors["fc.weight"].T + tensors["fc.bias"])
+    scores, indices = torch.softmax(logits, dim=1).topk(3)
+    rows = result[1]["classes"]
+    assert [row["index"] for row in rows] == indices[0].tolist()
+    assert [row["probability"] for row in rows] == pytest.approx(scores[0].tolist(), rel=1e-3)
+    said = ", ".join(f"class {row['index']} {row['probability']:.1%}" for row in rows)
+    assert f"more/b.png: {said}" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--top", "5"], "--top is for a trunk with its ImageNet classifier"),
+        (["--names", "names.txt"], "--names is for --top"),
+        (["--top", "5", "--names", "names.txt"], "names.txt: it has 2 lines; it must have 1000"),
+        (["--top", "5", "--names", "none.txt"], "--names none.txt: cannot be read as text"),
+    ],
+)
+def test_classes_that_cannot_be_named(
+    torch, trunk_file, photo_folder, tmp_path, monkeypatch, capsys, arguments, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    given = ["--checkpoint", trunk_file, "--data", photo_folder, *arguments]
+    assert command.main(list(map(str, given))) == 2
+    assert told in capsys.readouterr().err

@@ -4,7 +4,7 @@ A rule pairs a source name with a target path; both are templates in which `{pla
 for a number, so that one table serves both directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,9 +19,12 @@ Shapes = dict[str, Shape]
 IMAGENET_CLASSES = 1000
 PLACEHOLDERS = {
     "block": r"0|[1-9]\d*",
+    "later": r"[1-9]\d*",  # blocks but the first
     "n": r"[1-3]",
     "i": r"[2-9]|1[0-7]",  # the MobileNetV2 blocks that expand: all but the first
     "kind": r"weight|bias",
+    "stage": r"[1-7]",
+    "index": r"0|[1-9]\d*",  # see `Layout.blocks`
 }
 
 
@@ -134,7 +137,12 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk."""
+    """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk.
+
+    Attributes:
+        blocks: how many every stage has, of a codebase that counts them from the first to the last:
+            `{index}` is this number of block `{block}` of stage `{stage}`.
+    """
 
     name: str
     archs: tuple[str, ...]
@@ -146,6 +154,15 @@ class Layout:
     ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
     # Of an architecture, what it computes itself and keeps with its weights; each may be missing.
     constants: Callable[[str], dict[str, np.ndarray]] = lambda arch: {}
+    blocks: tuple[int, ...] = ()
+
+    def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:
+        """The source name of a rule whose target has these numbers."""
+        given = dict(numbers)
+        if self.blocks and "stage" in given:
+            before = self.blocks[: int(given["stage"]) - 1]
+            given["index"] = str(sum(before) + int(given["block"]))
+        return rule.source.format(**given)
 
 
 def unused(name: str) -> Rule:

@@ -8,7 +8,14 @@ Both return the feature map of every stage, deepest last, [B, C, H, W]. Written 
 import torch
 from torch import nn
 
-from weight_conversion.torch_reference import convnext, swin, vit
+from weight_conversion.torch_reference import (
+    convnext,
+    efficientnet,
+    resnet_d,
+    swin,
+    tresnet,
+    vit,
+)
 
 # Blocks in each of the four stages, and whether a block is a bottleneck.
 RESNETS = {
@@ -36,6 +43,12 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
         return convnext.ConvNeXt(name, width)
     if name in swin.SIZES:
         return swin.Swin(name, width)
+    if "efficientnet" in name:
+        return efficientnet.EfficientNet(name, width)
+    if "tresnet" in name:
+        return tresnet.TResNet(name, width)
+    if name in resnet_d.SIZES:
+        return resnet_d.ResNetD(name, width)
     if name in vit.SIZES:
         return vit.ViT(name, width)
     if name == "mobilenet_v2":

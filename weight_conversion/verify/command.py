@@ -2,6 +2,7 @@
 
     python -m weight_conversion.verify --checkpoint X --data DIR [--split NAME] [--images N]
         [--train-steps N] [--batch-size B] [--image-size S] [--weights WHICH] [--out DIR]
+        [--top N [--names FILE]]
 
 X is a PyTorch or safetensors file, a converted checkpoint or a run. DIR is a prepared set
 (`prepared/<name>`), or any folder of photos, which has no labels and so no mAP. Both frameworks get
@@ -9,6 +10,9 @@ the same decoded, resized and normalised pixels, in float32, ours with the highe
 PyTorch runs `weight_conversion.torch_reference`, which shares no code with our models. A table is
 printed, and `verify.json` and `verify.html` are written. The exit code is 1 where one of the bounds
 below is missed, 2 for a wrong request.
+
+`--top 5` also prints the five likeliest classes of every photo, of an ImageNet trunk that came with
+its classifier: their indices, and their names where FILE has them, a line each.
 
 A region whose edge falls on another pixel gives the second look another crop, so its local scores
 differ for a legitimate reason. Regions have a bound of their own; that of the scores is for the
@@ -38,6 +42,7 @@ from weight_conversion.verify.differences import (
 )
 from weight_conversion.verify.page import summary, write_page
 from weight_conversion.verify.photos import Photos, in_order_of, open_photos
+from weight_conversion.verify.top import read_names, top_classes
 from weight_conversion.verify.training import compare_training, training_bound
 
 # In float32 with the highest matmul precision two implementations of one model differ by rounding
@@ -149,6 +154,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--image-size", metavar="S", type=_positive, help="default: the checkpoint's, else 224")
     add("--batch-size", metavar="B", type=_positive, default=8, help="default: 8")
     add("--train-steps", metavar="N", type=_positive, default=0, help="also train, N steps")
+    add("--top", metavar="N", type=_positive, help="print the N likeliest classes of ImageNet")
+    add("--names", metavar="FILE", type=Path, help="their names, a line each")
     add("--out", metavar="DIR", type=Path, default=Path("verify"), help="default: verify")
     return parser.parse_args(arguments)
 
@@ -160,7 +167,13 @@ def _verify(options: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(options.checkpoint, options.image_size, options.weights)
     seen = checkpoint.upright, checkpoint.value_range
     photos = open_photos(options.data, options.split, options.images, *seen)
-    result = verify(checkpoint, photos, options.batch_size, options.train_steps)
+    if options.names and not options.top:
+        raise UsageError("--names is for --top")
+    names = read_names(options.names) if options.names else None
+    top = {}
+    if options.top:
+        top["top"] = top_classes(checkpoint, photos, options.batch_size, options.top, names)
+    result = top | verify(checkpoint, photos, options.batch_size, options.train_steps)
     print(summary(result))
     try:
         write_text(options.out / "verify.json", json.dumps(result, indent=1, allow_nan=False))

@@ -22,7 +22,7 @@ def summary(result: Mapping[str, Any]) -> str:
     ]
     for name, error in result["errors"].items():
         lines.append(f"{name:26}{error['absolute']:12.2e}{error['relative']:12.2e}")
-    lines += [*_score_lines(result), *_training_lines(result), ""]
+    lines += [*_score_lines(result), *_training_lines(result), *_top_lines(result), ""]
     for check in result["checks"]:
         verdict = "pass" if check["passed"] else "FAIL"
         lines.append(
@@ -54,6 +54,16 @@ def _score_lines(result: Mapping[str, Any]) -> list[str]:
         )
         worst = max(ap["classes"], key=lambda row: abs(row["difference"]))
         lines.append(f"largest difference of an AP: {worst['difference']:+.4f} ({worst['name']})")
+    return ["", *lines] if lines else []
+
+
+def _top_lines(result: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for photo in result.get("top", ()):
+        said = (
+            f"{row.get('name', row['index'])} {row['probability']:.1%}" for row in photo["classes"]
+        )
+        lines.append(f"{photo['id']}: {', '.join(said)}")
     return ["", *lines] if lines else []
 
 

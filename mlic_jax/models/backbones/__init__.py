@@ -16,7 +16,15 @@ from typing import Any
 
 import flax.linen as nn
 
-from mlic_jax.models.backbones import convnext, mobilenet_v2, resnet, swin, vit
+from mlic_jax.models.backbones import (
+    convnext,
+    efficientnet,
+    mobilenet_v2,
+    resnet,
+    swin,
+    tresnet,
+    vit,
+)
 from mlic_jax.models.layers import ConvBatchNorm
 
 
@@ -36,8 +44,10 @@ class Settings:
         return partial(ConvBatchNorm, dtype=self.dtype, bn_groups=self.bn_groups)
 
 
-def _resnet(depth: int, settings: Settings) -> nn.Module:
-    return resnet.ResNet(depth, settings.width, settings.layer, settings.remat)
+def _resnet(depth: int, settings: Settings, variant: str = "") -> nn.Module:
+    return resnet.ResNet(
+        depth, settings.width, settings.layer, settings.remat, variant, settings.dtype
+    )
 
 
 def _mobilenet_v2(settings: Settings) -> nn.Module:
@@ -47,6 +57,23 @@ def _mobilenet_v2(settings: Settings) -> nn.Module:
 def _convnext(name: str, settings: Settings) -> nn.Module:
     return convnext.ConvNeXt(
         convnext.SIZES[name], settings.width, settings.dtype, settings.remat, settings.drop_path
+    )
+
+
+def _efficientnet(name: str, settings: Settings) -> nn.Module:
+    return efficientnet.EfficientNet(
+        efficientnet.SIZES[name],
+        settings.width,
+        settings.layer,
+        settings.dtype,
+        settings.remat,
+        settings.drop_path,
+    )
+
+
+def _tresnet(name: str, settings: Settings) -> nn.Module:
+    return tresnet.TResNet(
+        tresnet.SIZES[name], settings.width, settings.layer, settings.dtype, settings.remat
     )
 
 
@@ -65,7 +92,11 @@ def _vit(name: str, settings: Settings) -> nn.Module:
 # By `names.BACKBONES`.
 CREATORS: dict[str, Callable[[Settings], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in resnet.DEPTHS},
+    **{f"resnet{depth}d": partial(_resnet, depth, variant="d") for depth in resnet.D_DEPTHS},
+    **{f"resnetrs{depth}": partial(_resnet, depth, variant="rs") for depth in resnet.RS_DEPTHS},
     "mobilenet_v2": _mobilenet_v2,
+    **{name: partial(_efficientnet, name) for name in efficientnet.SIZES},
+    **{name: partial(_tresnet, name) for name in tresnet.SIZES},
     **{name: partial(_convnext, name) for name in convnext.SIZES},
     **{name: partial(_swin, name) for name in swin.SIZES},
     **{name: partial(_vit, name) for name in vit.SIZES},

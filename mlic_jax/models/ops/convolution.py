@@ -12,6 +12,7 @@ same sums; `tests/models/ops/test_convolution.py` holds them against the plain o
 gradients.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -26,12 +27,13 @@ Gradients = tuple[Float[Array, "B H W F"], Float[Array, "k k I G"]]
 
 
 # Traced once for all layers of the same shapes, of which a deep network has dozens.
-@partial(jax.jit, static_argnames=("stride", "depthwise"), inline=True)
+@partial(jax.jit, static_argnames=("stride", "depthwise", "same"), inline=True)
 def convolve(
     x: Float[Array, "B H W F"],
     kernel: Float[Array, "k k I G"],
     stride: int = 1,
     depthwise: bool = False,
+    same: bool = False,
 ) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """Convolves with symmetric zero padding of (k - 1) // 2, as PyTorch's layers of these networks.
 
@@ -39,29 +41,44 @@ def convolve(
         kernel: of I = F inputs, or, where depthwise, of I = 1 and G = F; k odd.
         stride: of both axes.
         depthwise: every channel is convolved alone.
+        same: with TensorFlow's padding instead, see `pads`: another one where the stride is not 1.
 
     Returns:
         Of the dtype of `x`.
     """
     if depthwise or kernel.shape[0] == 1:
-        return _of_platform(x, kernel, stride, depthwise)
-    return plain(x, kernel, stride)
+        return _of_platform(x, kernel, stride, depthwise, same)
+    return plain(x, kernel, stride, same=same)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _of_platform(x, kernel, stride, depthwise):
-    on_cpu = partial(depthwise_slices if depthwise else pointwise_dot, stride=stride)
-    default = partial(plain, stride=stride, depthwise=depthwise)
+def pads(length: int, size: int, stride: int, same: bool) -> tuple[int, int]:
+    """The zeros before and after an axis.
+
+    As many on both sides, or, `same`, no more than ceil(length / stride) windows need, of an odd
+    number one more after than before.
+    """
+    if not same:
+        return (size - 1) // 2, (size - 1) // 2
+    missing = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return missing // 2, missing - missing // 2
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _of_platform(x, kernel, stride, depthwise, same):
+    depthwise_on_cpu = partial(depthwise_slices, same=same)
+    on_cpu = partial(depthwise_on_cpu if depthwise else pointwise_dot, stride=stride)
+    default = partial(plain, stride=stride, depthwise=depthwise, same=same)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
-def _forward(x, kernel, stride, depthwise):
-    return _of_platform(x, kernel, stride, depthwise), (x, kernel)
+def _forward(x, kernel, stride, depthwise, same):
+    return _of_platform(x, kernel, stride, depthwise, same), (x, kernel)
 
 
-def _backward(stride, depthwise, saved, g):
-    on_cpu = partial(depthwise_gradients if depthwise else pointwise_gradients, stride=stride)
-    default = partial(plain_gradients, stride=stride, depthwise=depthwise)
+def _backward(stride, depthwise, same, saved, g):
+    depthwise_on_cpu = partial(depthwise_gradients, same=same)
+    on_cpu = partial(depthwise_on_cpu if depthwise else pointwise_gradients, stride=stride)
+    default = partial(plain_gradients, stride=stride, depthwise=depthwise, same=same)
     return lax.platform_dependent(*saved, g, cpu=on_cpu, default=default)
 
 
@@ -73,14 +90,14 @@ def plain(
     kernel: Float[Array, "k k I G"],
     stride: int = 1,
     depthwise: bool = False,
+    same: bool = False,
 ) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"]:
     """The convolution as XLA has it."""
-    pad = (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        ((pad, pad), (pad, pad)),
+        _pads_of(x, kernel, stride, same),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] if depthwise else 1,
     )
@@ -92,10 +109,12 @@ def plain_gradients(
     g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) G"],
     stride: int = 1,
     depthwise: bool = False,
+    same: bool = False,
 ) -> Gradients:
     """The gradients of `plain` as JAX derives them, for the cotangent `g` of its result."""
-    of_x = jax.linear_transpose(lambda x: plain(x, kernel, stride, depthwise), x)
-    of_kernel = jax.linear_transpose(lambda kernel: plain(x, kernel, stride, depthwise), kernel)
+    convolved = partial(plain, stride=stride, depthwise=depthwise, same=same)
+    of_x = jax.linear_transpose(lambda x: convolved(x, kernel), x)
+    of_kernel = jax.linear_transpose(lambda kernel: convolved(x, kernel), kernel)
     return *of_x(g), *of_kernel(g)
 
 
@@ -120,11 +139,22 @@ def pointwise_gradients(
 
 
 def depthwise_slices(
-    x: Float[Array, "B H W F"], kernel: Float[Array, "k k 1 F"], stride: int = 1
+    x: Float[Array, "B H W F"],
+    kernel: Float[Array, "k k 1 F"],
+    stride: int = 1,
+    same: bool = False,
 ) -> Float[Array, "B -(-H//{stride}) -(-W//{stride}) F"]:
     """A depthwise convolution as a sum of strided slices of the padded input."""
+    return _sum_of_slices(x, kernel, stride, _pads_of(x, kernel, stride, same))
+
+
+def _pads_of(x: Array, kernel: Array, stride: int, same: bool) -> list[tuple[int, int]]:
+    return [pads(length, kernel.shape[0], stride, same) for length in x.shape[1:3]]
+
+
+def _sum_of_slices(x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]) -> Array:
     # The barrier keeps the middle slice from being what was padded, to be computed anew.
-    padded = lax.optimization_barrier(_pad(x, (kernel.shape[0] - 1) // 2))
+    padded = lax.optimization_barrier(_pad(x, pads))
     slices = _strided_slices(padded, kernel.shape[0], stride, x.shape)
     return sum(part * kernel[i, j, None, None] for (i, j), part in slices)
 
@@ -134,16 +164,21 @@ def depthwise_gradients(
     kernel: Float[Array, "k k 1 F"],
     g: Float[Array, "B -(-H//{stride}) -(-W//{stride}) F"],
     stride: int = 1,
+    same: bool = False,
 ) -> Gradients:
     """That of x is g convolved with the flipped kernel, that of the kernel a sum over rows."""
-    x_grad = depthwise_slices(_dilate(g, stride, x.shape), kernel[::-1, ::-1], 1)
-    return x_grad, _depthwise_kernel_gradient(x, g, kernel.shape[0], stride)[:, :, None]
+    size, padding = kernel.shape[0], _pads_of(x, kernel, stride, same)
+    # A window of the flipped kernel begins as far before a position as one of the kernel ends
+    # after it, and what was padded gets no gradient.
+    flipped = [(size - 1 - before, before) for before, _ in padding]
+    x_grad = _sum_of_slices(_dilate(g, stride, x.shape), kernel[::-1, ::-1], 1, flipped)
+    return x_grad, _depthwise_kernel_gradient(_pad(x, padding), g, size, stride)[:, :, None]
 
 
-def _depthwise_kernel_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
+def _depthwise_kernel_gradient(padded: Array, g: Array, size: int, stride: int) -> Array:
     """`[k, k, F]`, from sums over rows (of float32 or wider): a row and its sums stay cached."""
     batch, rows, columns, channels = g.shape
-    padded = lax.optimization_barrier(_pad(x, (size - 1) // 2))
+    padded = lax.optimization_barrier(padded)
     # At stride 1 a row is one long vector, for few channels alone would fill no register.
     row_shape = (columns * channels,) if stride == 1 else (columns, channels)
 
@@ -168,8 +203,8 @@ def _depthwise_kernel_gradient(x: Array, g: Array, size: int, stride: int) -> Ar
     return jnp.stack(list(by_column), axis=1).astype(g.dtype)
 
 
-def _pad(x: Array, pad: int) -> Array:
-    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+def _pad(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 def _strided_slices(padded: Array, size: int, stride: int, shape: tuple[int, ...]):

@@ -1,7 +1,8 @@
-"""The pooling of a ResNet, with a gradient formulated for the platform it runs on.
+"""The pooling of a ResNet and of its relatives.
 
-XLA's CPU backend computes that of a window's maximum with arrays of every position's indices, which
-takes a tenth of a training step; here a window remembers where its first maximum was.
+That of maxima has a gradient formulated for the platform it runs on. XLA's CPU backend computes it
+with arrays of every position's indices, which takes a tenth of a training step; here a window
+remembers where its first maximum was.
 """
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from mlic_jax.models.precision import at_least_float32
 
 SIZE = 3
 TAPS = [(i, j) for i in range(SIZE) for j in range(SIZE)]
@@ -77,3 +80,25 @@ def _spread(offset: int, windows: int, positions: int) -> tuple[int, int, int]:
     """Of `lax.pad`: puts what one tap of every window gets where it lies along an axis."""
     before = offset - 1
     return before, positions - before - (2 * windows - 1), 1
+
+
+def average_pool(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2) F"]:
+    """Mean over 2x2 windows at stride 2; at the end of an odd axis over what there is of one."""
+    height, width = x.shape[1:3]
+    # Half a window that is there twice has the mean of that half.
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    batch, height, width, features = x.shape
+    return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, features), axis=(2, 4))
+
+
+def blur_pool(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2) F"]:
+    """Every other position after a blur with weights 1, 2 and 1 along both axes (Zhang 2019).
+
+    The image goes on behind its edges mirrored, as in the published networks.
+    """
+    blurred = at_least_float32(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect"))
+    height, width = x.shape[1:3]
+    rows = [blurred[:, i : i + height : 2] for i in range(3)]
+    blurred = (rows[0] + 2 * rows[1] + rows[2]) / 4
+    columns = [blurred[:, :, i : i + width : 2] for i in range(3)]
+    return ((columns[0] + 2 * columns[1] + columns[2]) / 4).astype(x.dtype)

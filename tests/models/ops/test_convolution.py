@@ -1,5 +1,7 @@
 """Every CPU formulation computes what the plain convolution does: values and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +26,12 @@ def both(formulation, x, kernel, g, *options):
     return forward(x, kernel, *options), *gradients(x, kernel, g, *options)
 
 
-def assert_same(formulation, x_shape, kernel_shape, *options, depthwise=False):
+def assert_same(formulation, x_shape, kernel_shape, stride, depthwise=False, same=None):
     """As the plain convolution, by the gradients that JAX derives of it."""
+    options = (stride,) if same is None else (stride, same)
 
     def plain(x, kernel):
-        return convolution.plain(x, kernel, *options, depthwise=depthwise)
+        return convolution.plain(x, kernel, stride, depthwise, bool(same))
 
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], kernel_shape)
@@ -44,6 +47,36 @@ def assert_same(formulation, x_shape, kernel_shape, *options, depthwise=False):
 @pytest.mark.parametrize("side", [7, 8, 35])
 def test_depthwise_slices(stride, side):
     assert_same(DEPTHWISE, (2, side, side + 1, 6), (3, 3, 1, 6), stride, depthwise=True)
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("sides", [(7, 8), (6, 1), (9, 4)])
+def test_depthwise_slices_of_larger_windows(sides, same):
+    for stride in (1, 2):
+        assert_same(DEPTHWISE, (2, *sides, 3), (5, 5, 1, 3), stride, depthwise=True, same=same)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_same_is_the_padding_of_that_name(size, stride):
+    """XLA's, which is TensorFlow's; and the gradients are those of it, however it is computed."""
+    for sides, depthwise in (((7, 8), False), ((8, 9), True), ((1, 2), True)):
+        kernel_shape = (size, size, 1, 3) if depthwise else (size, size, 3, 4)
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(keys[0], (2, *sides, 3))
+        kernel = jax.random.normal(keys[1], kernel_shape)
+        xla = partial(
+            lax.conv_general_dilated,
+            window_strides=(stride, stride),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=3 if depthwise else 1,
+        )
+        ours = partial(convolution.convolve, stride=stride, depthwise=depthwise, same=True)
+        g = jax.random.normal(keys[2], jax.eval_shape(xla, x, kernel).shape)
+        expected = values_and_gradients(xla, x, kernel, g)
+        for got, want in zip(values_and_gradients(ours, x, kernel, g), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
