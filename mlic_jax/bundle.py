@@ -9,6 +9,7 @@ from typing import Any
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle
+from mlic_jax.export.run_bundle import Bundle, print_all
 from mlic_jax.names import require_one_of
 
 
@@ -33,9 +34,10 @@ def _run(given: argparse.Namespace) -> None:
     if given.command == "verify":
         _verify(given.bundle, description, given.runtime)
         return
-    from mlic_jax.export.run_bundle import Bundle, print_all
-
+    if given.top is not None and given.top < 1:
+        raise UsageError(f"--top is {given.top}; it must be positive")
     bundle.require("onnxruntime")
+    bundle.model_file(given.bundle, description, "onnx", "run")
     if failed := print_all(Bundle(given.bundle), given.photos, given.top):
         raise Failure(f"{failed} of {len(given.photos)} photos could not be read")
 

@@ -2,7 +2,7 @@
 
 model.json       class names, input, preprocessing, outputs, operating point, origin
 model.onnx       and model.stablehlo: the model, see `labelling.py`
-run.py           labels photos, without this package
+run.py           labels photos with model.onnx, without this package
 references/      photos, and in references.json what the model says of them
 README.md        the model card
 hashes.json      SHA-256 of every other file
@@ -12,13 +12,15 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from mlic_jax.errors import Failure, UsageError
+from mlic_jax.data.transforms import INTERPOLATIONS, opened
+from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.export import run_bundle
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
@@ -34,7 +36,7 @@ Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 def write_hashes(folder: Path) -> None:
     """Notes what every file is, at the end."""
-    hashes = {name: _sha256(folder / name) for name in _files(folder)}
+    hashes = {name: _sha256(path) for name, path in _files(folder).items()}
     write_text(folder / HASHES, json.dumps(hashes, indent=1))
 
 
@@ -43,35 +45,80 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no bundle there.
-        Failure: a file is missing, changed or foreign, or it is of a later version.
+        Failure: a file is missing, changed, foreign or none (a link, a pipe); it is of a later
+            version; or its description says nothing that this package understands.
     """
     folder = Path(folder)
     if not (folder / HASHES).is_file():
         raise UsageError(f"{folder} is no bundle: it has no {HASHES}; --mode export writes one")
     hashes, there = json_text.read(folder / HASHES), _files(folder)
+    if not isinstance(hashes, dict):
+        raise Failure(f"{folder / HASHES} is no table of files")
     problems = [f"{name} is missing" for name in hashes if name not in there]
-    problems += [f"{name} is none of its files" for name in there if name not in hashes]
-    problems += [
-        f"{name} was changed"
-        for name in there
-        if hashes.get(name, "") not in ("", _sha256(folder / name))
-    ]
+    for name, path in there.items():
+        if name not in hashes:
+            problems.append(f"{name} is none of its files")
+        elif path.is_symlink() or not path.is_file():
+            problems.append(f"{name} is a link or no file")
+        elif hashes[name] != _sha256(path):
+            problems.append(f"{name} was changed")
     if problems:
         raise Failure(f"{folder} is not as it was written: {'; '.join(problems)}")
     description = json_text.read(folder / DESCRIPTION)
-    if description.get("version") != VERSION:
+    version = description.get("version") if isinstance(description, dict) else None
+    if version != VERSION:
         raise Failure(
-            f"{folder} is a bundle of version {description.get('version')}, and this package reads "
-            f"version {VERSION}: export the model again"
+            f"{folder} is a bundle of version {version}, and this package reads version {VERSION}: "
+            "export the model again"
         )
+    if not _is_understood(description, hashes):
+        raise Failure(f"{folder / DESCRIPTION} is not as --mode export writes it")
     return description
 
 
-def _files(folder: Path) -> list[str]:
-    """All but the hashes; what Python compiles beside `run.py` does not count."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in paths)
-    return [name for name in names if name != HASHES and "__pycache__" not in name]
+def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
+    """Whether all that is used of a description is there, and names nothing but these files."""
+    match description:
+        case {
+            "class_names": [_, *_] as names,
+            "input": {"name": str(), "shape": ["batch" | int() as rows, int(), int(), 3]},
+            "preprocessing": {
+                "size": int(size),
+                "grid": int(grid),
+                "interpolation": str(interpolation),
+                "center_crop": int() | float() as share,
+                "range": None | [int() | float(), int() | float()],
+            },
+            "formats": dict(formats),
+            "references": [_, *_] as references,
+            "tolerance": {
+                "scores": int() | float(),
+                "labels": int() | float(),
+                "boxes": int() | float(),
+            },
+        }:
+            named = [*formats.values(), *references]
+            return (
+                all(isinstance(text, str) for text in (*names, *named))
+                and set(formats) <= set(FORMATS)
+                and set(named) <= set(files)
+                and interpolation in INTERPOLATIONS
+                and (rows == "batch" or rows > 0)
+                and min(size, grid) > 0
+                and 0 <= share <= 1
+            )
+    return False
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All but the hashes, by name; what Python compiles of `run.py` does not count."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    named = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: path
+        for name, path in named.items()
+        if name != HASHES and not name.startswith("__pycache__/")
+    }
 
 
 def _sha256(path: Path) -> str:
@@ -83,24 +130,27 @@ def open_runtime(folder: Path, description: dict[str, Any], runtime: str) -> Run
     """What runs the model of a bundle.
 
     Args:
-        runtime: one of `RUNTIMES` but `jax`.
+        runtime: one of `RUNTIMES`.
 
     Raises:
         UsageError: the bundle has not its format, or the runtime is not installed.
+        Failure: the runtime does not read the model.
     """
-    format_ = RUNTIMES[runtime]
-    assert format_ is not None
+    path = model_file(folder, description, RUNTIMES[runtime], runtime)
+    try:
+        return _OPENERS[runtime](path, description["input"]["name"])
+    except ImportError as error:
+        raise UsageError(f"{runtime} is not installed ({error}): pip install {runtime}") from error
+    except Exception as error:  # of every runtime others
+        raise Failure(f"{runtime} does not read {path}: {reason(error)}") from error
+
+
+def model_file(folder: Path, description: dict[str, Any], format_: str, user: str) -> Path:
+    """The model in a format that `user` needs; raises UsageError if the bundle has none."""
     if format_ not in description["formats"]:
         has = ", ".join(description["formats"])
-        raise UsageError(f"{folder} has no {format_}, which {runtime} needs; it has {has}")
-    path = folder / description["formats"][format_]
-    name = description["input"]["name"]
-    try:
-        return _OPENERS[runtime](path, name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{runtime} needs the module {error.name}: pip install {runtime}"
-        ) from error
+        raise UsageError(f"{folder} has no {format_}, which {user} needs; it has {has}")
+    return folder / description["formats"][format_]
 
 
 def _open_stablehlo(path: Path, name: str) -> Runtime:
@@ -163,16 +213,23 @@ def run_in_batches(
 
 
 def reference_pixels(folder: Path, description: dict[str, Any]) -> tuple[list[str], np.ndarray]:
-    """The files of the reference photos, and what the model sees of them, uint8 `[N, S, S, 3]`."""
-    from PIL import Image
+    """The files of the reference photos, and what the model sees of them, uint8 `[N, S, S, 3]`.
 
+    Raises:
+        Failure: one cannot be read.
+    """
     how, names = description["preprocessing"], description["references"]
-    seen = []
-    for name in names:
-        with Image.open(folder / name) as image:
-            photo = run_bundle.to_rgb(image, how["range"])
-            seen.append(run_bundle.square(photo, how))
-    return names, np.stack(seen)
+    paths = [folder / name for name in names]
+    photos = (decode(path.read_bytes(), str(path), how["range"]) for path in paths)
+    return names, np.stack([run_bundle.square(photo, how) for photo in photos])
+
+
+def decode(encoded: bytes, where: str, value_range: Sequence[float] | None) -> Image.Image:
+    """A photo as `run.py` decodes it; raises Failure, which says where, if that cannot be."""
+    try:
+        return opened(encoded, lambda image: run_bundle.to_rgb(image, value_range))
+    except Failure as error:
+        raise Failure(f"{where}: {error}") from None
 
 
 def is_installed(runtime: str) -> bool:

@@ -24,7 +24,8 @@ Labelling = Callable[[UInt8[Array, "B S S 3"]], dict[str, Array]]
 OUTPUTS = {
     "probabilities": "float32 [B, C], calibrated",
     "present": "bool [B, C], which labels reach their thresholds",
-    "boxes": "int32 [B, T, 4], (y1, x1, y2, x2) in pixels of the input, upper bounds exclusive",
+    "boxes": "int32 [B, T, 4], (y1, x1, y2, x2), upper bounds exclusive, of a square of so many "
+    "pixels to a side as `grid` of `preprocessing` says",
     "box_classes": "int32 [B, T], whose region each is",
     "looked_at": "bool [B, T], of each region whether it was looked at",
     "global_probabilities": "float32 [B, C], of the whole photo alone",
@@ -41,6 +42,7 @@ class Source:
         options: what scoring takes of it.
         metadata: of the checkpoint.
         size: pixels of a side of the input.
+        value_range: what is black and white of photos of more than 8 bits; None: there were none.
         temperature, thresholds, rule: of the operating point.
         labelling: the function; see `OUTPUTS`.
     """
@@ -62,6 +64,7 @@ class Source:
         check_config(self.config)
         self.options = ScoreOptions.of(self.config)
         self.size = host_size(self.options)
+        self.value_range = self.metadata.get("preprocessing", {}).get("range") or None
         self.temperature, self.thresholds, self.rule = operating_point(
             self.config.eval.protocol, self.metadata
         )

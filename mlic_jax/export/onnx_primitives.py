@@ -97,9 +97,11 @@ def _folded(graph: Graph, name: str, x: Value, y: Value) -> Value | None:
     """A convolution that multiplies, or adds, a constant a feature by itself; None: it cannot."""
     if not isinstance(x, str):
         x, y = y, x
-    if x not in graph.convolutions or isinstance(y, str) or y.size not in (1, np.shape(y)[-1]):
+    if x not in graph.convolutions or isinstance(y, str):
         return None
     source, kernel, bias, shape, attributes = graph.convolutions[x]
+    if y.size != 1 and not y.shape[-1:] == (y.size,) == shape[-1:]:
+        return None
     of_features = np.broadcast_to(y.reshape(-1), shape[-1:])
     if name == "mul":
         kernel, bias = kernel * of_features[:, None, None, None], bias * of_features
@@ -234,7 +236,7 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     axes = [k for k in range(len(shape)) if shape[k] is not full[k] and shape[k] != full[k]]
     if not axes:
         return x
-    chosen = [_constant([of[k] for k in axes]) for of in (starts, ends)]
+    chosen = [graph.dims([of[k] for k in axes]) for of in (starts, ends)]
     return graph.node(
         "Slice", [x, *chosen, _constant(axes), _constant([steps[k] for k in axes])], shape
     )
@@ -400,7 +402,8 @@ def _window(graph: Graph, equation: Any, x: Value) -> Value:
     size, strides, padding = (
         given[name] for name in ("window_dimensions", "window_strides", "padding")
     )
-    if len(size) != 4 or (size[0], size[3]) != (1, 1):
+    dilations = {*given["base_dilation"], *given["window_dilation"]}
+    if len(size) != 4 or (size[0], size[3]) != (1, 1) or dilations != {1}:
         raise UsageError("ONNX has a translation of windows of positions alone")
     attributes = {
         "kernel_shape": size[1:3],

@@ -15,31 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-How = dict[str, Any]  # `preprocessing` in model.json
-Outputs = dict[str, np.ndarray]
+# What undoes each EXIF orientation from 2 on.
+TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+How = dict[str, Any]  # of model.json, or `preprocessing` in it
 
 
 def to_rgb(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
     """An opened photo upright, in RGB; of more than 8 bits, with black and white as in training."""
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1) - 2
+    except Exception:  # a damaged tag turns nothing
+        turn = -1
     if image.mode == "F" or image.mode.startswith("I"):
         if value_range is None:
             raise ValueError("it has more than 8 bits, and the model was trained on none such")
         black, white = value_range
         shares = (np.asarray(image).astype(float) - black) / (white - black + (image.mode != "F"))
-        image = Image.fromarray(
-            np.clip(np.nan_to_num(256 * shares, posinf=255), 0, 255).astype("u1")
-        )
+        levels = np.clip(np.nan_to_num(256 * shares, posinf=255), 0, 255)
+        image = Image.fromarray(levels.astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image.transpose(Image.Transpose[TURNS.split()[turn]]) if 0 <= turn < 7 else image
 
 
 def frame(width: int, height: int, how: How) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -54,7 +54,7 @@ def frame(width: int, height: int, how: How) -> tuple[tuple[int, int], tuple[int
 
 def square(image: Image.Image, how: How) -> np.ndarray:
     """What the model sees of an RGB photo, uint8 [size, size, 3]: resized across, then down."""
-    size, kind = how["size"], FILTERS[how["interpolation"]]
+    size, kind = how["size"], Image.Resampling[how["interpolation"].upper()]
     (wide, tall), (x, y) = frame(*image.size, how)
     if wide * tall > 2**24 and how["center_crop"]:
         across, down = image.width / wide, image.height / tall
@@ -68,23 +68,25 @@ def square(image: Image.Image, how: How) -> np.ndarray:
 def box_in_photo(box: np.ndarray, width: int, height: int, how: How) -> list[int]:
     """A box [y1, x1, y2, x2] of what the model sees in pixels of the photo: all that it touches."""
     (wide, tall), (x, y) = frame(width, height, how)
-    y1, x1, y2, x2 = map(int, box)
+    y1, x1, y2, x2 = (how["size"] * int(edge) for edge in box)
+    x, y, wide, tall = (how["grid"] * length for length in (x, y, wide, tall))
     top, left = (y1 + y) * height // tall, (x1 + x) * width // wide
     return [top, left, -(-(y2 + y) * height // tall), -(-(x2 + x) * width // wide)]
 
 
 def described(
-    outputs: Outputs, width: int, height: int, description: dict[str, Any], top: int | None
+    outputs: dict[str, np.ndarray], width: int, height: int, description: How, top: int | None
 ) -> dict[str, Any]:
     """What the model's outputs say of a photo of that size."""
     names, probabilities = description["class_names"], outputs["probabilities"]
+    how = description["preprocessing"]
     ranked = np.argsort(-probabilities, kind="stable")
     present = [c for c in ranked if outputs["present"][c]] if top is None else ranked[:top]
-    regions = []
-    for k, c in enumerate(outputs.get("box_classes", ())):
-        if "looked_at" not in outputs or outputs["looked_at"][k]:
-            box = box_in_photo(outputs["boxes"][k], width, height, description["preprocessing"])
-            regions.append({"label": names[c], "box": box})
+    regions = [
+        {"label": names[c], "box": box_in_photo(outputs["boxes"][k], width, height, how)}
+        for k, c in enumerate(outputs.get("box_classes", ()))
+        if "looked_at" not in outputs or outputs["looked_at"][k]
+    ]
     return {
         "labels": [names[c] for c in present],
         "scores": {name: float(of) for name, of in zip(names, probabilities, strict=True)},
@@ -123,10 +125,11 @@ class Bundle:
 
 def print_all(bundle: Bundle, photos: Sequence[str], top: int | None) -> int:
     """Prints a line of JSON a photo; returns how many could not be read."""
-    failed = 0
+    failed, is_utf8 = 0, "utf" in str(sys.stdout.encoding).lower()
     for photo in photos:
         said = bundle(photo, top)
-        print(json.dumps(said, ensure_ascii=False))
+        line = json.dumps(said, ensure_ascii=False)
+        print(line if line.isprintable() and is_utf8 else json.dumps(said))
         failed += "error" in said
     return failed
 
@@ -138,6 +141,8 @@ def main() -> int:
     parser.add_argument("--top", type=int, metavar="N", help="so many labels, the likeliest")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
     given = parser.parse_args()
+    if given.top is not None and given.top < 1:
+        parser.error(f"--top is {given.top}; it must be positive")
     return 1 if print_all(Bundle(threads=given.threads), given.photos, given.top) else 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.errors import Failure
+from mlic_jax.errors import Failure, reason
 from mlic_jax.export import bundle
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
@@ -64,11 +64,16 @@ def verify(folder: Path, description: dict[str, Any], runtime: str) -> Agreement
 
     Raises:
         UsageError: see `bundle.open_runtime`.
-        Failure: an output is missing.
+        Failure: a photo or the model cannot be read, the model cannot be run, or an output is
+            missing or of another shape than what is written.
     """
     _, pixels = bundle.reference_pixels(folder, description)
     run = bundle.open_runtime(folder, description, runtime)
-    return compare(folder, bundle.run_in_batches(run, pixels, batch_of(description)), runtime)
+    try:
+        found = bundle.run_in_batches(run, pixels, batch_of(description))
+    except Exception as error:  # of every runtime others
+        raise Failure(f"{runtime} does not run the model: {reason(error)}") from error
+    return compare(folder, found, runtime)
 
 
 def compare(folder: Path, found: dict[str, np.ndarray], runtime: str) -> Agreement:
@@ -76,18 +81,40 @@ def compare(folder: Path, found: dict[str, np.ndarray], runtime: str) -> Agreeme
 
     Regions are of the likeliest labels, so where two of them change places so may their regions:
     a photo has the same boxes if each label has the same.
+
+    Raises:
+        Failure: see `verify`.
     """
-    expected = {
-        name: np.array(of) for name, of in json_text.read(folder / bundle.REFERENCES).items()
-    }
+    expected = _written(folder / bundle.REFERENCES)
     if missing := set(expected) - set(found):
         raise Failure(f"{runtime} does not give {', '.join(sorted(missing))}")
+    for name, of in expected.items():
+        if of.shape != found[name].shape:
+            raise Failure(
+                f"{runtime} gives {name} of shape {found[name].shape}, and {bundle.REFERENCES} has "
+                f"{of.shape}"
+            )
     error = np.abs(found["probabilities"] - expected["probabilities"]).max()
     labels = (found["present"] == expected["present"]).all(axis=1)
     boxes = None
     if "boxes" in expected:
         boxes = sum(_regions(found, row) == _regions(expected, row) for row in range(len(labels)))
     return Agreement(runtime, float(error), boxes, int(labels.sum()), len(labels))
+
+
+def _written(path: Path) -> dict[str, np.ndarray]:
+    """What is written of the reference photos; raises Failure where that is no arrays."""
+    said = json_text.read(path)
+    try:
+        arrays = {name: np.array(of) for name, of in said.items()}
+        if all(of.dtype.kind in "biuf" for of in arrays.values()) and (
+            {"probabilities", "present"} <= set(arrays)
+            and ("boxes" in arrays) == ("box_classes" in arrays)
+        ):
+            return arrays
+    except (AttributeError, ValueError, OverflowError):
+        pass
+    raise Failure(f"{path} is not as --mode export writes it")
 
 
 def _regions(outputs: dict[str, np.ndarray], row: int) -> dict[int, list[int]]:

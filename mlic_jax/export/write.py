@@ -1,7 +1,10 @@
 """Writes a bundle: a model in forms that run without this package, proven before it is there."""
 
+import contextlib
 import io
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +16,14 @@ from PIL import Image
 
 from mlic_jax import __version__
 from mlic_jax.data import sources
+from mlic_jax.data.image_files import printable, read_image_file
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle, int8, labelling, verify
 from mlic_jax.export.labelling import OUTPUTS, Source
 from mlic_jax.files import json_text
-from mlic_jax.files.atomic import write_bytes, write_text
+from mlic_jax.files.atomic import locked, write_bytes, write_text
 from mlic_jax.names import require_one_of
 from mlic_jax.predict.finding import find_images
 from mlic_jax.reports.page import page_template
@@ -27,6 +31,7 @@ from mlic_jax.runtime.checkpoint_paths import run_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PRECISIONS = ("float32", "bfloat16", "int8")
+LARGEST = 2**31 - 2**20  # bytes of parameters: both formats are of buffers that end at 2 GB
 LEAST_LOSS = 1.0  # of mAP, that int8 may cost unless it is allowed
 REFERENCES = 8
 # How far a runtime may be from ours: in probabilities, and in photos with other labels or boxes.
@@ -61,20 +66,20 @@ def export(
         look: as of `Predictor.from_checkpoint`.
 
     Raises:
-        UsageError: an option is unknown or out of its range, something is in the way of `out`, or
-            there are no reference photos.
-        Failure: the checkpoint or a photo cannot be read; int8 costs too much; or a runtime does
-            not agree with ours. Then nothing is left.
+        UsageError: an option is unknown or out of its range, something is in the way of `out`,
+            another process writes there, or there are no reference photos.
+        Failure: the checkpoint or a photo cannot be read; the model is too large; int8 costs too
+            much; or a runtime does not agree with ours. Then nothing is left.
     """
-    out = Path(out)
+    out, formats = Path(out), tuple(dict.fromkeys(formats))
     _check(out, formats, precision)
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     source = Source(checkpoint, dtype, size, **look)
+    _check_size(source)
     photos = list(_reference_photos(source, images, out))
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with _beside(out) as folder:
+        partial = folder / out.name
+        partial.mkdir()
         description = _description(source, formats, batch, precision, photos, licence)
         for name, content in zip(description["references"], photos, strict=True):
             write_bytes(partial / name, content)
@@ -88,7 +93,8 @@ def export(
             )
         else:
             verify.write_references(partial, description, source.run)
-        write_bytes(partial / "run.py", bundle.run_file().read_bytes())
+        if "onnx" in formats:
+            write_bytes(partial / "run.py", bundle.run_file().read_bytes())
         write_text(partial / "README.md", _card(source, description, checkpoint))
         for runtime, needed in bundle.RUNTIMES.items():
             if needed in formats and bundle.is_installed(runtime):
@@ -97,10 +103,11 @@ def export(
                     raise Failure(f"{problem}: nothing was written")
                 print(agreement)
         bundle.write_hashes(partial)
+        packed = Path(shutil.make_archive(str(partial), "zip", folder, out.name))
+        archive = out.with_name(packed.name)
+        _check_is_free(out)  # while this took its time
         partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    archive = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
+        packed.rename(archive)
     print(f"bundle: {out}, {archive}; python -m mlic_jax.bundle verify {out} proves it anywhere")
     return out
 
@@ -121,21 +128,63 @@ def _check(out: Path, formats: Sequence[str], precision: str) -> None:
     for module in ("onnx", *(("onnxruntime",) if precision == "int8" else ())):
         if "onnx" in formats:
             bundle.require(module)
+    _check_is_free(out)
+
+
+def _check_is_free(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise UsageError(f"--out is {str(out)!r}; it must name a folder that is not there")
     for path in (out, out.with_name(f"{out.name}.zip")):
-        if path.exists():
+        if os.path.lexists(path):
             raise UsageError(f"{path} is in the way: give another --out, or remove it")
 
 
+def _check_size(source: Source) -> None:
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(source.variables))
+    if size > LARGEST:
+        raise Failure(
+            f"the model has {size / 2**30:.2f} GB of parameters, and a file of StableHLO or "
+            "ONNX holds 2 GB: train a smaller one"
+        )
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is not whole yet, without what a killed process left in it.
+
+    Raises:
+        UsageError: another process is there.
+    """
+    folder = out.with_name(f".{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            shutil.rmtree(folder / out.name, ignore_errors=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _reference_photos(source: Source, images: str | None, out: Path) -> Iterator[bytes]:
-    """The encoded bytes of the photos that the bundle is proven with."""
+    """The encoded bytes of the photos that the bundle is proven with; all can be decoded.
+
+    Raises:
+        Failure: one cannot.
+    """
+    for where, encoded in _named_photos(source, images, out):
+        bundle.decode(encoded, where, source.value_range)
+        yield encoded
+
+
+def _named_photos(source: Source, images: str | None, out: Path) -> Iterator[tuple[str, bytes]]:
     if images is not None:
         for path in find_images(images, out)[1][:REFERENCES]:
-            yield path.read_bytes()
+            yield printable(path), read_image_file(path)
         return
     split = _splits_of(source)["val"]
     step = max(1, len(split) // REFERENCES)
     for index in list(range(0, len(split), step))[:REFERENCES]:
-        yield split[index].image
+        yield split.where(index), split[index].image
 
 
 def _make_int8(
@@ -191,7 +240,6 @@ def _description(
     licence: str,
 ) -> dict[str, Any]:
     fit, metadata = source.options.data.fit, source.metadata
-    value_range = metadata.get("preprocessing", {}).get("range")
     shapes = jax.eval_shape(source.labelling, labelling.example(source, batch))
     model = source.options.model
     return {
@@ -207,8 +255,9 @@ def _description(
         },
         "preprocessing": {
             "upright": True,
-            "range": value_range or None,
+            "range": source.value_range,
             "size": source.size,
+            "grid": source.options.data.image_size,
             "interpolation": fit.interpolation,
             "center_crop": fit.center_crop,
             "pillow": PIL.__version__,
@@ -259,5 +308,10 @@ def _card(source: Source, description: dict[str, Any], checkpoint: str) -> str:
         metrics[path.stem.removeprefix("metrics_")] = {
             name: value for name, value in values.items() if isinstance(value, float)
         }
-    template = page_template(Path(__file__).with_name("card.md.jinja"), {})
+    template = page_template(Path(__file__).with_name("card.md.jinja"), {"plain": _plain})
     return template.render(description=description, metrics=metrics)
+
+
+def _plain(text: str) -> str:
+    """A text of others as Markdown that shows it, on one line."""
+    return re.sub(r"([\\`*_\[\]<>&|#~])", r"\\\1", " ".join(text.split()))

@@ -130,16 +130,16 @@ def test_the_program_in_it_needs_neither_jax_nor_this_package(exported, tmp_path
 SIZES = [(90, 60), (60, 90), (640, 480), (7, 900), (64, 64)]
 
 
-@pytest.mark.parametrize("interpolation", run_bundle.FILTERS)
+@pytest.mark.parametrize("interpolation", transforms.INTERPOLATIONS)
 @pytest.mark.parametrize("center_crop", [0.0, 0.875])
 def test_the_program_sees_what_prediction_sees(interpolation, center_crop):
     rng, fit = np.random.default_rng(0), Fit(interpolation, center_crop)
-    how = {"size": 64, "interpolation": interpolation, "center_crop": center_crop}
+    how = {"size": 64, "grid": 48, "interpolation": interpolation, "center_crop": center_crop}
     for width, height in SIZES:
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
         np.testing.assert_array_equal(run_bundle.square(image, how), fit.square(image, 64))
-        box = np.array([3, 10, 40, 64])
-        expected = fit.frame(height, width, 64).box_in_photo(box, 64)
+        box = np.array([3, 10, 40, 48])
+        expected = fit.frame(height, width, 64).box_in_photo(box, 48)
         assert run_bundle.box_in_photo(box, width, height, how) == list(expected)
 
 

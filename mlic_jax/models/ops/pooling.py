@@ -86,7 +86,10 @@ def average_pool(x: Float[Array, "B H W F"]) -> Float[Array, "B -(-H//2) -(-W//2
     """Mean over 2x2 windows at stride 2; at the end of an odd axis over what there is of one."""
     height, width = x.shape[1:3]
     # Half a window that is there twice has the mean of that half.
-    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if height % 2:
+        x = jnp.concatenate([x, x[:, -1:]], axis=1)
+    if width % 2:
+        x = jnp.concatenate([x, x[:, :, -1:]], axis=2)
     batch, height, width, features = x.shape
     return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, features), axis=(2, 4))
 
