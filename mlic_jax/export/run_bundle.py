@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-# What undoes each EXIF orientation from 2 on.
 TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 How = dict[str, Any]  # of model.json, or `preprocessing` in it
 
@@ -26,7 +25,7 @@ def to_rgb(image: Image.Image, value_range: Sequence[float] | None) -> Image.Ima
     """An opened photo upright, in RGB; of more than 8 bits, with black and white as in training."""
     image.load()
     try:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1) - 2
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1) - 2  # of `TURNS`
     except Exception:  # a damaged tag turns nothing
         turn = -1
     if image.mode == "F" or image.mode.startswith("I"):

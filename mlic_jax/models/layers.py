@@ -82,7 +82,7 @@ class ConvBatchNorm(nn.Module):
         x = convolve(x, kernel, self.stride, depthwise=self.depthwise, same=self.same)
         used_mean, used_var, members = mean.value[None], var.value[None], None
         if train:
-            members = members_of_groups(mask, len(x), self.bn_groups)
+            members = members_of_groups(mask, x.shape[0], self.bn_groups)
             running = mean.value, var.value
             used_mean, used_var, count = batch_statistics(x, members, *running, self.axis)
             if not self.is_initializing():
@@ -148,7 +148,7 @@ def batch_statistics(
         each is of.
     """
     x = at_least_float32(x) - running_mean[None, None, None]
-    places = jnp.full((len(x), 1), x.shape[1] * x.shape[2], x.dtype)
+    places = jnp.full((x.shape[0], 1), x.shape[1] * x.shape[2], x.dtype)
     # Of every row, then of its group: what padding holds is selected away, whatever it is.
     of_rows = [jnp.sum(x, axis=(1, 2)), jnp.sum(jnp.square(x), axis=(1, 2)), places]
     sums = jnp.where(members[..., None], jnp.concatenate(of_rows, axis=1), 0).sum(axis=1)
@@ -276,7 +276,7 @@ def drop_path(module: nn.Module, x: Float[Array, "*axes"], rate: float) -> Float
     """
     if not rate or not module.has_rng("dropout"):
         return x
-    shape = (len(x),) + (1,) * (x.ndim - 1)
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     is_kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
     return jnp.where(is_kept, x / (1 - rate), 0)
 

@@ -1,6 +1,7 @@
 """Bundles: written from a run, proven in every runtime, and of use without this package."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from mlic_jax.data.fitting import Fit
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle, run_bundle, write
 from mlic_jax.export.labelling import Source
+from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.runtime.checkpoint import save_weights
 
+ODD = 'a "b" & <c>\n`ж` \\ d'  # a label as people have them
 THRESHOLDS = (0.2, 0.5, 0.4, 0.6, 0.3)
 
 
@@ -32,7 +35,7 @@ def checkpoint(make_config, fresh_run, tmp_path_factory):
     config = make_config()
     config.data.center_crop, config.data.interpolation = 0.8, "bicubic"
     variables, metadata = fresh_run(config)
-    names = metadata["class_names"]
+    metadata["class_names"] = names = (ODD, *metadata["class_names"][1:])
     point = OperatingPoint(
         temperature=1.7,
         thresholds=tuple(THRESHOLDS[c % 5] for c in range(len(names))),
@@ -70,6 +73,7 @@ def test_a_bundle_is_whole(exported, checkpoint):
     assert exported.with_name("scenes.zip").is_file()
     card = (exported / "README.md").read_text()
     assert "thresholds of a test" in card and "CC0" in card and "[batch, 64, 64, 3]" in card
+    assert r'a "b" \& \<c\> \`ж\` \\ d, ' in card
 
 
 @pytest.mark.parametrize("runtime", bundle.RUNTIMES)
@@ -119,10 +123,11 @@ def test_the_program_in_it_needs_neither_jax_nor_this_package(exported, tmp_path
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 1, done.stderr
-    assert len(first["labels"]) == 2 and len(first["regions"]) == 2
+    assert len(first["labels"]) == 2 and len(first["regions"]) == 2 and ODD in first["scores"]
     assert "cannot identify image file" in second["error"]
     assert len((exported / "run.py").read_text().splitlines()) < 150
 
@@ -145,9 +150,13 @@ def test_the_program_sees_what_prediction_sees(interpolation, center_crop):
 
 def photos_of_all_kinds():
     rng = np.random.default_rng(0)
-    turned = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
-    turned.getexif()[0x0112] = 6
-    yield turned, None
+    for turn in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, "6"):
+        turned = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+        turned.getexif()[0x0112] = turn
+        yield turned, None
+    damaged = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+    damaged.info["exif"] = b"Exif\0\0no tags"
+    yield damaged, None
     palette = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).quantize(16)
     palette.info["transparency"] = 0
     yield palette, None
@@ -169,8 +178,9 @@ def test_the_program_decodes_as_prediction_does():
 # --- what else can be exported
 
 
-def test_a_fixed_batch_and_another_size(checkpoint, tmp_path):
-    write.export(str(checkpoint), tmp_path / "b", ("onnx",), size=96, batch=3)
+def test_a_fixed_batch_and_another_size(checkpoint, tmp_path, capsys):
+    write.export(str(checkpoint), tmp_path / "b", ("onnx", "onnx"), size=96, batch=3)
+    assert capsys.readouterr().out.count("writing") == 1
     description = bundle.read(tmp_path / "b")
     assert description["input"]["shape"] == [3, 96, 96, 3]
     photo = tmp_path / "b" / description["references"][0]
@@ -179,8 +189,28 @@ def test_a_fixed_batch_and_another_size(checkpoint, tmp_path):
         bundle.open_runtime(tmp_path / "b", description, "stablehlo")
 
 
-def test_bfloat16(checkpoint, tmp_path):
+def test_regions_of_a_larger_view_lie_where_prediction_has_them(checkpoint, tmp_path):
+    """Boxes count in pixels of the plain view, and the input is as large as the largest."""
+    write.export(str(checkpoint), tmp_path / "b", ("onnx",), batch=2, scales=(96,))
+    description = bundle.read(tmp_path / "b")
+    assert description["input"]["shape"] == [2, 96, 96, 3]
+    photo = tmp_path / "b" / description["references"][0]
+    expected = Predictor.from_checkpoint(checkpoint, scales=(96,))(photo).regions
+    found = run_bundle.Bundle(tmp_path / "b")(photo)["regions"]
+    assert [region["box"] for region in found] == [list(region.box) for region in expected]
+
+
+def test_bfloat16_beside_what_a_killed_export_left(checkpoint, tmp_path, capsys):
+    left = tmp_path / ".b.partial" / "b"
+    left.mkdir(parents=True)
+    (left / "foreign").touch()
     write.export(str(checkpoint), tmp_path / "b", ("stablehlo",), precision="bfloat16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "b.zip"]
+    assert "run.py" not in bundle.read(tmp_path / "b")  # it needs ONNX
+    assert not (tmp_path / "b" / "run.py").exists()
+    assert "run.py" not in (tmp_path / "b" / "README.md").read_text()
+    assert door.main(["run", str(tmp_path / "b"), "photo.jpg"]) == 2
+    assert "has no onnx, which run needs; it has stablehlo" in capsys.readouterr().err
     exported = jax.export.deserialize(bytearray((tmp_path / "b" / "model.stablehlo").read_bytes()))
     assert "bf16" in exported.mlir_module() and exported.platforms == ("cpu", "cuda", "tpu")
 
@@ -234,6 +264,42 @@ def test_options_that_cannot_be(checkpoint, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("out", ["", "..", "/"])
+def test_folders_that_are_none_to_write(checkpoint, out):
+    with pytest.raises(UsageError, match="must name a folder that is not there"):
+        write.export(str(checkpoint), Path(out))
+
+
+def test_two_exports_at_once(checkpoint, tmp_path):
+    other = tmp_path / ".b.partial"
+    other.mkdir()
+    with locked(other), pytest.raises(UsageError, match="another process is writing"):
+        write.export(str(checkpoint), tmp_path / "b")
+    assert other.is_dir()
+
+
+def test_a_model_that_no_file_holds(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "LARGEST", 1000)
+    with pytest.raises(Failure, match="GB of parameters, and a file of StableHLO or ONNX holds"):
+        write.export(str(checkpoint), tmp_path / "b")
+
+
+def test_a_full_disk_leaves_nothing(checkpoint, exported, tmp_path, files_of_at_most):
+    """Not even an archive that was cut short; it is larger than all other files."""
+    size = exported.with_name("scenes.zip").stat().st_size
+    assert size * 0.9 > max(path.stat().st_size for path in exported.iterdir())
+    with files_of_at_most(int(size * 0.9)), pytest.raises(OSError, match="too large"):
+        write.export(str(checkpoint), tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_photo_that_is_none(checkpoint, tmp_path):
+    (tmp_path / "torn.jpg").write_bytes(b"no photo")
+    with pytest.raises(Failure, match=r"torn\.jpg: cannot decode the image .*not of a format"):
+        write.export(str(checkpoint), tmp_path / "b", images=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["torn.jpg"]
+
+
 def test_nothing_is_written_over(checkpoint, tmp_path):
     (tmp_path / "b.zip").write_bytes(b"mine")
     with pytest.raises(UsageError, match=r"b\.zip is in the way: give another --out"):
@@ -259,6 +325,93 @@ def test_files_that_are_not_as_they_were(exported, tmp_path, capsys):
     assert len(said.splitlines()) == 1
 
 
+def test_links_and_files_that_hide(exported, tmp_path, capsys):
+    copy = changed(exported, tmp_path)
+    (copy / "references" / "__pycache__").mkdir()
+    (copy / "references" / "__pycache__" / "run.pyc").touch()
+    (copy / "model.onnx").rename(tmp_path / "model.onnx")
+    (copy / "model.onnx").symlink_to(tmp_path / "model.onnx")
+    os.mkfifo(copy / "pipe")
+    hashes = json.loads((copy / bundle.HASHES).read_text()) | {"README.md": "", "../../x": ""}
+    (copy / bundle.HASHES).write_text(json.dumps(hashes))
+    assert door.main(["verify", str(copy)]) == 1
+    said = capsys.readouterr().err
+    for problem in (
+        *("../../x is missing", "references/__pycache__/run.pyc is none of its files"),
+        *("model.onnx is a link or no file", "pipe is none of its files", "README.md was changed"),
+    ):
+        assert problem in said
+    assert len(said.splitlines()) == 1
+
+
+CHANGES = [
+    {"class_names": 3},
+    {"class_names": []},
+    {"class_names": [{}]},
+    {"input": {"name": "pixels", "shape": [0, 64, 64, 3]}},
+    {"input": None},
+    {"preprocessing": {"size": "64"}},
+    {"formats": ["onnx"]},
+    {"formats": {"onnx": "../model.onnx"}},
+    {"formats": {"onnx": "/etc/passwd"}},
+    {"formats": {"onnx": {}}},
+    {"formats": {"pickle": "model.onnx"}},
+    {"references": []},
+    {"references": ["../../x.jpg"]},
+    {"references": "references"},
+    {"tolerance": {"scores": "many"}},
+]
+
+
+def test_descriptions_that_no_export_writes(exported, tmp_path, capsys):
+    copy = changed(exported, tmp_path)
+    description = json.loads((copy / bundle.DESCRIPTION).read_text())
+    texts = [json.dumps(description | change) for change in CHANGES]
+    for text in (*texts, "[]", "{", "[" * 100_000, '{"version": 2}', ""):
+        (copy / bundle.DESCRIPTION).write_text(text)
+        bundle.write_hashes(copy)
+        assert door.main(["verify", str(copy)]) == 1, text
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and len(said.splitlines()) == 1, text
+        assert "which should not be" not in said, text
+    for text in ("[]", "3", '{"model.json": {}}'):
+        (copy / bundle.HASHES).write_text(text)
+        assert door.main(["verify", str(copy)]) == 1, text
+        assert "which should not be" not in capsys.readouterr().err, text
+
+
+@pytest.mark.parametrize("runtime", bundle.RUNTIMES)
+def test_models_that_are_none(exported, tmp_path, runtime, capsys):
+    copy = changed(exported, tmp_path)
+    for content in (b"", b"no model", b"\0" * 1000):
+        for name in bundle.FORMATS.values():
+            (copy / name).write_bytes(content)
+        bundle.write_hashes(copy)
+        assert door.main(["verify", str(copy), "--runtime", runtime]) == 1
+        said = capsys.readouterr().err
+        assert f"error: {runtime} does not " in said and len(said.splitlines()) == 1
+
+
+def test_references_that_are_none(exported, tmp_path, capsys):
+    copy = changed(exported, tmp_path)
+    said = json.loads((copy / bundle.REFERENCES).read_text())
+    for changed_to, message in (
+        (said | {"probabilities": said["probabilities"][:1]}, "of shape"),
+        (said | {"probabilities": [[0.5], []]}, "not as --mode export writes it"),
+        (said | {"present": "yes"}, "not as --mode export writes it"),
+        ({"present": said["present"]}, "not as --mode export writes it"),
+        ([], "not as --mode export writes it"),
+    ):
+        (copy / bundle.REFERENCES).write_text(json.dumps(changed_to))
+        bundle.write_hashes(copy)
+        assert door.main(["verify", str(copy), "--runtime", "onnxruntime"]) == 1
+        assert message in capsys.readouterr().err
+    (copy / bundle.read(copy)["references"][2]).write_bytes(b"no photo")
+    bundle.write_hashes(copy)
+    assert door.main(["verify", str(copy), "--runtime", "onnxruntime"]) == 1
+    assert "references/2." in (error := capsys.readouterr().err) and "cannot decode" in error
+
+
 def test_another_model_is_not_proven(exported, tmp_path, capsys):
     copy = changed(exported, tmp_path)
     written = json.loads((copy / bundle.REFERENCES).read_text())
@@ -282,5 +435,7 @@ def test_photos_are_labelled_from_the_command_line(exported, capsys):
     photo = exported / bundle.read(exported)["references"][0]
     assert door.main(["run", str(exported), str(photo), "--top", "1"]) == 0
     assert len(json.loads(capsys.readouterr().out)["labels"]) == 1
+    assert door.main(["run", str(exported), str(photo), "--top", "0"]) == 2
+    assert "--top is 0; it must be positive" in capsys.readouterr().err
     assert door.main(["run", str(exported), str(exported / "model.json")]) == 1
     assert "1 of 1 photos could not be read" in capsys.readouterr().err

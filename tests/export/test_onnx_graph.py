@@ -10,7 +10,9 @@ from jax import lax
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
 from mlic_jax.export.onnx_graph import to_onnx
-from mlic_jax.models import create_model
+from mlic_jax.models import create_backbone, create_model
+from mlic_jax.models.backbones import convnext, swin, tresnet, vit
+from mlic_jax.models.ops.pooling import average_pool, blur_pool
 from mlic_jax.models.ops.regions import (
     class_regions,
     crop_and_resize,
@@ -135,6 +137,31 @@ def test_a_convolution_takes_what_is_done_with_its_features():
     np.testing.assert_allclose(run(model, X)["y"], expected, atol=1e-4)
 
 
+def test_a_convolution_of_one_feature_and_numbers():
+    """A number has no axes, and one feature goes with many."""
+    one = KERNEL[..., :1]
+
+    def scaled(x):
+        saliency = convolved(x, one) * 2.0 + 1.0
+        return {"y": saliency * jnp.arange(5.0)[None, None, None], "z": saliency}
+
+    model = to_onnx(scaled, jax.ShapeDtypeStruct(X.shape, X.dtype))
+    for name, of in jax.jit(scaled)(X).items():
+        np.testing.assert_allclose(run(model, X)[name], of, atol=1e-4)
+
+
+def test_parts_of_a_batch_of_any_size():
+    def parts(x):
+        padded = jnp.pad(x, ((0, 0), (0, 1), (2, 2), (0, 0)), mode="edge")
+        return {"padded": padded, "pooled": average_pool(x[:, 1:]), "blurred": blur_pool(x)}
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    model = to_onnx(parts, jax.ShapeDtypeStruct((batch, *X.shape[1:]), X.dtype))
+    for runtime in (run, run_openvino):
+        for name, of in jax.jit(parts)(X).items():
+            np.testing.assert_allclose(runtime(model, X)[name], of, atol=1e-5, err_msg=name)
+
+
 def test_a_transposition_and_its_inverse_are_nothing():
     def twice(x):
         for _ in range(2):
@@ -204,12 +231,59 @@ def test_every_model_with_a_batch_of_any_size(name):
                 np.testing.assert_allclose(found[output], of, rtol=0, atol=atol)
 
 
+TINY_VIT = {"depth": 4, "features": 8, "heads": 2}
+TINY_SWIN = {"blocks": (2, 2, 1, 1), "heads": (1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "size", "pixels"),
+    [
+        ("tresnet_m", tresnet, {"blocks": (1, 1, 1, 1), "width": 0.1}, 64),
+        ("convnextv2_atto", convnext, {"blocks": (1, 1, 1, 1), "channels": (4, 4, 6, 8)}, 64),
+        ("swin_tiny", swin, TINY_SWIN, 64),  # maps of 16 in windows of 7
+        ("swinv2_tiny", swin, TINY_SWIN, 96),
+        ("vit_tiny_patch16", vit, TINY_VIT, 64),
+        ("dinov2_small_registers", vit, TINY_VIT, 56),
+        ("clip_vit_base_patch32", vit, TINY_VIT, 64),
+        ("dinov3_small", vit, TINY_VIT, 64),
+    ],
+)
+def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, pixels):
+    monkeypatch.setitem(family.SIZES, name, family.SIZES[name]._replace(**size))
+    backbone, rng = create_backbone(name), np.random.default_rng(0)
+    trained = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(backbone.init, jax.random.key(0), trained),
+    )
+
+    def maps(pixels):
+        stages = backbone.apply(variables, pixels / 255)
+        return {str(depth): stage for depth, stage in enumerate(stages)}
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    model = to_onnx(maps, jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32))
+    images = rng.uniform(0, 255, (3, pixels, pixels, 3)).astype(np.float32)
+    expected = jax.jit(maps)(images)
+    for runtime in (run, run_openvino):
+        found = runtime(model, images)
+        for depth, of in expected.items():
+            atol = 1e-4 * np.abs(of).max()
+            np.testing.assert_allclose(found[depth], of, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), "while"),
         (lambda x: lax.cond(x.sum() > 0, lambda x: x, lambda x: -x, x), "a choice at run time"),
         (lambda x: jnp.sort(x), "sort"),
+        (
+            lambda x: lax.reduce_window(
+                x, 0.0, lax.add, (1, 2, 2, 1), (1,) * 4, "VALID", window_dilation=(1, 2, 2, 1)
+            ),
+            "windows",
+        ),
         (lambda x: lax.pad(x, 0.0, ((0, 0, 1),) * 4), "at the edges"),
     ],
 )  # fmt: skip

@@ -106,7 +106,7 @@ class Downsample(nn.Module):
     ) -> Float[Array, "B -(-H//2) -(-W//2) 2*F"]:
         features = x.shape[-1]
         rows, columns = (-(-length // 2) * 2 for length in x.shape[1:3])
-        x, batch = pad_to(x, (rows, columns)), len(x)
+        x, batch = pad_to(x, (rows, columns)), x.shape[0]
         x = x.reshape(batch, rows // 2, 2, columns // 2, 2, features)
         # Column by column, as the published kernels have it.
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, rows // 2, columns // 2, 4 * features)
@@ -137,7 +137,7 @@ class Cut(NamedTuple):
 
     def split(self, x: Shaped[Array, "B H W F"]) -> Shaped[Array, "B n T F"]:
         """The windows of a map."""
-        batch, features = len(x), x.shape[-1]
+        batch, *_, features = x.shape
         (rows, columns), (height, width) = self.padded, self.window
         x = pad_to(x, self.padded)
         if any(self.shift):
@@ -147,7 +147,7 @@ class Cut(NamedTuple):
 
     def join(self, x: Shaped[Array, "B n T F"]) -> Shaped[Array, "B H W F"]:
         """The inverse of `split`."""
-        batch, features = len(x), x.shape[-1]
+        batch, *_, features = x.shape
         (rows, columns), (height, width) = self.padded, self.window
         x = x.reshape(batch, rows // height, columns // width, height, width, features)
         x = x.swapaxes(2, 3).reshape(batch, rows, columns, features)

@@ -224,11 +224,11 @@ class Stem(nn.Module):
             of_class, grid = parts_of(self._positions(math.isqrt(shape[0] * shape[1])))
             first += of_class
             x += resized(grid, shape, kind.antialias).astype(self.dtype)[None]
-        x = x.reshape(len(x), -1, features)
+        x = x.reshape(x.shape[0], -1, features)
         if kind.registers:
             registers = self.param("registers", kernel_initializer, (kind.registers, features))
             first = jnp.concatenate([first, registers])
-        first = jnp.broadcast_to(first.astype(self.dtype)[None], (len(x), *first.shape))
+        first = jnp.broadcast_to(first.astype(self.dtype)[None], (x.shape[0], *first.shape))
         x = jnp.concatenate([first, x], axis=1)
         if kind.is_clip:
             x = LayerNorm(self.dtype, kind.epsilon, name="norm")(x)
@@ -346,7 +346,7 @@ class ViT(nn.Module):
         heads = max(round(size.heads * self.width), 1)
         features = size.features // size.heads * heads
         grid = x.shape[1] // size.patch, x.shape[2] // size.patch
-        as_map = len(x), *grid, features
+        as_map = x.shape[0], *grid, features
         rates = np.linspace(0, self.drop_path, size.depth).tolist()
         options = kind, heads, grid if kind.is_rotary else None
         chain = [
