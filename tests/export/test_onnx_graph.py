@@ -256,6 +256,7 @@ def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, 
         lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(leaf.dtype),
         jax.eval_shape(backbone.init, jax.random.key(0), trained),
     )
+    given = jax.tree.map(np.copy, variables)
 
     def maps(pixels):
         stages = backbone.apply(variables, pixels / 255)
@@ -265,6 +266,7 @@ def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, 
     model = to_onnx(maps, jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32))
     images = rng.uniform(0, 255, (3, pixels, pixels, 3)).astype(np.float32)
     expected = jax.jit(maps)(images)
+    jax.tree.map(np.testing.assert_array_equal, variables, given)  # `+=` would change arrays
     for runtime in (run, run_openvino):
         found = runtime(model, images)
         for depth, of in expected.items():
