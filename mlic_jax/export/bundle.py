@@ -28,7 +28,7 @@ from mlic_jax.files.atomic import write_text
 DESCRIPTION, HASHES, REFERENCES = "model.json", "hashes.json", "references/references.json"
 FORMATS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx"}
 RUNTIMES = {"stablehlo": "stablehlo", "onnxruntime": "onnx", "openvino": "onnx"}
-VERSION = 1
+VERSION = 2
 
 # A function from uint8 pixels [B, S, S, 3] to arrays by name.
 Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]

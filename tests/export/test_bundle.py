@@ -367,7 +367,7 @@ def test_descriptions_that_no_export_writes(exported, tmp_path, capsys):
     copy = changed(exported, tmp_path)
     description = json.loads((copy / bundle.DESCRIPTION).read_text())
     texts = [json.dumps(description | change) for change in CHANGES]
-    for text in (*texts, "[]", "{", "[" * 100_000, '{"version": 2}', ""):
+    for text in (*texts, "[]", "{", "[" * 100_000, '{"version": 3}', ""):
         (copy / bundle.DESCRIPTION).write_text(text)
         bundle.write_hashes(copy)
         assert door.main(["verify", str(copy)]) == 1, text
