@@ -79,7 +79,11 @@ class Source:
     def _labelling(self) -> Labelling:
         model = create_eval_model(self.options, len(self.class_names), self.variables)
         step = eval_step_of(model, self.options, class_maps=True)
-        variables = {name: self.variables[name] for name in ("params", "batch_stats")}
+        # A model takes JAX's arrays: what adds to one of NumPy in place adds with every trace.
+        variables = {
+            name: jax.tree.map(jnp.asarray, self.variables[name])
+            for name in ("params", "batch_stats")
+        }
         temperature = jnp.float32(self.temperature)
         thresholds = jnp.asarray(self.thresholds, jnp.float32)
 

@@ -18,10 +18,11 @@ from mlic_jax import bundle as door
 from mlic_jax.data import transforms
 from mlic_jax.data.fitting import Fit
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.export import bundle, run_bundle, write
+from mlic_jax.export import bundle, labelling, run_bundle, write
 from mlic_jax.export.labelling import Source
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
+from mlic_jax.models.backbones import vit
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.runtime.checkpoint import save_weights
 
@@ -241,6 +242,19 @@ def test_convolutions_are_those_of_the_platform_that_it_is_lowered_for(checkpoin
         exported = jax.export.export(jax.jit(source.labelling), platforms=(platform,))(example)
         counts[platform] = exported.mlir_module().count("stablehlo.convolution")
     assert counts["cuda"] == counts["tpu"] > counts["cpu"]
+
+
+def test_weights_stay_as_they_are(make_config, fresh_run, tmp_path, monkeypatch):
+    """However often a model is traced; a ViT adds a position to its class token."""
+    tiny = vit.SIZES["vit_tiny_patch16"]._replace(depth=4, features=8, heads=2)
+    monkeypatch.setitem(vit.SIZES, "vit_tiny_patch16", tiny)
+    config = make_config()
+    config.model.backbone, config.model.width = "vit_tiny_patch16", 1.0
+    variables, metadata = fresh_run(config)
+    save_weights(tmp_path / "model", variables, metadata)
+    source = Source(str(tmp_path / "model"), "float32", None)
+    jax.eval_shape(source.labelling, labelling.example(source, None))
+    jax.tree.map(np.testing.assert_array_equal, source.variables, variables)
 
 
 # --- bad input

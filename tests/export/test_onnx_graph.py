@@ -152,8 +152,7 @@ def test_a_convolution_of_one_feature_and_numbers():
 
 def test_parts_of_a_batch_of_any_size():
     def parts(x):
-        padded = jnp.pad(x, ((0, 0), (0, 1), (2, 2), (0, 0)), mode="edge")
-        return {"padded": padded, "pooled": average_pool(x[:, 1:]), "blurred": blur_pool(x)}
+        return {"fewer": x[:-1], "pooled": average_pool(x[:, 1:]), "blurred": blur_pool(x)}
 
     (batch,) = jax.export.symbolic_shape("batch")
     model = to_onnx(parts, jax.ShapeDtypeStruct((batch, *X.shape[1:]), X.dtype))
@@ -253,10 +252,9 @@ def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, 
     backbone, rng = create_backbone(name), np.random.default_rng(0)
     trained = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
     variables = jax.tree.map(
-        lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(leaf.dtype),
+        lambda leaf: jnp.asarray(rng.uniform(0.1, 0.3, leaf.shape), leaf.dtype),
         jax.eval_shape(backbone.init, jax.random.key(0), trained),
     )
-    given = jax.tree.map(np.copy, variables)
 
     def maps(pixels):
         stages = backbone.apply(variables, pixels / 255)
@@ -266,7 +264,6 @@ def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, 
     model = to_onnx(maps, jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32))
     images = rng.uniform(0, 255, (3, pixels, pixels, 3)).astype(np.float32)
     expected = jax.jit(maps)(images)
-    jax.tree.map(np.testing.assert_array_equal, variables, given)  # `+=` would change arrays
     for runtime in (run, run_openvino):
         found = runtime(model, images)
         for depth, of in expected.items():

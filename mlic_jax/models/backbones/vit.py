@@ -222,7 +222,7 @@ class Stem(nn.Module):
         if not kind.is_rotary:
             shape = x.shape[1], x.shape[2]
             of_class, grid = parts_of(self._positions(math.isqrt(shape[0] * shape[1])))
-            first = first + of_class  # in place it would change given arrays
+            first = first + of_class
             x += resized(grid, shape, kind.antialias).astype(self.dtype)[None]
         x = x.reshape(x.shape[0], -1, features)
         if kind.registers:

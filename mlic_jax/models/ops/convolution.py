@@ -155,7 +155,7 @@ def _pads_of(x: Array, kernel: Array, stride: int, same: bool) -> list[tuple[int
 def _sum_of_slices(x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]) -> Array:
     # The barrier keeps the middle slice from being what was padded, to be computed anew.
     padded = lax.optimization_barrier(_pad(x, pads))
-    slices = _strided_slices(padded, kernel.shape[0], stride, x.shape)
+    slices = _strided_slices(padded, kernel.shape[0], stride, x.shape[1:3])
     return sum(part * kernel[i, j, None, None] for (i, j), part in slices)
 
 
@@ -207,9 +207,9 @@ def _pad(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-def _strided_slices(padded: Array, size: int, stride: int, shape: tuple[int, ...]):
+def _strided_slices(padded: Array, size: int, stride: int, shape: tuple[int, int]):
     """For every tap (i, j) of the kernel, the inputs it is multiplied with at all positions."""
-    height, width = shape[1:3]
+    height, width = shape
     for i in range(size):
         for j in range(size):
             yield (i, j), padded[:, i : i + height : stride, j : j + width : stride]
