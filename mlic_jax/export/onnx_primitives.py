@@ -236,7 +236,7 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     axes = [k for k in range(len(shape)) if shape[k] is not full[k] and shape[k] != full[k]]
     if not axes:
         return x
-    chosen = [graph.dims([of[k] for k in axes]) for of in (starts, ends)]
+    chosen = [graph.dims(tuple(of[k] for k in axes)) for of in (starts, ends)]
     return graph.node(
         "Slice", [x, *chosen, _constant(axes), _constant([steps[k] for k in axes])], shape
     )
