@@ -33,11 +33,20 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             # The pairs are `conv1` and `bn1`, or neighbours.
             renamed = name.replace("conv", "bn")
             after = renamed if renamed != name and renamed in children else following
-            conv, norm = children[name], _as_batch_norm(children[after])
+            holder, last = _last_of(parent, name)
+            conv, norm = getattr(holder, last), _as_batch_norm(children[after])
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(holder, last, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, after, nn.Identity())
     return module
+
+
+def _last_of(parent: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The child, or where that is a sequence its last part: what holds it, and its name there."""
+    child = getattr(parent, name)
+    if isinstance(child, nn.Sequential) and len(child):
+        return child, list(dict(child.named_children()))[-1]
+    return parent, name
 
 
 def _as_batch_norm(module: nn.Module) -> nn.Module:
