@@ -1,10 +1,16 @@
 """No dtype or rank promoted and eight CPU devices for every test; sets and settings they share."""
 
 import contextlib
+import json
 import logging
 import os
 import resource
-from collections.abc import Callable
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -166,3 +172,115 @@ def files_of_at_most() -> Callable:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     return limited
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # root has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-pipe",
+    # Even what Chromium would ask for itself has no address.
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+)
+# Chromium reads commands from descriptor 3 and answers on 4.
+START = """
+import os, sys
+_, its_input, its_output, *command = sys.argv
+os.dup2(int(its_output), 100)
+os.dup2(int(its_input), 3)
+os.dup2(100, 4)
+os.execv(command[0], command)
+"""
+
+
+class Browser:
+    """Headless Chromium, spoken to over its DevTools protocol, which a pipe carries."""
+
+    def __init__(self, folder):
+        its_input, self._write = os.pipe()
+        self._read, its_output = os.pipe()
+        flags = (*FLAGS, f"--user-data-dir={folder}")
+        with (folder / "stderr").open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START, str(its_input), str(its_output), CHROMIUM, *flags],
+                pass_fds=(its_input, its_output),
+                stderr=errors,
+            )
+        os.close(its_input)
+        os.close(its_output)
+        self.events, self._bytes, self._session, self._number = [], b"", {}, 0
+
+    def open(self, url):
+        """Shows a page, and notes what it loads and says."""
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        attached = self("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+        for domain in ("Network", "Page", "Runtime", "Log"):
+            self(f"{domain}.enable")
+        self("Page.navigate", url=url)
+
+    def __call__(self, method, **params):
+        """Sends a command and gives its result; events that come before it are kept."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params} | self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while (answer := self._message()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _message(self):
+        while b"\0" not in self._bytes:
+            assert select.select([self._read], [], [], 60)[0], "Chromium does not answer"
+            self._bytes += os.read(self._read, 2**16) or pytest.fail("Chromium has gone")
+        message, _, self._bytes = self._bytes.partition(b"\0")
+        return json.loads(message)
+
+    def value(self, expression):
+        """Of JavaScript in the page."""
+        answer = self(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait_for(self, expression):
+        """Its value, once that is true."""
+        for _ in range(300):
+            if value := self.value(expression):
+                return value
+            time.sleep(0.1)
+        raise AssertionError(f"{expression} in: {self.value('document.body.innerText')}")
+
+    def drop(self, path, selector):
+        """Drags a file onto the middle of an element."""
+        middle = """(() => { const box = document.querySelector(%r).getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2] })()"""
+        x, y = self.value(middle % selector)
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def close(self):
+        """Ends it."""
+        self._session = {}
+        self("Browser.close")
+        self.process.wait(20)
+        os.close(self._read)
+        os.close(self._write)
+
+
+@pytest.fixture
+def chromium(tmp_path_factory) -> Iterator[Browser]:
+    """A browser without a screen."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium on the PATH")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()

@@ -16,7 +16,7 @@ from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.export import bundle, int8, labelling, verify
+from mlic_jax.export import bundle, int8, labelling, verify, web_page
 from mlic_jax.export.labelling import OUTPUTS, Source
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_bytes, write_text
@@ -27,6 +27,7 @@ from mlic_jax.runtime.checkpoint_paths import run_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PRECISIONS = ("float32", "bfloat16", "int8")
+WEB = "web"  # a page around the ONNX model
 LEAST_LOSS = 1.0  # of mAP, that int8 may cost unless it is allowed
 REFERENCES = 8
 # How far a runtime may be from ours: in probabilities, and in photos with other labels or boxes.
@@ -50,7 +51,7 @@ def export(
 
     Args:
         checkpoint: a run (its best checkpoint), one of its checkpoints or a converted whole model.
-        formats: of `bundle.FORMATS`.
+        formats: of `bundle.FORMATS`; and `WEB`, a page for a browser.
         size: pixels of a side, in the place of the checkpoint's.
         batch: photos that the model takes at a time; None: any number.
         precision: one of `PRECISIONS`, of products; of int8 those of the backbone alone are, see
@@ -79,7 +80,7 @@ def export(
         for name, content in zip(description["references"], photos, strict=True):
             write_bytes(partial / name, content)
         write_text(partial / bundle.DESCRIPTION, json.dumps(description, indent=1))
-        for name in formats:
+        for name in (name for name in formats if name != WEB):
             print(f"writing {name} ...")
             _WRITERS[name](source, labelling.example(source, batch), partial / bundle.FORMATS[name])
         if precision == "int8":
@@ -89,6 +90,8 @@ def export(
         else:
             verify.write_references(partial, description, source.run)
         write_bytes(partial / "run.py", bundle.run_file().read_bytes())
+        if WEB in formats:
+            web_page.write_page(partial)
         write_text(partial / "README.md", _card(source, description, checkpoint))
         for runtime, needed in bundle.RUNTIMES.items():
             if needed in formats and bundle.is_installed(runtime):
@@ -107,11 +110,15 @@ def export(
 
 def _check(out: Path, formats: Sequence[str], precision: str) -> None:
     if not formats:
-        raise UsageError(f"--formats names none; known are {', '.join(bundle.FORMATS)}")
+        raise UsageError(f"--formats names none; known are {', '.join(bundle.FORMATS)}, {WEB}")
     for name in formats:
-        require_one_of("--formats", name, bundle.FORMATS)
+        require_one_of("--formats", name, (*bundle.FORMATS, WEB))
+    if WEB in formats:
+        if "onnx" not in formats:
+            raise UsageError("--formats web is a page around onnx: give onnx,web")
+        web_page.require_npm()
     require_one_of("--precision", precision, PRECISIONS)
-    if precision == "int8" and set(formats) != {"onnx"}:
+    if precision == "int8" and set(formats) - {WEB} != {"onnx"}:
         raise UsageError("--precision int8 is for onnx alone: give --formats onnx")
     if precision == "bfloat16" and "onnx" in formats:
         raise UsageError(
@@ -220,7 +227,7 @@ def _description(
             "rule": source.rule,
         },
         "precision": precision,
-        "formats": {name: bundle.FORMATS[name] for name in formats},
+        "formats": {name: bundle.FORMATS[name] for name in formats if name != WEB},
         "licence": licence or "not said",
         "data": source.config.data.name,
         "steps": metadata.get("step"),

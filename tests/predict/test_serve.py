@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import struct
@@ -557,162 +556,53 @@ def test_no_request_has_the_server_look_for_another_machine(server, photo):
 
 # --- the page in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",  # root has none
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--remote-debugging-pipe",
-    # Even what Chromium would ask for itself has no address.
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
-# Chromium reads commands from descriptor 3 and answers on 4.
-START = """
-import os, sys
-_, its_input, its_output, *command = sys.argv
-os.dup2(int(its_output), 100)
-os.dup2(int(its_input), 3)
-os.dup2(100, 4)
-os.execv(command[0], command)
-"""
-
-
-class Browser:
-    """Headless Chromium, spoken to over its DevTools protocol, which a pipe carries."""
-
-    def __init__(self, folder):
-        its_input, self._write = os.pipe()
-        self._read, its_output = os.pipe()
-        flags = (*FLAGS, f"--user-data-dir={folder}")
-        with (folder / "stderr").open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START, str(its_input), str(its_output), CHROMIUM, *flags],
-                pass_fds=(its_input, its_output),
-                stderr=errors,
-            )
-        os.close(its_input)
-        os.close(its_output)
-        self.events, self._bytes, self._session, self._number = [], b"", {}, 0
-
-    def open(self, url):
-        """Shows a page, and notes what it loads and says."""
-        target = self("Target.createTarget", url="about:blank")["targetId"]
-        attached = self("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = {"sessionId": attached["sessionId"]}
-        for domain in ("Network", "Page", "Runtime", "Log"):
-            self(f"{domain}.enable")
-        self("Page.navigate", url=url)
-
-    def __call__(self, method, **params):
-        """Sends a command and gives its result; events that come before it are kept."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params} | self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._message()).get("id") != self._number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def _message(self):
-        while b"\0" not in self._bytes:
-            assert select.select([self._read], [], [], 60)[0], "Chromium does not answer"
-            self._bytes += os.read(self._read, 2**16) or pytest.fail("Chromium has gone")
-        message, _, self._bytes = self._bytes.partition(b"\0")
-        return json.loads(message)
-
-    def value(self, expression):
-        """Of JavaScript in the page."""
-        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def wait_for(self, expression):
-        """Its value, once that is true."""
-        for _ in range(300):
-            if value := self.value(expression):
-                return value
-            time.sleep(0.1)
-        raise AssertionError(f"{expression} in: {self.value('document.body.innerText')}")
-
-    def drop(self, path, selector):
-        """Drags a file onto the middle of an element."""
-        middle = """(() => { const box = document.querySelector(%r).getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2] })()"""
-        x, y = self.value(middle % selector)
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            self("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
-
-    def close(self):
-        """Ends it."""
-        self._session = {}
-        self("Browser.close")
-        self.process.wait(20)
-        os.close(self._read)
-        os.close(self._write)
-
-
-@pytest.fixture
-def browser(server, tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the PATH")
-    browser = Browser(tmp_path)
-    yield browser
-    browser.close()
-
-
 # What the page shows of its answer: [label, kind, score] of every bar of the first list.
 LABELS = """[...document.querySelector('#answer .bars').children].map(
     row => [row.dataset.label, row.className, row.querySelector('b').innerText])"""
 SHOWN = "document.querySelector('#answer figcaption')?.innerText.includes(%r)"
 
 
-def test_in_a_browser(browser, server, predictor, photo, tmp_path):
+def test_in_a_browser(chromium, server, predictor, photo, tmp_path):
     (want,) = predictor([photo])
-    browser.open(server.url)
-    browser.wait_for("document.querySelector('#upload input[type=file]') !== null")
-    browser.drop(photo, "#upload")
-    browser.wait_for(SHOWN % photo.name)
-    assert browser.value(LABELS) == [
+    chromium.open(server.url)
+    chromium.wait_for("document.querySelector('#upload input[type=file]') !== null")
+    chromium.drop(photo, "#upload")
+    chromium.wait_for(SHOWN % photo.name)
+    assert chromium.value(LABELS) == [
         [name, "present", f"{want.scores[name]:.2f}"] for name in want.labels
     ]
     images = "[...document.querySelectorAll('#answer img')]"
-    browser.wait_for(f"{images}.every(image => image.complete)")
-    widths = browser.value(f"{images}.map(image => image.naturalWidth)")
+    chromium.wait_for(f"{images}.every(image => image.complete)")
+    widths = chromium.value(f"{images}.map(image => image.naturalWidth)")
     assert len(widths) == 1 + len(want.regions)
     assert min(widths) > 0
     for width in (400, 1400):
         screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == 400}
-        browser("Emulation.setDeviceMetricsOverride", **screen)
-        assert browser.value("document.documentElement.scrollWidth") <= width
+        chromium("Emulation.setDeviceMetricsOverride", **screen)
+        assert chromium.value("document.documentElement.scrollWidth") <= width
 
     # What is refused says so, and the next photo is welcome.
     (tmp_path / "big.jpg").write_bytes(bytes(MAX_MEGABYTES * 1024**2 + 1))
-    browser.drop(tmp_path / "big.jpg", "#upload")
-    browser.wait_for("document.body.innerText.includes('maximum allowed size of 20')")
+    chromium.drop(tmp_path / "big.jpg", "#upload")
+    chromium.wait_for("document.body.innerText.includes('maximum allowed size of 20')")
     (tmp_path / "cut.jpg").write_bytes(bad_files(photo)["cut.jpg"][0])
-    browser.drop(tmp_path / "cut.jpg", "#upload")
-    message = browser.wait_for("document.querySelector('#answer [role=alert]')?.innerText")
+    chromium.drop(tmp_path / "cut.jpg", "#upload")
+    message = chromium.wait_for("document.querySelector('#answer [role=alert]')?.innerText")
     assert "cut.jpg" in message
     assert "truncated" in message
     shutil.copy(photo, tmp_path / "again.jpg")
-    browser.drop(tmp_path / "again.jpg", "#upload")
-    browser.wait_for(SHOWN % "again.jpg")
-    assert browser.value("document.querySelector('#answer [role=alert]')") is None
+    chromium.drop(tmp_path / "again.jpg", "#upload")
+    chromium.wait_for(SHOWN % "again.jpg")
+    assert chromium.value("document.querySelector('#answer [role=alert]')") is None
 
     asked = [
         event["params"]["request"]["url"]
-        for event in browser.events
+        for event in chromium.events
         if event["method"] == "Network.requestWillBeSent"
     ]
     assert any("/upload" in url for url in asked)
     assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
-    said = [event for event in browser.events if event["method"] == "Log.entryAdded"]
+    said = [event for event in chromium.events if event["method"] == "Log.entryAdded"]
     assert "Content Security Policy" not in json.dumps(said)
 
 
