@@ -1,11 +1,11 @@
-"""MCAR and MSRN with the same random weights in both frameworks: inference and a training step.
+"""Models with the same random weights in both frameworks: inference and a training step.
 
 Both get the same pixels and labels and take the same step of SGD. Ours normalises the pixels inside
 its step, as it does in training; PyTorch's are normalised beforehand, by what loads them.
 
 PyTorch as released is the reference in its own layout. Tuned it is that of `torch_tuned`, channels
 last, with `torch.inference_mode` and the batch normalisation folded into the convolutions, or with
-a fused optimiser.
+a fused optimiser. Compiled it is that in `torch.compile`.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ _TRUNK_PREFIXES = ("features.", "resnet_101.")
 # What is compared. MCAR's regions move by pixels where a sum is rounded otherwise, which random
 # weights do not forgive: of its scores and losses only the global ones; `weight_conversion.verify`
 # compares the rest on real ones.
-_SCORES = {"mcar": "global_logits", "msrn": "logits"}
+_SCORES = {"mcar": "global_logits", "msrn": "logits", "pooled": "logits"}
 _LOSSES = {"mcar": "loss_global", "msrn": "loss", "pooled": "loss"}
 
 
@@ -76,7 +76,7 @@ def random_variables(config: ConfigDict, sizes: Sizes, **label_inputs: np.ndarra
         weights *= np.sqrt(2 / np.prod(leaf.shape[:-1] or leaf.shape)).astype(np.float32)
         return weights
 
-    return dict(jax.tree_util.tree_map_with_path(draw, shapes))
+    return {"batch_stats": {}} | dict(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,18 @@ def mcar(backbone: str) -> Subject:
     return Subject(recipe_of, module)
 
 
+def pooled(backbone: str) -> Subject:
+    """A backbone, pooled, and a linear classifier."""
+
+    def module(model: ConfigDict, _: Mapping, sizes: Sizes, tuned: bool) -> Any:
+        from torch_tuned import Pooled, fuse_attention
+
+        module = Pooled(model.backbone, sizes["labels"], model.pooling, width=model.width)
+        return fuse_attention(module) if tuned else module
+
+    return Subject(lambda sizes: recipe(name="pooled", backbone=backbone), module)
+
+
 def trunk(backbone: str) -> Subject:
     """The backbone alone, for PyTorch's side; it takes the inputs of `mcar`."""
 
@@ -147,7 +159,12 @@ class Targets:
 
 
 def tasks(
-    name: str, subject: Subject, released: Targets, tuned: Targets, **options: Any
+    name: str,
+    subject: Subject,
+    released: Targets,
+    tuned: Targets,
+    compiled: Targets | None = None,
+    **options: Any,
 ) -> tuple[Task, Task]:
     """Inference and a training step: ours, and PyTorch's as released and tuned.
 
@@ -156,14 +173,21 @@ def tasks(
         subject: the model.
         released: what is wanted of ours against the reference as released.
         tuned: the same of the tuned reference.
+        compiled: the same of the compiled one, if it is measured.
         options: of both tasks.
     """
-    references = (("PyTorch, as released", released), ("PyTorch, tuned", tuned))
+    # The targets, and whether it is tuned and compiled.
+    references = {
+        "PyTorch, as released": (released, False, False),
+        "PyTorch, tuned": (tuned, True, False),
+    }
+    if compiled:
+        references["PyTorch, compiled"] = (compiled, True, True)
 
     def task(what: str, ours: Callable, theirs: Callable, target_of: Callable) -> Task:
         cases = [Case("ours", "jax", partial(ours, subject))]
-        for variant, targets in references:
-            make = partial(theirs, subject, targets is tuned)
+        for variant, (targets, *how) in references.items():
+            make = partial(theirs, subject, *how)
             cases.append(Case(variant, "torch", make, target_of(targets), targets.peak))
         return Task(f"{name}, {what}", subject.inputs, tuple(cases), **options)
 
@@ -178,10 +202,17 @@ def jax_inference(
 ) -> Callable[[], dict[str, Any]]:
     config = subject.recipe(sizes)
     images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
-    apply = compilation.jit(subject.model(given, sizes).apply)
-    variables, name = given["variables"], _SCORES[config.model.name]
-    # All outputs leave the compiled function, or it would not compute the local stream.
-    return lambda: {name: apply(variables, images)[name]}
+    model, variables = subject.model(given, sizes), given["variables"]
+    name = _SCORES[config.model.name]
+
+    @compilation.jit
+    def forward(variables, images):
+        outputs = model.apply(variables, images)
+        # All of them leave the compiled function, or it would not compute MCAR's local stream. The
+        # regions that a pooled model has besides are nothing that PyTorch's looks for.
+        return {name: outputs[name]} if config.model.name == "pooled" else outputs
+
+    return lambda: {name: forward(variables, images)[name]}
 
 
 def jax_step(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Callable[[], dict[str, Any]]:
@@ -269,7 +300,7 @@ def reference(
 
 
 def torch_inference(
-    subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
+    subject: Subject, tuned: bool, compiled: bool, given: dict[str, Any], sizes: Sizes
 ) -> Callable[[], dict[str, Any]]:
     import torch
     from torch_tuned import fold_batch_norm
@@ -278,6 +309,8 @@ def torch_inference(
     module.eval()
     if tuned:
         fold_batch_norm(module)
+    if compiled:
+        module.compile()
     name = _SCORES[subject.recipe(sizes).model.name]
     without_gradients = torch.inference_mode if tuned else torch.no_grad
 
@@ -289,7 +322,7 @@ def torch_inference(
 
 
 def torch_step(
-    subject: Subject, tuned: bool, given: dict[str, Any], sizes: Sizes
+    subject: Subject, tuned: bool, compiled: bool, given: dict[str, Any], sizes: Sizes
 ) -> Callable[[], dict[str, Any]]:
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
@@ -297,6 +330,8 @@ def torch_step(
     config = subject.recipe(sizes)
     module, images = reference(subject, tuned, given, sizes)
     module.train()
+    if compiled:
+        module.compile()
     targets = (given["batch"]["labels"] > 0).float()
     named = list(module.named_parameters())
     trunk = [parameter for name, parameter in named if name.startswith(_TRUNK_PREFIXES)]
@@ -317,6 +352,8 @@ def torch_step(
         outputs, losses = module(images), {}
         if "group_loss" in outputs:
             losses["loss"] = cross_entropy(outputs["logits"], targets) + outputs["group_loss"]
+        elif name == "loss":
+            losses["loss"] = cross_entropy(outputs["logits"], targets)
         else:
             losses["loss_global"] = cross_entropy(outputs["global_logits"], targets)
             losses["loss_local"] = cross_entropy(outputs["local_logits"], targets)

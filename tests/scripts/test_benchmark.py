@@ -319,6 +319,45 @@ def test_tuned_mcar_is_the_reference(torch_tuned, backbone):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("backbone", ["swin_tiny", "swinv2_tiny", "vit_tiny_patch16"])
+def test_tuned_transformers_are_the_reference(torch_tuned, backbone):
+    """At a size of which windows do not divide the maps."""
+    import torch
+
+    from weight_conversion.torch_reference.mcar import MCAR
+
+    reference = MCAR(backbone, 5, "gwp", width=0.34).eval()
+    for name, tensor in reference.named_parameters():
+        if "position" in name or "pos_embed" in name:
+            torch.nn.init.normal_(tensor)
+    plain = torch_tuned.Pooled(backbone, 5, "gwp", width=0.34).eval()
+    plain.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 144, 144)
+    with torch.no_grad():
+        expected = reference.classify(reference.features(images)[-1])
+        for module in (plain, torch_tuned.fuse_attention(plain)):
+            got = module(images)["logits"]
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "tresnet_m", "resnet50d"])
+def test_every_batch_normalisation_is_folded(torch_tuned, backbone):
+    import torch
+
+    module = torch_tuned.Pooled(backbone, 5, "gwp", width=0.25).eval()
+    for name, tensor in (*module.named_buffers(), *module.named_parameters()):
+        if "running" in name or ("bn" in name and name.endswith("weight")):
+            tensor.data.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = module(images)["logits"]
+        names = {type(part).__name__ for part in torch_tuned.fold_batch_norm(module).modules()}
+        assert not names & {"BatchNorm2d", "InPlaceABN"}
+        torch.testing.assert_close(module(images)["logits"], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.torch
 def test_attention_by_label_is_the_reference(torch_tuned):
     import torch
 
@@ -339,6 +378,8 @@ def test_attention_by_label_is_the_reference(torch_tuned):
         ("pipeline", (), 2),
         ("mcar", ("MobileNetV2", "inference"), 1),
         ("msrn", ("inference",), 1),
+        ("backbones", ("swin",), 2),
+        ("backbones", ("vit", "inference"), 1),
         ("limits", ("pipeline",), 2),
     ],
 )
