@@ -36,11 +36,13 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         return sum(value or 0.0 for value in known)
 
     heads = [f"{of['set']} ({of.get('images', 0)} images)" for of in sets]
-    lines = ["| method | " + " | ".join(heads) + " | mean rank |", "|---" * (len(sets) + 2) + "|"]
+    heads += ["mean rank"] if ranks else []
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for method in sorted(names, key=worth, reverse=True):
         cells = [_cell(of["methods"].get(method)) for of in sets]
-        rank = f"{ranks[method]:.1f}" if method in ranks else ""
-        lines.append(f"| {method} | {' | '.join(cells)} | {rank} |")
+        if ranks:
+            cells.append(f"{ranks[method]:.1f}" if method in ranks else "")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     baseline = sets[0]["baseline"]
     lines += ["", f"Differences are to `{baseline}`; of those with a star p is below 0.05."]
     return "\n".join(lines) + "\n"
