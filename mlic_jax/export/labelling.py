@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from mlic_jax.config_checks import check_config
+from mlic_jax.config_checks import check_ranges, check_scales
 from mlic_jax.errors import UsageError
+from mlic_jax.names import require_size
 from mlic_jax.predict.predictor import LookOptions, load_model, operating_point
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import create_eval_model, eval_step_of
@@ -61,7 +62,11 @@ class Source:
             self.config.model.dtype = dtype
             if size is not None:
                 self.config.data.image_size = size
-        check_config(self.config)
+        check_ranges(self.config)  # and not its data: a converted model names none
+        backbone, pixels = self.config.model.backbone, self.config.data.image_size
+        option = "data.image_size" if size is None else "--size"
+        require_size(f"{option} is {pixels}", pixels, backbone)
+        check_scales(self.config.eval.scales, backbone)
         self.options = ScoreOptions.of(self.config)
         self.size = host_size(self.options)
         self.value_range = self.metadata.get("preprocessing", {}).get("range") or None

@@ -24,7 +24,7 @@ from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models.backbones import vit
 from mlic_jax.predict.predictor import Predictor
-from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.runtime.checkpoint import load_weights, save_weights
 
 ODD = 'a "b" & <c>\n`ж` \\ d'  # a label as people have them
 THRESHOLDS = (0.2, 0.5, 0.4, 0.6, 0.3)
@@ -264,7 +264,7 @@ def test_weights_stay_as_they_are(make_config, fresh_run, tmp_path, monkeypatch)
     ("options", "message"),
     [
         ({"formats": ()}, "--formats names none; known are stablehlo, onnx"),
-        ({"formats": ("onx",)}, "--formats is 'onx'; known are stablehlo, onnx; did you mean"),
+        ({"formats": ("onx",)}, "--formats is 'onx'; known are stablehlo, onnx, web; did you mean"),
         ({"precision": "float8"}, "--precision is 'float8'; known are"),
         ({"precision": "bfloat16"}, "bfloat16 is for stablehlo"),
         ({"batch": 0}, "--batch is 0; it must be positive"),
@@ -308,6 +308,11 @@ def test_a_full_disk_leaves_nothing(checkpoint, exported, tmp_path, files_of_at_
 
 
 def test_a_reference_photo_that_is_none(checkpoint, tmp_path):
+    """Of a converted model too, which names no data."""
+    variables, metadata = load_weights(checkpoint)
+    metadata["config"]["data"].update(source="", name="")
+    save_weights(tmp_path.parent / f"{tmp_path.name}-converted", variables, metadata)
+    checkpoint = tmp_path.parent / f"{tmp_path.name}-converted"
     (tmp_path / "torn.jpg").write_bytes(b"no photo")
     with pytest.raises(Failure, match=r"torn\.jpg: cannot decode the image .*not of a format"):
         write.export(str(checkpoint), tmp_path / "b", images=str(tmp_path))
