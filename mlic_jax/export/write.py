@@ -33,7 +33,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PRECISIONS = ("float32", "bfloat16", "int8")
 LARGEST = 2**31 - 2**20  # bytes of parameters: both formats are of buffers that end at 2 GB
 WEB = "web"  # a page around the ONNX model
-LEAST_LOSS = 1.0  # of mAP, that int8 may cost unless it is allowed
+MOST_LOSS = 1.0  # of mAP, that int8 may cost unless it is allowed
 REFERENCES = 8
 # How far a runtime may be from ours: in probabilities, and in photos with other labels or boxes.
 TOLERANCE = {"scores": 1e-3, "labels": 0, "boxes": 0}
@@ -63,7 +63,7 @@ def export(
             `int8.py`.
         images: reference photos, as `--images`; None: of the checkpoint's validation split.
         licence: of the weights, a line for the model card.
-        allow: int8 to cost more than `LEAST_LOSS` points of mAP.
+        allow: int8 to cost more than `MOST_LOSS` points of mAP.
         look: as of `Predictor.from_checkpoint`.
 
     Raises:
@@ -216,10 +216,10 @@ def _make_int8(
     description["int8"] = {"split": splits["val"].split, "mAP_float32": before, "mAP_int8": after}
     write_text(folder / bundle.DESCRIPTION, json.dumps(description, indent=1))
     print(f"int8: mAP {after:.2f} on {splits['val'].split}, in float32 {before:.2f}")
-    if before - after > LEAST_LOSS and not allow:
+    if before - after > MOST_LOSS and not allow:
         raise Failure(
             f"int8 costs {before - after:.2f} points of mAP on {splits['val'].split}, more than "
-            f"{LEAST_LOSS:g}: give --allow to have it all the same; nothing was written"
+            f"{MOST_LOSS:g}: give --allow to have it all the same; nothing was written"
         )
     return run
 

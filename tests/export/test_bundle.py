@@ -14,11 +14,11 @@ import onnx
 import pytest
 from PIL import Image
 
-from mlic_jax import bundle as door
 from mlic_jax.data import transforms
 from mlic_jax.data.fitting import Fit
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle, labelling, run_bundle, write
+from mlic_jax.export import command as door
 from mlic_jax.export.labelling import Source
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
@@ -227,7 +227,7 @@ def test_int8_costs_what_it_says(checkpoint, tmp_path, capsys):
 
 
 def test_int8_that_costs_too_much_is_refused(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "LEAST_LOSS", -101.0)
+    monkeypatch.setattr(write, "MOST_LOSS", -101.0)
     with pytest.raises(Failure, match=r"int8 costs .* points of mAP on val.*--allow"):
         write.export(str(checkpoint), tmp_path / "b", ("onnx",), precision="int8")
     assert not list(tmp_path.iterdir())

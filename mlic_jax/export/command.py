@@ -1,0 +1,71 @@
+"""What is done with a bundle: `python -m mlic_jax.bundle verify|run BUNDLE ...`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlic_jax.command_line import Parser, exit_code
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.export import bundle
+from mlic_jax.export.run_bundle import Bundle, print_all
+from mlic_jax.names import require_one_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    parser = Parser(prog="python -m mlic_jax.bundle", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    verify = commands.add_parser("verify", help="run the reference photos, and compare")
+    run = commands.add_parser("run", help="label photos, as run.py in the bundle does")
+    for command in (verify, run):
+        command.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.add_argument(
+        "--runtime", metavar="NAME", help=f"{', '.join(bundle.RUNTIMES)}; default: all installed"
+    )
+    run.add_argument("photos", nargs="+", metavar="PHOTO")
+    run.add_argument("--top", type=int, metavar="N", help="so many labels, the likeliest")
+    return exit_code(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(given: argparse.Namespace) -> None:
+    description = bundle.read(given.bundle)
+    if given.command == "verify":
+        _verify(given.bundle, description, given.runtime)
+        return
+    if given.top is not None and given.top < 1:
+        raise UsageError(f"--top is {given.top}; it must be positive")
+    bundle.require("onnxruntime")
+    bundle.model_file(given.bundle, description, "onnx", "run")
+    if failed := print_all(Bundle(given.bundle), given.photos, given.top):
+        raise Failure(f"{failed} of {len(given.photos)} photos could not be read")
+
+
+def _verify(folder: Path, description: dict[str, Any], runtime: str | None) -> None:
+    from mlic_jax.export.verify import verify
+
+    if runtime is not None:
+        require_one_of("--runtime", runtime, bundle.RUNTIMES)
+    runtimes = (
+        [runtime]
+        if runtime
+        else [
+            name
+            for name, needed in bundle.RUNTIMES.items()
+            if needed in description["formats"] and bundle.is_installed(name)
+        ]
+    )
+    if not runtimes:
+        raise UsageError(f"nothing here runs {folder}: pip install onnxruntime")
+    problems = []
+    for name in runtimes:
+        agreement = verify(folder, description, name)
+        print(agreement)
+        problems.append(agreement.problem(description["tolerance"]))
+    if wrong := list(filter(None, problems)):
+        raise Failure("; ".join(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
