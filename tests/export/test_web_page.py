@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_jax.data.transforms import INTERPOLATIONS
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle, run_bundle, web_page, write
 from mlic_jax.runtime.checkpoint import save_weights
@@ -82,7 +83,7 @@ def test_squares_are_those_of_pillow(chromium, address):
     rng = np.random.default_rng(0)
     for width, height in SIZES:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        for interpolation in run_bundle.FILTERS:
+        for interpolation in INTERPOLATIONS:
             for center_crop in (0.0, 0.875):
                 how = {"size": 48, "interpolation": interpolation, "center_crop": center_crop}
                 given = {"width": width, "height": height, "pixels": image.ravel().tolist()}

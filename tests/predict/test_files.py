@@ -242,22 +242,19 @@ def test_predictions_are_replaced_and_nothing_else_is(predicted, checkpoint, pho
     out = tmp_path / "photos" / "predictions"
     out.parent.mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes((photos / "a.jpg").read_bytes())
-    predicted[0].rename(out)
-    try:
-        (out / "mine.txt").write_text("keep")
-        predict_files(checkpoint, str(tmp_path / "photos"), out)
-        assert [row["file"] for row in table(out)] == ["a.jpg"]  # not those in `out`
-        assert [path.name for path in (out / "annotated").iterdir()] == ["a.jpg"]
-        assert len(list((out / "gallery").iterdir())) == 3  # a photo and two maps
-        assert {entry.name for entry in out.iterdir()} == {*ENTRIES, "mine.txt"}
+    shutil.copytree(predicted[0], out)
+    (out / "mine.txt").write_text("keep")
+    predict_files(checkpoint, str(tmp_path / "photos"), out)
+    assert [row["file"] for row in table(out)] == ["a.jpg"]  # not those in `out`
+    assert [path.name for path in (out / "annotated").iterdir()] == ["a.jpg"]
+    assert len(list((out / "gallery").iterdir())) == 3  # a photo and two maps
+    assert {entry.name for entry in out.iterdir()} == {*ENTRIES, "mine.txt"}
 
-        before = (out / "predictions.csv").read_bytes()
-        with pytest.raises(UsageError, match="holds a backbone alone"):
-            save_weights(tmp_path / "trunk", {"params": {"a": np.ones(1)}}, {"arch": "resnet50"})
-            predict_files(tmp_path / "trunk", str(tmp_path / "photos"), out)
-        assert (out / "predictions.csv").read_bytes() == before
-    finally:
-        out.rename(predicted[0])
+    before = (out / "predictions.csv").read_bytes()
+    with pytest.raises(UsageError, match="holds a backbone alone"):
+        save_weights(tmp_path / "trunk", {"params": {"a": np.ones(1)}}, {"arch": "resnet50"})
+        predict_files(tmp_path / "trunk", str(tmp_path / "photos"), out)
+    assert (out / "predictions.csv").read_bytes() == before
 
 
 def test_what_a_killed_run_left_is_in_nobodys_way(checkpoint, photos, tmp_path):
