@@ -53,7 +53,9 @@ def _verify(folder: Path, description: dict[str, Any], runtime: str | None) -> N
         else [
             name
             for name, needed in bundle.RUNTIMES.items()
-            if needed in description["formats"] and bundle.is_installed(name)
+            if needed in description["formats"]
+            and name in description.get("runtimes", bundle.RUNTIMES)
+            and bundle.is_installed(name)
         ]
     )
     if not runtimes:

@@ -53,7 +53,6 @@ def quantise(model: Path, out: Path, split: Split, fit: Fit, size: int, batch: i
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(QUANTISED),
         per_channel=True,
-        reduce_range=True,  # of weights to 7 bits: without VNNI sums of 8 overflow
         nodes_to_exclude=in_float,
     )
 

@@ -72,8 +72,8 @@ def mutations():
 @pytest.mark.parametrize(
     ("fuzzers", "minutes", "seed"),
     [
-        (("tables", "images", "checkpoint_files"), 0.4, 0),
-        (("bit_rot", "kill", "crash_state"), 0.1, 11),
+        (("tables", "images", "checkpoint_files"), 0.2, 0),
+        (("bit_rot", "kill", "crash_state"), 0.05, 11),
         (("disk_full", "signals"), 0, 117),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

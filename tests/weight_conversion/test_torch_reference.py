@@ -23,7 +23,7 @@ from weight_conversion.arrays import to_flax, to_torch
 from weight_conversion.layouts import REFERENCE_LAYOUTS
 from weight_conversion.matching import detect
 
-pytestmark = [pytest.mark.torch, pytest.mark.numerical]
+pytestmark = pytest.mark.torch
 # Of the largest value of an array. Exact is seven digits above the rounding of float64. In float32
 # each of 53 layers adds the rounding of a sum of up to 4608 products, which, as its errors have
 # both signs, is that of one times the root of their number: 53^(1/2) 4608^(1/2) epsilon / 2.
@@ -86,6 +86,7 @@ def assert_stages_agree(ours, theirs, tolerance):
         assert relative_error(a, b.numpy().transpose(0, 2, 3, 1)) < tolerance, f"stage {stage}"
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v2", "convnextv2_atto"])
 def test_backbones_agree_after_every_stage(torch, source_tensors, in_float64, arch, train):
@@ -222,6 +223,7 @@ def assert_gradients_agree(torch, ours, variables, images, module, arch):
         assert np.abs(ours[name] - array).max() < EXACT * largest, name
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("arch", "pooling"),
     [("resnet18", "avg"), ("resnet18", "max"), ("resnet18", "gwp"), ("mobilenet_v2", "avg")],
@@ -284,6 +286,7 @@ def test_mcar_agrees(torch, source_tensors, in_float64, arch, pooling):
     assert (theirs["local_logits"] > theirs["global_logits"]).any()
 
 
+@pytest.mark.numerical
 def test_two_training_steps_agree(torch, source_tensors, in_float64):
     """Losses, parameters and running statistics: coupled decay, group rates, batch norm twice."""
     from weight_conversion.torch_reference.mcar import MCAR
@@ -371,6 +374,7 @@ def test_two_training_steps_agree(torch, source_tensors, in_float64):
         assert error < TWO_STEPS, name
 
 
+@pytest.mark.numerical
 def test_intervals_agree_on_profiles_full_of_ties(torch):
     """Few levels, some equal to the threshold, so that every rule of the localiser is reached."""
     from weight_conversion.torch_reference.mcar import interval
