@@ -8,6 +8,7 @@ Broadcasts are not carried out before somebody needs them: ONNX operators broadc
 So a value may have axes of length 1 where the jaxpr has more; `Graph.shapes` tells.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ class Graph:
         if isinstance(value, str):
             return value
         value = np.asarray(value)
-        key = (str(value.dtype), value.shape, value.tobytes())
+        # Not its bytes: all weights would be there once more.
+        key = (str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest())
         if key not in self._constants:
             name = self._constants[key] = f"constant_{len(self._constants)}"
             self._initializers.append(numpy_helper.from_array(np.array(value, order="C"), name))

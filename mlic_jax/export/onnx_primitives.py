@@ -440,7 +440,7 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
         or numbers.start_indices_batching_dims != tuple(range(len(batching)))
         or set(numbers.collapsed_slice_dims) != set(chosen)
     ):
-        raise UsageError("ONNX has no translation of a gather of parts of slices ")
+        raise UsageError("ONNX has no translation of a gather of parts of slices")
     offsets = [int(axis) for axis in numbers.offset_dims]
     order = [*(k for k in range(len(shape)) if k not in offsets), *offsets]
     first = graph.transpose(x, [int(k) for k in (*batching, *chosen, *whole)])

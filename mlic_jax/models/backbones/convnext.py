@@ -108,11 +108,12 @@ class Stem(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    epsilon: float = LayerNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B H//4 W//4 F"]:
         x = Patches(self.features, 4, self.dtype, name="patches")(x)
-        return LayerNorm(self.dtype, name="norm")(x)
+        return LayerNorm(self.dtype, self.epsilon, name="norm")(x)
 
 
 class Downsample(nn.Module):

@@ -7,7 +7,6 @@ axis that is no longer than a window the window is as long as it, and is not shi
 """
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Float64, Int, Shaped
 
 from mlic_jax.models.arrays import Float32Or64, RowMask, StageMaps
-from mlic_jax.models.backbones.convnext import Patches
+from mlic_jax.models.backbones.convnext import ConvNeXt, Stem, kernel_initializer
 from mlic_jax.models.layers import LayerNorm, drop_path, run_in_order
 from mlic_jax.models.precision import at_least_float32
 
@@ -30,9 +29,6 @@ HIGHEST_BIAS = 16.0  # of version 2
 HIGHEST_SCALE = 100.0  # of its cosines
 SHORTEST = 1e-12  # a query or key is divided by its length, or by this
 OTHER_REGION = -100.0  # added to the score of what only the shift has brought into a window
-
-# Normal, of a standard deviation of 0.02, cut off at two of them.
-initializer = nn.initializers.truncated_normal(0.02)
 
 RowsColumns = tuple[int, int]
 
@@ -76,19 +72,7 @@ SIZES = {
 
 def dense(features: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """A linear layer, as all of these are."""
-    return nn.Dense(features, use_bias, dtype, kernel_init=initializer, name=name)
-
-
-class Stem(nn.Module):
-    """Patches of 4x4 pixels, normalised."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B H//4 W//4 F"]:
-        x = Patches(self.features, 4, self.dtype, name="patches")(x)
-        return LayerNorm(self.dtype, EPSILON, name="norm")(x)
+    return nn.Dense(features, use_bias, dtype, kernel_init=kernel_initializer, name=name)
 
 
 class Downsample(nn.Module):
@@ -219,7 +203,7 @@ class PositionBias(nn.Module):
         """For windows of a shape no larger than that of training."""
         if self.version == 1:
             shape = ((2 * self.side - 1) ** 2, self.heads)
-            table = self.param("bias", initializer, shape)
+            table = self.param("bias", kernel_initializer, shape)
             index = distance_index(window, self.side)
         else:
             side, dtype = max(window), np.promote_types(self.dtype, np.float32)
@@ -345,7 +329,7 @@ class Swin(nn.Module):
         """
         version, of_head = self.size.version, round(HEAD_FEATURES * self.width)
         rates = iter(np.linspace(0, self.drop_path, sum(self.size.blocks)).tolist())
-        x = Stem(self.size.heads[0] * of_head, self.dtype, name="stem")(x)
+        x = Stem(self.size.heads[0] * of_head, self.dtype, EPSILON, name="stem")(x)
         stages = []
         for stage, count in enumerate(self.size.blocks, start=1):
             down = partial(Downsample, version, self.dtype, name=f"downsample{stage}")
@@ -359,8 +343,4 @@ class Swin(nn.Module):
         stages[-1] = LayerNorm(self.dtype, EPSILON, name="norm")(x)
         return tuple(stages)
 
-    @staticmethod
-    def stage_of(module: str) -> int:
-        """1 to 4; 0 the stem."""
-        named = {"stem": 0, "norm": 4}
-        return named[module] if module in named else int(re.findall(r"\d", module)[0])
+    stage_of = staticmethod(ConvNeXt.stage_of)  # by the same names

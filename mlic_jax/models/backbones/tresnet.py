@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlic_jax.models.arrays import RowMask, StageMaps
+from mlic_jax.models.backbones.resnet import ResNet
 from mlic_jax.models.layers import ConvBatchNorm, SqueezeExcite, run_in_order
 from mlic_jax.models.ops.pooling import average_pool, blur_pool
 
@@ -150,7 +151,4 @@ class TResNet(nn.Module):
             stages.append(x)
         return tuple(stages)
 
-    @staticmethod
-    def stage_of(module: str) -> int:
-        """1 to 4; 0 the stem."""
-        return 0 if module == "stem" else int(module.removeprefix("layer")[0])
+    stage_of = staticmethod(ResNet.stage_of)  # by the same names
