@@ -134,6 +134,9 @@ def default_config() -> ConfigDict:
     # Below root: coco: the annotations of a split, or of all; nuswide, tables: the file of all
     # splits; voc, own: the folder of XML files.
     config.data.annotations = "instances_{split}.json"
+    # What people say of labels that are wrong or missing, a file of `mlic review`, or one that there
+    # is not as yet; empty: none.
+    config.data.corrections = ""
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
     config.data.crowds = "unknown"  # coco: what objects with iscrowd are: unknown | present

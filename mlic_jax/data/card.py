@@ -201,6 +201,8 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         lost = zip(card["class_names"], kept["positives"], train["positives"], strict=True)
         if names := [name for name, left, of in lost if of and not left]:
             problems.append(f"no label of {_some(names)} is kept: nothing is learned of it")
+    if said := card.get("corrections", {}).get("said"):
+        notes.append(f"labels are as people corrected them: {said}")
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
     if card["turned"] and card["upright"]:

@@ -20,6 +20,7 @@ class DataOptions(Options):
     root: str
     image_dir: str
     annotations: str
+    corrections: str
     class_order: str
     keep_unlabelled: bool
     crowds: str

@@ -27,7 +27,7 @@ from typing import Any
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config_checks import check_config
 from mlic_jax.config_paths import seen_from
-from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
+from mlic_jax.data import card, co_occurrence, corrections, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.kept_labels import keep_labels
@@ -183,13 +183,16 @@ def _run(options: argparse.Namespace) -> None:
     vectors = find_word_vectors(options.word_vectors, source.class_names)
 
     folder = prepare(source, options.prepared_dir, options.on_corrupt, upright=True)
+    output = Path(options.output or Path("own", options.name))
+    settings["data.corrections"] = os.path.abspath(output / corrections.FILE)
     roles = settings["data.splits"]
     splits = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
+    people = corrections.of_file(splits, settings["data.corrections"])
+    splits = {name: people.corrected(split) for name, split in splits.items()}
     train = splits[roles["train"]]
     data = DataOptions.of(configured(settings).data)
     kept = keep_labels(train, data)
 
-    output = Path(options.output or Path("own", options.name))
     graph_file, vectors_file = output / "label_graph.npz", output / "word_vectors.npz"
     settings |= train_settings(kept, settings)
     settings["data.label_graph"] = os.path.abspath(graph_file)
@@ -199,7 +202,7 @@ def _run(options: argparse.Namespace) -> None:
     commands = command_lines(recipe, options.name, roles, images_folder(settings))
 
     described = card.describe(splits, count_unlisted(source, settings), data)
-    described |= {"decided": decided}
+    described |= {"decided": decided, "corrections": people.described()}
     held_out = [split for split in splits.values() if split is not train]
     page = data_card.render_page(described, roles, train, commands, held_out)
     try:

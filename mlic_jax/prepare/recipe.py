@@ -16,6 +16,7 @@ _COMMENTS = {
     "init_prior": "the share of the labels that are present",
     "freeze_statistics": "with few images the backbone stays as it is",
     "model.threshold": "coarse maps: regions with some margin",
+    "data.corrections": "of mlic review, once there are any",
     "optim.multipliers.features": "0 freezes",
     "optim.reference_classes": "the rate goes with the number of classes, see optim.rate_scale",
     "eval.top_n": "more regions than in training",

@@ -4,7 +4,7 @@ The page is a single file that loads nothing. `mlic_jax.data.card` counts, this 
 `card.html.jinja` holds the words and the looks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,19 @@ def render_page(
         photos=photos,
         photos_of=train.split,
         duplicates=card["duplicates"][:LISTED],
+        corrections=list(corrections(card)),
     )
+
+
+def corrections(card: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """What people corrected: the lists of `Corrections.described` that hold something, in words."""
+    for name, words in (
+        ("conflicts", "People disagree: unknown until they agree"),
+        ("changed", "Changed"),
+        ("gone", "Of photos or classes that there are no more: kept, not applied"),
+    ):
+        if rows := card.get("corrections", {}).get(name):
+            yield words, rows
 
 
 def class_rows(card: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.data import scenes
+from mlic_jax.data.corrections import correct
 from mlic_jax.data.kept_labels import keep_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, Split, open_split, prepare
@@ -129,10 +130,11 @@ SOURCES |= dict.fromkeys(
 def open_splits(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
-    It is prepared again where the annotations or photos that it was made from changed.
+    It is prepared again where the annotations or photos that it was made from changed. Labels are
+    as `data.corrections` has them.
 
     Raises:
-        UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
+        UsageError, Failure: see `create`, `mlic_jax.data.records.prepare` and `corrections.read`.
     """
     source = create(data)
     directory = prepare(
@@ -142,7 +144,8 @@ def open_splits(data: DataOptions) -> dict[str, Split]:
         upright=data.upright,
         value_range=data.range or None,
     )
-    return {role: open_split(directory, split) for role, split in data.splits.items()}
+    splits = {role: open_split(directory, split) for role, split in data.splits.items()}
+    return correct(splits, data.corrections)
 
 
 def open_to_train(data: DataOptions) -> dict[str, Split]:
