@@ -27,7 +27,14 @@ from mlic_jax.scores.scoring import ARRAY_OPTIONS
 HOW = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
     *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
-    *("data.annotations", "data.corrections", "data.cache", "data.cache_gib", "eval.every", "eval.batch_size"),
+    *(
+        "data.annotations",
+        "data.corrections",
+        "data.cache",
+        "data.cache_gib",
+        "eval.every",
+        "eval.batch_size",
+    ),
 )
 
 # Groups of options that hold whatever a recipe names.

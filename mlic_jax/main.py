@@ -6,6 +6,7 @@ Flags and dispatch alone. Any option of the configuration can be set on the comm
 """
 
 import contextlib
+import getpass
 import os
 import re
 import sys
@@ -37,6 +38,7 @@ MODES = {
     "evaluate": "the metrics and the report of a run or a converted model",
     "calibrate": "learn the thresholds that prediction uses",
     "doubt": "labels of a run's set that are probably wrong or missing, and photos that look alike",
+    "review": "a page that asks a person for labels in doubt, and for photos without any",
     "predict": "the labels of photos",
     "serve": "a page to drop photos on",
     "export": "a bundle that labels photos without JAX or this package",
@@ -66,7 +68,10 @@ PRECISION = flags.DEFINE_string("precision", "float32", "export: float32, bfloat
 ALLOW = flags.DEFINE_bool("allow", False, "export: int8 to cost more than a point of mAP.")
 SPLITS = flags.DEFINE_list("splits", ["train", "val", "test"], "doubt: whose labels, by role.")
 LICENCE = flags.DEFINE_string("licence", "", "export: of the weights, a line for the model card.")
-HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "serve, review: the address to listen on.")
+WHO = flags.DEFINE_string(
+    "who", None, "review: your name, beside your answers; default: the login."
+)
 RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
 ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "train: resume with options that change what has been."
@@ -75,7 +80,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "train, evaluate: trace a few step
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "On a GPU: the same numbers to the bit every time, more slowly."
 )
-PORT = flags.DEFINE_integer("port", 7860, "serve: 0 takes one that is free.", 0, 65535)
+PORT = flags.DEFINE_integer("port", 7860, "serve, review: 0 takes one that is free.", 0, 65535)
 OF_PROCESSES = (
     *(processes.DISTRIBUTED, processes.COORDINATOR, processes.NUM_PROCESSES, processes.PROCESS_ID),
     *(processes.JOIN_SECONDS, processes.LOST_SECONDS),
@@ -83,13 +88,14 @@ OF_PROCESSES = (
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
-    ("train", "evaluate", "prepare", "calibrate", "doubt"): (CONFIG, WORKDIR),
-    ("evaluate", "calibrate", "doubt", "predict", "serve", "export"): (CHECKPOINT,),
+    ("train", "evaluate", "prepare", "calibrate", "doubt", "review"): (CONFIG, WORKDIR),
+    ("evaluate", "calibrate", "doubt", "review", "predict", "serve", "export"): (CHECKPOINT,),
     ("doubt",): (SPLITS,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
-    ("serve",): (HOST, PORT),
+    ("serve", "review"): (HOST, PORT),
+    ("review",): (WHO,),
     ("train",): (RECOVER, ALLOW_CHANGES),
     ("train", "evaluate"): (PROFILE,),
     ("train", "evaluate", "calibrate", "predict"): (DETERMINISTIC,),
@@ -112,7 +118,7 @@ def main(argv: list[str]) -> None:
         look_at_photos()
     elif MODE.value == "export":
         export()
-    elif MODE.value in ("evaluate", "calibrate", "doubt"):
+    elif MODE.value in ("evaluate", "calibrate", "doubt", "review"):
         look_at_a_split()
     else:
         work_on_a_set()
@@ -186,6 +192,11 @@ def look_at_a_split() -> None:
         calibrate.calibrate_run(*arguments)
     elif MODE.value == "doubt":
         doubt_run.doubt_run(*arguments, SPLITS.value)
+    elif MODE.value == "review":
+        from mlic_jax.review import serve
+
+        who = WHO.value or getpass.getuser()
+        serve.review_run(setup.config, setup.path, who, HOST.value, PORT.value)
     else:
         run.evaluate_run(*arguments, PROFILE.value, setup.overrides)
 

@@ -13,7 +13,7 @@ STOREYS = (
     ("calibrate", "voc_server", "bundle"),
     ("__main__",),
     ("main", "completion"),
-    ("train", "export"),
+    ("train", "export", "review"),
     ("evaluate", "predict", "prepare", "diagnose"),
     ("reports", "checkpoint_config"),
     ("recipes", "config_checks"),
@@ -54,7 +54,7 @@ OF_CONFIGURATIONS = {
 }
 DOORS = {
     *("models/__init__.py", "train/loop.py", "evaluate/run.py", "evaluate/calibrate.py"),
-    *("predict/predictor.py", "diagnose/doubt_run.py"),
+    *("predict/predictor.py", "diagnose/doubt_run.py", "review/serve.py"),
 }
 
 

@@ -200,45 +200,54 @@ class Corrections:
     """What the answers of a file are to the splits of a set.
 
     Attributes:
+        answers: all of them, as they came.
         splits: by name, with the labels that they were prepared with.
+        places: photo -> split -> its position there, if there are answers.
         standing: label -> who -> the answer that holds; of labels of which any does.
         gone: the answers that would hold of photos and classes that there are not.
     """
 
+    answers: list[Answer]
     splits: dict[str, Split]
+    places: dict[str, dict[str, int]]
     standing: dict[Label, dict[str, Answer]]
     gone: list[Answer]
 
     @classmethod
-    def of(cls, splits: Iterable[Split], answers: Iterable[Answer]) -> "Corrections":
+    def of(cls, splits: Iterable[Split], answers: Sequence[Answer]) -> "Corrections":
         """Of all splits of a set, where an id may recur in another split."""
         named = {split.split: split for split in splits}
-        places: dict[str, dict[str, int]] = defaultdict(dict)  # photo -> split -> position
-        for name, split in named.items():
+        places: dict[str, dict[str, int]] = defaultdict(dict)
+        for name, split in named.items() if answers else ():
             for position in range(len(split)):
                 places[split.image_id(position)][name] = position
-        held: dict[Label | tuple[str, ...], dict[str, list[Answer]]] = {}
+        found = cls(list(answers), named, dict(places), {}, [])
+        held: dict[Any, dict[str, list[Answer]]] = {}
         for answer in answers:
-            label = _label_of(answer, named, places) or answer[:3]
-            of_person = held.setdefault(label, {}).setdefault(answer.who, [])
+            of_label = held.setdefault(found.label_of(answer) or answer[:3], {})
+            of_person = of_label.setdefault(answer.who, [])
             if answer.answer != UNDO:
                 of_person.append(answer)
             elif of_person:
                 of_person.pop()
-        last = {
-            label: {who: given[-1] for who, given in people.items() if given}
-            for label, people in held.items()
-        }
-        return cls(
-            named,
-            {label: of for label, of in last.items() if isinstance(label, Label) and of},
-            [
-                answer
-                for label, people in last.items()
-                if not isinstance(label, Label)
-                for answer in people.values()
-            ],
-        )
+        for label, people in held.items():
+            last = {who: given[-1] for who, given in people.items() if given}
+            if last and isinstance(label, Label):
+                found.standing[label] = last
+            else:
+                found.gone.extend(last.values())
+        return found
+
+    def label_of(self, answer: Answer) -> Label | None:
+        """What an answer is of; None: there is no such photo or class, or it is not told which."""
+        found = self.places.get(answer.photo, {})
+        split = answer.split if answer.split in found else next(iter(found), "")
+        if not found or (len(found) > 1 and split != answer.split):
+            return None
+        names = self.splits[split].class_names
+        if answer.class_name not in names:
+            return None
+        return Label(split, found[split], names.index(answer.class_name))
 
     def value(self, label: Label) -> int:
         """What a label is now: 1, -1 or 0."""
@@ -262,6 +271,11 @@ class Corrections:
             if label.split == split:
                 labels[label[1:]] = self.value(label)
         return labels
+
+    def labels_of(self, split: str, position: int) -> np.ndarray:
+        """int8 `[C]`, the corrected labels of a photo."""
+        classes = range(len(self.splits[split].class_names))
+        return np.array([self.value(Label(split, position, c)) for c in classes], np.int8)
 
     def corrected(self, split: Split) -> Split:
         """A split, of these, with its corrected labels."""
@@ -320,6 +334,19 @@ class Corrections:
         }
 
 
+def holding(answers: Iterable[Answer], who: str) -> list[Answer]:
+    """The answers of a person that are not taken back, in their order."""
+    left: list[Answer] = []
+    for answer in answers:
+        if answer.who != who:
+            continue
+        if answer.answer != UNDO:
+            left.append(answer)
+        elif before := [i for i, one in enumerate(left) if one[:3] == answer[:3]]:
+            del left[before[-1]]
+    return left
+
+
 def of_file(splits: Mapping[str, Split], path: str) -> Corrections:
     """The corrections in a file, "" or one that there is not: none, to the splits of a set by role.
 
@@ -335,20 +362,6 @@ def correct(splits: Mapping[str, Split], path: str) -> dict[str, Split]:
     if said := found.said():
         logger.info("%s: %s", path, said)
     return {role: found.corrected(split) for role, split in splits.items()}
-
-
-def _label_of(
-    answer: Answer, splits: Mapping[str, Split], places: Mapping[str, Mapping[str, int]]
-) -> Label | None:
-    """The label that an answer is of; None: there is no such photo or class, or it is not told."""
-    found = places.get(answer.photo, {})
-    split = answer.split if answer.split in found else next(iter(found), "")
-    if not found or (len(found) > 1 and split != answer.split):
-        return None
-    names = splits[split].class_names
-    if answer.class_name not in names:
-        return None
-    return Label(split, found[split], names.index(answer.class_name))
 
 
 def _told(answer: Answer) -> dict[str, str]:

@@ -25,7 +25,7 @@ def said(photo, class_name, answer, who="anna", split="train"):
 
 @pytest.fixture(scope="module")
 def splits(toy_source, tmp_path_factory):
-    """Of ten and four images, of which the ids of the four recur; labels of photo i: i % 3 - 1, ..."""
+    """Of ten and four images, of which the ids of the four recur; the label ant is i % 3 - 1."""
     folder = records.prepare(toy_source("toy"), tmp_path_factory.mktemp("prepared"))
     return {name: records.open_split(folder, name) for name in ("train", "val")}
 
@@ -225,7 +225,7 @@ ANSWERING = """
 import itertools, sys
 from mlic_jax.data.corrections import Answer, append
 for i in itertools.count():
-    append(sys.argv[1], [Answer(f"photo{i}", "train", "bee", "absent", "anna", "2026-11-26T21:03:11Z")])
+    append(sys.argv[1], [Answer(f"photo{i}", "train", "bee", "absent", "anna", "2026-11-26")])
     print(i, flush=True)
 """
 

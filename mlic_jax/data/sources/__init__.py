@@ -127,14 +127,14 @@ SOURCES |= dict.fromkeys(
 )
 
 
-def open_splits(data: DataOptions) -> dict[str, Split]:
+def open_prepared(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
     It is prepared again where the annotations or photos that it was made from changed. Labels are
-    as `data.corrections` has them.
+    those of the annotations.
 
     Raises:
-        UsageError, Failure: see `create`, `mlic_jax.data.records.prepare` and `corrections.read`.
+        UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
     """
     source = create(data)
     directory = prepare(
@@ -144,8 +144,16 @@ def open_splits(data: DataOptions) -> dict[str, Split]:
         upright=data.upright,
         value_range=data.range or None,
     )
-    splits = {role: open_split(directory, split) for role, split in data.splits.items()}
-    return correct(splits, data.corrections)
+    return {role: open_split(directory, split) for role, split in data.splits.items()}
+
+
+def open_splits(data: DataOptions) -> dict[str, Split]:
+    """`open_prepared`, with labels as `data.corrections` has them.
+
+    Raises:
+        UsageError, Failure: see `open_prepared` and `corrections.read`.
+    """
+    return correct(open_prepared(data), data.corrections)
 
 
 def open_to_train(data: DataOptions) -> dict[str, Split]:
