@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def doubt_run(
     config: ConfigDict,
     workdir: Path,
     checkpoint: Path | str | None = None,
-    roles: Iterable[str] = ("train", "val", "test"),
+    roles: Sequence[str] = ("train", "val", "test"),
 ) -> list[Doubt]:
     """Judges the labels of a set by probes on the backbone of a checkpoint, and looks for pairs.
 
@@ -80,7 +80,7 @@ def doubt_run(
         Failure: no label is known, or see `cross_fit`.
     """
     options, path = ScoreOptions.of(config), find_checkpoint(Path(checkpoint or workdir))
-    splits = labelled_splits(options, roles)
+    splits = labelled_splits(sources.open_splits(options.data), roles)
     judged = judge(options, path, splits)
     doubts = doubtful_labels(judged.labels, judged.probabilities)
     folder = Path(workdir) / FOLDER
@@ -98,23 +98,22 @@ def doubt_run(
     return doubts
 
 
-def labelled_splits(options: ScoreOptions, roles: Iterable[str]) -> list[Split]:
+def labelled_splits(of_roles: Mapping[str, Split], roles: Sequence[str]) -> list[Split]:
     """The splits of some roles that have labels, each once.
 
     Raises:
         UsageError: there is no such role.
         Failure: there is no label.
     """
-    of_roles = sources.open_splits(options.data)
     by_name = {}
     for role in roles:
         if role not in of_roles:
             raise UsageError(f"--splits: there is no {role!r}; there are {', '.join(of_roles)}")
-        split = of_roles[role]
-        if split.labels().any():
-            by_name[split.split] = split
+        if of_roles[role].labels().any():
+            by_name[of_roles[role].split] = of_roles[role]
     if not by_name:
-        raise Failure(f"no label of {options.data.name} is known: there is none to doubt")
+        name = next(iter(of_roles.values())).name
+        raise Failure(f"no label of {name} {', '.join(roles)} is known: there is none to doubt")
     return list(by_name.values())
 
 
