@@ -26,7 +26,7 @@ def test_scores_are_those_of_a_ridge_regression_of_the_other_folds(unknown):
     features, labels, ids = made(0, unknown=unknown)
     fold, penalties = folds_of(ids, labels, 4, 0), (0.1, 3.0)
     standard = (features - features.mean(0, dtype=float)) / (features.std(0, dtype=float) + 1e-6)
-    found = ridge_scores(features, labels, fold, penalties)
+    found = ridge_scores(standard, labels, fold, penalties)
     for p, penalty in enumerate(penalties):
         for part in range(4):
             for c in range(labels.shape[1]):
@@ -34,6 +34,19 @@ def test_scores_are_those_of_a_ridge_regression_of_the_other_folds(unknown):
                 ridge = Ridge(penalty * fitted.sum()).fit(standard[fitted], labels[fitted, c])
                 expected = ridge.predict(standard[fold == part])
                 np.testing.assert_allclose(found[p, fold == part, c], expected, atol=1e-9)
+
+
+def test_of_few_features_the_axes_say_all_and_of_many_the_most(monkeypatch):
+    features, *_ = made(6)
+    standard = (features - features.mean(0, dtype=float)) / (features.std(0, dtype=float) + 1e-6)
+    square = standard @ standard.T
+    all_axes = module.principal(features)
+    np.testing.assert_allclose(all_axes @ all_axes.T, square, atol=1e-9)
+    monkeypatch.setattr(module, "AXES", 5)
+    few = module.principal(features)
+    assert few.shape == (120, 5)
+    largest = np.linalg.eigvalsh(square)[-5:]
+    np.testing.assert_allclose(np.linalg.eigvalsh(few.T @ few), largest, rtol=1e-9)
 
 
 def test_folds_are_fair_and_the_same_for_a_photo_wherever_it_stands():
