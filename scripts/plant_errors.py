@@ -198,8 +198,8 @@ def summed_up(values: Sequence[Any]) -> Any:
 def to_markdown(found: Sequence[dict[str, Any]]) -> str:
     """A row a set, a share and a kind."""
     lines = [
-        "| set | errors | kind | chance | precision in the top 1% | area under ROC | area under PR "
-        "| listed | of them planted | of the planted |",
+        "| set | errors | kind | chance | precision in the top 1% | area under ROC | under PR "
+        "| listed | planted of these | of all planted |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for of in found:

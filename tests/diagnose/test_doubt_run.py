@@ -25,7 +25,6 @@ def run(make_config, fresh_run, tmp_path_factory):
     """The configuration, the checkpoint, and what the command printed with which folder."""
     config, folder = make_config(), tmp_path_factory.mktemp("doubt")
     config.data.prepared_dir = str(folder / "prepared")
-    config.model.name = "pooled"
     checkpoint = folder / "weights"
     save_weights(checkpoint, *fresh_run(config))
     arguments = ["--mode=doubt", f"--checkpoint={checkpoint}", f"--workdir={folder / 'run'}"]
