@@ -26,7 +26,7 @@ from mlic_jax.diagnose.cross_fit import cross_fit
 from mlic_jax.diagnose.doubtful import Doubt, doubtful_labels, label_quality, photo_quality
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
-from mlic_jax.runtime.checkpoint import find_checkpoint
+from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.pooled import mean_features
 from mlic_jax.scores.scoring import load_model
@@ -89,10 +89,10 @@ def doubt_run(
     alike.write_pairs(pairs, splits, folder)
     print(summary(judged, doubts))
     print(pairs_summary(pairs))
-    if trained := config.optim.multipliers.get("features", config.optim.multipliers.get("rest")):
+    if has_seen(read_metadata(path), config):
         print(
-            f"the backbone of {path} was trained with these labels (optim.multipliers.features "
-            f"{trained:g}) and may know errors by heart: one that was frozen finds more"
+            f"the backbone of {path} was trained with labels of this set and may know errors by "
+            "heart: one that was frozen finds more"
         )
     print(f"written: {folder / DOUBTS}, {folder / PHOTOS}, {folder / 'look_alikes.csv'}")
     return doubts
@@ -129,6 +129,16 @@ def judge(options: ScoreOptions, path: Path, splits: Sequence[Split]) -> Labelle
     ids = [f"{split.split}/{split.image_id(i)}" for split in splits for i in range(len(split))]
     split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
     return Labelled(splits, split_of, labels, cross_fit(features, labels, ids))
+
+
+def has_seen(metadata: Mapping[str, Any], config: ConfigDict) -> bool:
+    """Whether the backbone of a checkpoint was trained with labels of the configured set."""
+    saved = metadata["config"]
+    data = saved.get("data", {})  # a converted model names none
+    if any(data.get(name) != config.data[name] for name in ("source", "name")):
+        return False
+    multipliers = saved["optim"]["multipliers"]
+    return bool(multipliers.get("features", multipliers.get("rest")))
 
 
 def write_doubts(judged: Labelled, doubts: Sequence[Doubt], folder: Path) -> None:

@@ -61,6 +61,16 @@ def test_pairs_and_what_is_written(splits, tmp_path):
             assert left.std() > 20 and right.std() > 20
 
 
+def test_pictures_are_of_the_first_pairs_and_old_ones_go(splits, tmp_path, monkeypatch):
+    pairs = alike.find_pairs(splits)
+    alike.write_pairs(pairs, splits, tmp_path)
+    monkeypatch.setattr(alike, "MOST_PICTURES", 1)
+    alike.write_pairs(pairs, splits, tmp_path)
+    assert [path.name for path in (tmp_path / "look_alikes").iterdir()] == ["0001.jpg"]
+    with (tmp_path / "look_alikes.csv").open(newline="") as file:
+        assert [row["picture"] for row in csv.DictReader(file)] == ["look_alikes/0001.jpg", ""]
+
+
 def test_an_unknown_label_differs_from_none(splits):
     unknown = splits[0].labels().copy()
     unknown[[splits[0].image_id(i) for i in range(6)].index("darker_a.png")] = 0

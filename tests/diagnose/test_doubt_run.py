@@ -14,7 +14,7 @@ from mlic_jax.data.options import DataOptions
 from mlic_jax.diagnose import doubt_run as module
 from mlic_jax.diagnose.doubtful import doubtful_labels
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.runtime.checkpoint import save_weights
+from mlic_jax.runtime.checkpoint import read_metadata, save_weights
 from mlic_jax.scores.options import ScoreOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_the_tables_are_what_the_modules_say(run):
     known = np.count_nonzero(judged.labels)
     assert f"{len(rows)} of {known} labels of tiny_scenes train, val, test in doubt" in said
     assert "pairs that look alike across splits" in said
-    assert "the backbone of" in said and "was trained with these labels" in said
+    assert f"the backbone of {checkpoint} was trained with labels of this set" in said
 
 
 def test_features_are_computed_once_and_are_the_means_of_maps(run, monkeypatch):
@@ -93,6 +93,19 @@ def test_features_are_computed_once_and_are_the_means_of_maps(run, monkeypatch):
     weights = {name: variables[name] for name in ("params", "batch_stats")}
     maps = jax.jit(lambda w, x: model.apply(w, x, method="look"))(weights, image)["maps"]
     np.testing.assert_allclose(found[4], np.mean(maps[0], axis=(0, 1)), rtol=1e-3, atol=1e-4)
+
+
+def test_which_backbones_have_seen_the_labels(run):
+    config, checkpoint, *_ = run
+    metadata = read_metadata(checkpoint)
+    assert module.has_seen(metadata, config)
+    frozen = config.copy_and_resolve_references()
+    frozen.optim.multipliers.features = 0.0
+    assert not module.has_seen({"config": frozen.to_dict()}, config)
+    other = config.copy_and_resolve_references()
+    other.data.name = "other"
+    assert not module.has_seen(metadata, other)
+    assert not module.has_seen({"config": {"model": {}}}, config)
 
 
 def test_splits_and_sets_that_cannot_be_judged(run):
