@@ -164,6 +164,7 @@ def describe_run(
         "scales": list(look.scales),
         "local_size": look.local_size,
         "local_bound": look.local_bound,
+        **({"consistent": True} if look.consistent else {}),  # earlier versions had no such option
     }
 
 
