@@ -96,7 +96,7 @@ def of_set(
             labels = plant(split.labels(), share, seed)
             tries.append((labels, cross_fit(features, labels, ids, seed=seed)))
         figures = measure(split.labels(), tries)
-        about = {"set": split.name, "photos": len(split), "share": share, "seeds": list(seeds)}
+        about = {"set": split.name, "images": len(split), "share": share, "seeds": list(seeds)}
         found.append(about | figures)
     return found
 
@@ -196,7 +196,7 @@ def summed_up(values: Sequence[Any]) -> Any:
 
 
 def to_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """A row a set, a share and a kind."""
+    """A table with a row a set, a share and a kind, and one of the photos."""
     lines = [
         "| set | errors | kind | chance | precision in the top 1% | area under ROC | under PR "
         "| listed | planted of these | of all planted |",
@@ -213,6 +213,12 @@ def to_markdown(found: Sequence[dict[str, Any]]) -> str:
                 f"{roc} | {pr} | {one['listed']:.0f} | {100 * one['precision']:.0f} | "
                 f"{100 * one['recall']:.0f} |"
             )
+    names = " | ".join(f"{name.replace('_', ' ')}, area under ROC" for name in AGGREGATES)
+    lines += ["", f"| set | errors | photos with one | {names} |", "|---|---|---|---|---|"]
+    for of in found:
+        areas_of = " | ".join(_with_interval(of["photos"][name]) for name in AGGREGATES)
+        share = 100 * of["photos"]["chance"]
+        lines.append(f"| {of['set']} | {of['share']:.0%} | {share:.1f} | {areas_of} |")
     return "\n".join(lines) + "\n"
 
 

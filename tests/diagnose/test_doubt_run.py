@@ -113,7 +113,9 @@ def test_splits_and_sets_that_cannot_be_judged(run):
     assert module.labelled_splits(opened, ["val"]) == [opened["val"]]
     same = opened | {"test": opened["val"]}  # as where there is no third split
     assert module.labelled_splits(same, ["val", "test"]) == [opened["val"]]
-    with pytest.raises(UsageError, match="--splits: there is no 'vall'; there are test, train, val"):
+    with pytest.raises(
+        UsageError, match="--splits: there is no 'vall'; there are test, train, val"
+    ):
         module.labelled_splits(opened, ["vall"])
     unlabelled = {role: of.with_labels(0 * of.labels()) for role, of in opened.items()}
     assert module.labelled_splits(unlabelled | {"val": opened["val"]}, opened) == [opened["val"]]

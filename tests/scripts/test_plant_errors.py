@@ -90,7 +90,9 @@ def test_a_table_in_a_page(script, make_config, tmp_path, capsys):
     assert rows == ["missing", "wrong"]
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     (figures,) = json.loads((tmp_path / "page" / "planted.json").read_text())
-    assert (figures["set"], figures["photos"], figures["seeds"]) == ("tiny_scenes", 20, [0, 1])
-    assert f"{100 * figures['wrong']['roc'][0]:.1f}" in capsys.readouterr().out
+    assert (figures["set"], figures["images"], figures["seeds"]) == ("tiny_scenes", 20, [0, 1])
+    printed = capsys.readouterr().out
+    for value in (figures["wrong"]["roc"], figures["photos"]["softmin"]):
+        assert " ({1:.1f} to {2:.1f})".format(*(100 * x for x in value)) in printed
     assert script.main([*arguments, "--shares", "1.5"]) == 2
     assert "--shares 1.5: it must be between 0 and 1" in capsys.readouterr().err
