@@ -134,8 +134,8 @@ def default_config() -> ConfigDict:
     # Below root: coco: the annotations of a split, or of all; nuswide, tables: the file of all
     # splits; voc, own: the folder of XML files.
     config.data.annotations = "instances_{split}.json"
-    # What people say of labels that are wrong or missing, a file of `mlic review`, or one that there
-    # is not as yet; empty: none.
+    # What people say of labels that are wrong or missing, the file of `mlic review`, which need not
+    # be there as yet; empty: none.
     config.data.corrections = ""
     config.data.class_order = "alphabetical"  # coco: alphabetical | annotation
     config.data.keep_unlabelled = False  # coco, nuswide: keep images that show no class
@@ -161,6 +161,10 @@ def default_config() -> ConfigDict:
     config.data.word_vectors = ""
     # msrn: a file; identity: no label attends to others; empty: counted on the training split
     config.data.label_graph = ""
+    # A file of which labels lie within others, a rule `dog < animal` a line, see
+    # data/label_tree.py.
+    config.data.label_tree = ""
+    config.data.fill_parents = False  # label_tree: the parents of present labels are present too
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
@@ -287,6 +291,8 @@ def default_config() -> ConfigDict:
     config.eval.global_scores = ""
     config.eval.flip = False  # average the logits with those of the mirrored image
     config.eval.scales = ()  # sizes beside data.image_size, over all of which logits are averaged
+    # data.label_tree: a label has at least the greatest score of those below it; in prediction too.
+    config.eval.consistent = False
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
     config.eval.min_positives = 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from mlic_jax.files.atomic import write_text, written_whole
 
 COLUMNS = ("photo", "split", "other", "other_split", "bits", "differing", "picture")
 SIDE, GAP = 256, 8  # pixels, of a picture and between two
+MOST_PICTURES = 1000
 
 
 class Pair(NamedTuple):
@@ -61,15 +63,20 @@ def find_pairs(splits: Sequence[Split]) -> list[Pair]:
 
 
 def write_pairs(pairs: Sequence[Pair], splits: Sequence[Split], folder: Path) -> None:
-    """Writes `look_alikes.csv` and of every pair a small picture, `look_alikes/0001.jpg`."""
+    """Writes `look_alikes.csv`, and of the first pairs small pictures, `look_alikes/0001.jpg`.
+
+    Pictures of before are removed.
+    """
+    shutil.rmtree(folder / "look_alikes", ignore_errors=True)
     names = splits[0].class_names
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(COLUMNS)
     for number, pair in enumerate(pairs, 1):
-        picture = f"look_alikes/{number:04}.jpg"
-        with written_whole(folder / picture) as partial:
-            side_by_side(pair, splits).save(partial, "JPEG", quality=85)
+        picture = f"look_alikes/{number:04}.jpg" if number <= MOST_PICTURES else ""
+        if picture:
+            with written_whole(folder / picture) as partial:
+                side_by_side(pair, splits).save(partial, "JPEG", quality=85)
         (first, photo), (second, other) = pair.photo, pair.other
         writer.writerow(
             (

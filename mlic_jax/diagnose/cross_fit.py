@@ -16,7 +16,8 @@ from mlic_jax.data.splitting import stratified_parts
 from mlic_jax.errors import Failure, UsageError
 
 FOLDS = 5
-PENALTIES = tuple(10.0**k for k in np.arange(-2, 2.5, 0.5))  # for each photo, of standard features
+PENALTIES = tuple(10.0**k for k in np.arange(-1, 2.5, 0.5))  # for each photo that is fitted on
+AXES = 256  # of features, along which photos differ most
 LEAST = 2  # photos of either side that a class needs, so that no fold has all of them
 
 
@@ -59,7 +60,7 @@ def cross_fit(
     fold = folds_of(photo_ids, labels, folds, seed)
     of_judged = labels[:, judged]
     best, least = np.empty(0), np.inf
-    for scores in ridge_scores(features, of_judged, fold):
+    for scores in ridge_scores(principal(features), of_judged, fold):
         probabilities = calibrated(scores, of_judged)
         if (loss := log_loss(probabilities, of_judged)) < least:
             best, least = probabilities, loss
@@ -78,6 +79,19 @@ def folds_of(photo_ids: Sequence[str], labels: np.ndarray, folds: int, seed: int
     return fold
 
 
+def principal(features: np.ndarray) -> np.ndarray:
+    """Standardised features along their `AXES` principal axes, or all there are; float64 `[N, K]`.
+
+    The penalty leaves little of the others, and a fit takes a tenth of the time.
+    """
+    mean, deviation = features.mean(axis=0, dtype=float), features.std(axis=0, dtype=float) + 1e-6
+    standard = (features - mean) / deviation
+    count = standard.shape[1]
+    of_largest = (max(0, count - AXES), count - 1)
+    _, axes = scipy.linalg.eigh(standard.T @ standard, subset_by_index=of_largest)
+    return standard @ axes
+
+
 def ridge_scores(
     features: np.ndarray,
     labels: np.ndarray,
@@ -86,10 +100,10 @@ def ridge_scores(
 ) -> np.ndarray:
     """Scores of every photo by the ridge regression of all other folds.
 
-    Of standardised features on labels of +1 and -1, with a constant that is not penalised.
+    Of features on labels of +1 and -1, with a constant that is not penalised.
 
     Args:
-        features: `[N, D]`.
+        features: float `[N, K]`.
         labels: `[N, C]`; the classes that are unknown for the same photos are fitted together.
         fold: int `[N]`.
         penalties: P, each times the number of photos that are fitted on.
@@ -97,9 +111,7 @@ def ridge_scores(
     Returns:
         float64 `[P, N, C]`.
     """
-    mean, deviation = features.mean(axis=0, dtype=float), features.std(axis=0, dtype=float) + 1e-6
-    rows = np.ones((len(features), features.shape[1] + 1))
-    rows[:, :-1] = (features - mean) / deviation
+    rows = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     scores = np.empty((len(penalties), *labels.shape))
     patterns, pattern_of = np.unique(labels != 0, axis=1, return_inverse=True)
     for number, is_known in enumerate(patterns.T):

@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mlic_jax.diagnose.cross_fit import cross_fit
 from mlic_jax.diagnose.doubtful import Doubt, doubtful_labels, label_quality, photo_quality
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
-from mlic_jax.runtime.checkpoint import find_checkpoint
+from mlic_jax.runtime.checkpoint import find_checkpoint, read_metadata
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.pooled import mean_features
 from mlic_jax.scores.scoring import load_model
@@ -61,7 +61,7 @@ def doubt_run(
     config: ConfigDict,
     workdir: Path,
     checkpoint: Path | str | None = None,
-    roles: Iterable[str] = ("train", "val", "test"),
+    roles: Sequence[str] = ("train", "val", "test"),
 ) -> list[Doubt]:
     """Judges the labels of a set by probes on the backbone of a checkpoint, and looks for pairs.
 
@@ -80,7 +80,7 @@ def doubt_run(
         Failure: no label is known, or see `cross_fit`.
     """
     options, path = ScoreOptions.of(config), find_checkpoint(Path(checkpoint or workdir))
-    splits = labelled_splits(options, roles)
+    splits = labelled_splits(sources.open_splits(options.data), roles)
     judged = judge(options, path, splits)
     doubts = doubtful_labels(judged.labels, judged.probabilities)
     folder = Path(workdir) / FOLDER
@@ -89,32 +89,31 @@ def doubt_run(
     alike.write_pairs(pairs, splits, folder)
     print(summary(judged, doubts))
     print(pairs_summary(pairs))
-    if trained := config.optim.multipliers.get("features", config.optim.multipliers.get("rest")):
+    if has_seen(read_metadata(path), config):
         print(
-            f"the backbone of {path} was trained with these labels (optim.multipliers.features "
-            f"{trained:g}) and may know errors by heart: one that was frozen finds more"
+            f"the backbone of {path} was trained with labels of this set and may know errors by "
+            "heart: one that was frozen finds more"
         )
     print(f"written: {folder / DOUBTS}, {folder / PHOTOS}, {folder / 'look_alikes.csv'}")
     return doubts
 
 
-def labelled_splits(options: ScoreOptions, roles: Iterable[str]) -> list[Split]:
+def labelled_splits(of_roles: Mapping[str, Split], roles: Sequence[str]) -> list[Split]:
     """The splits of some roles that have labels, each once.
 
     Raises:
         UsageError: there is no such role.
         Failure: there is no label.
     """
-    of_roles = sources.open_splits(options.data)
     by_name = {}
     for role in roles:
         if role not in of_roles:
             raise UsageError(f"--splits: there is no {role!r}; there are {', '.join(of_roles)}")
-        split = of_roles[role]
-        if split.labels().any():
-            by_name[split.split] = split
+        if of_roles[role].labels().any():
+            by_name[of_roles[role].split] = of_roles[role]
     if not by_name:
-        raise Failure(f"no label of {options.data.name} is known: there is none to doubt")
+        name = next(iter(of_roles.values())).name
+        raise Failure(f"no label of {name} {', '.join(roles)} is known: there is none to doubt")
     return list(by_name.values())
 
 
@@ -130,6 +129,16 @@ def judge(options: ScoreOptions, path: Path, splits: Sequence[Split]) -> Labelle
     ids = [f"{split.split}/{split.image_id(i)}" for split in splits for i in range(len(split))]
     split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
     return Labelled(splits, split_of, labels, cross_fit(features, labels, ids))
+
+
+def has_seen(metadata: Mapping[str, Any], config: ConfigDict) -> bool:
+    """Whether the backbone of a checkpoint was trained with labels of the configured set."""
+    saved = metadata["config"]
+    data = saved.get("data", {})  # a converted model names none
+    if any(data.get(name) != config.data[name] for name in ("source", "name")):
+        return False
+    multipliers = saved["optim"]["multipliers"]
+    return bool(multipliers.get("features", multipliers.get("rest")))
 
 
 def write_doubts(judged: Labelled, doubts: Sequence[Doubt], folder: Path) -> None:

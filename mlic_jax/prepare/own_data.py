@@ -31,6 +31,7 @@ from mlic_jax.data import card, co_occurrence, corrections, plan, sources, word_
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.kept_labels import keep_labels
+from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
@@ -153,6 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=("absent", "unknown"),
         help="what the labels are that are not kept; default absent",
     )
+    parser.add_argument(
+        "--label-tree",
+        metavar="FILE",
+        help="rules `dog < animal`, one a line: what shows a child shows its parents, in labels "
+        "and in predictions",
+    )
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -186,11 +193,13 @@ def _run(options: argparse.Namespace) -> None:
     output = Path(options.output or Path("own", options.name))
     settings["data.corrections"] = os.path.abspath(output / corrections.FILE)
     roles = settings["data.splits"]
-    splits = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
-    people = corrections.of_file(splits, settings["data.corrections"])
-    splits = {name: people.corrected(split) for name, split in splits.items()}
-    train = splits[roles["train"]]
     data = DataOptions.of(configured(settings).data)
+    as_annotated = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
+    people = corrections.of_file(as_annotated, data.corrections)
+    splits = {
+        name: complete_labels(people.corrected(split), data) for name, split in as_annotated.items()
+    }
+    train = splits[roles["train"]]
     kept = keep_labels(train, data)
 
     graph_file, vectors_file = output / "label_graph.npz", output / "word_vectors.npz"

@@ -1,1 +1,1 @@
-"""Putting labels right: which ones a person is asked for, the page that asks, and a probe between."""
+"""Putting labels right: what a person is asked, and the page that asks, with a probe in between."""

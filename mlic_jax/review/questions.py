@@ -16,6 +16,7 @@ import numpy as np
 
 from mlic_jax.data import corrections
 from mlic_jax.data.corrections import UNDO, Answer, Corrections, Label
+from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.data.records import Split
 from mlic_jax.diagnose.cross_fit import cross_fit
 from mlic_jax.diagnose.doubtful import doubtful_labels
@@ -54,18 +55,26 @@ class Questions:
         file: of the answers.
     """
 
-    def __init__(self, splits: Sequence[Split], features: np.ndarray, file: Path):
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        features: np.ndarray,
+        file: Path,
+        tree: LabelTree | None = None,
+    ):
         """Ranks all labels, in seconds.
 
         Args:
             splits: all of a set.
             features: float `[N, D]`, of all their photos, split by split.
             file: of the answers that there are, and to come.
+            tree: of the labels, which says what else is present.
 
         Raises:
             Failure: the file is malformed.
         """
         self.splits, self.file, self._features = list(splits), file, features
+        self._tree = tree
         self.class_names = splits[0].class_names
         sizes = [len(split) for split in splits]
         self._first_row = dict(
@@ -153,6 +162,8 @@ class Questions:
         start = time.monotonic()
         people = self.corrections()
         labels = np.concatenate([people.labels(split.split) for split in self.splits])
+        if self._tree is not None:
+            labels = self._tree.filled(labels)
         ids = [
             f"{split.split}/{split.image_id(i)}" for split in self.splits for i in range(len(split))
         ]

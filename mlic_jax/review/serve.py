@@ -32,6 +32,7 @@ from PIL import Image
 from mlic_jax.data import sources
 from mlic_jax.data.corrections import NAMES, Corrections
 from mlic_jax.data.image_files import printable
+from mlic_jax.data.label_tree import of_options
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.predict.serve import PHOTO_SIDE, address, listen, shrunk, warm_up
 from mlic_jax.review.look import Look
@@ -93,7 +94,9 @@ def review_run(
             )
             model, variables, _ = load_model(options, path, splits[0])
             features = [mean_features(model, variables, split, options) for split in splits]
-            questions = Questions(splits, np.concatenate(features), Path(config.data.corrections))
+            data, file = options.data, Path(config.data.corrections)
+            tree = of_options(data, splits[0].class_names) if data.fill_parents else None
+            questions = Questions(splits, np.concatenate(features), file, tree)
             look = Look(path)
             warm_up(look.predictor)
             with Server(listener, Review(questions, look, who)) as server:

@@ -8,6 +8,7 @@ from typing import Any
 from mlic_jax.data import scenes
 from mlic_jax.data.corrections import correct
 from mlic_jax.data.kept_labels import keep_labels
+from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
@@ -130,11 +131,15 @@ SOURCES |= dict.fromkeys(
 def open_prepared(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
-    It is prepared again where the annotations or photos that it was made from changed. Labels are
-    those of the annotations.
+        It is prepared again where the annotations or photos that it was made from changed. Labels are
+    <<<<<<< HEAD
+        those of the annotations.
+    =======
+        completed as `data.fill_parents` says.
+    >>>>>>> doubt
 
-    Raises:
-        UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
+        Raises:
+            UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
     """
     source = create(data)
     directory = prepare(
@@ -148,12 +153,13 @@ def open_prepared(data: DataOptions) -> dict[str, Split]:
 
 
 def open_splits(data: DataOptions) -> dict[str, Split]:
-    """`open_prepared`, with labels as `data.corrections` has them.
+    """`open_prepared`, with labels as `data.corrections` has them and with their parents.
 
     Raises:
-        UsageError, Failure: see `open_prepared` and `corrections.read`.
+        UsageError, Failure: see `open_prepared`, `corrections.read` and `label_tree.read`.
     """
-    return correct(open_prepared(data), data.corrections)
+    splits = correct(open_prepared(data), data.corrections)
+    return {role: complete_labels(split, data) for role, split in splits.items()}
 
 
 def open_to_train(data: DataOptions) -> dict[str, Split]:
