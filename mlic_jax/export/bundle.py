@@ -11,7 +11,7 @@ hashes.json      SHA-256 of every other file
 import hashlib
 import importlib.util
 import json
-import warnings
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ DESCRIPTION, HASHES, REFERENCES = "model.json", "hashes.json", "references/refer
 FORMATS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx"}
 RUNTIMES = {"stablehlo": "stablehlo", "onnxruntime": "onnx", "openvino": "onnx"}
 VERSION = 2
+# It may take less than float32 where it finds that faster.
+OPENVINO_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
 # A function from uint8 pixels [B, S, S, 3] to arrays by name.
 Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -170,15 +172,13 @@ def open_onnxruntime(path: Path, name: str) -> Runtime:
 
 
 def _open_openvino(path: Path, name: str) -> Runtime:
-    with warnings.catch_warnings():  # it forks where it is imported, to tell its makers
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        import openvino
+    # With it OpenVINO tells its makers that it was imported, from a process that it forks for that.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
 
-    # It may take less than float32 where it finds that faster.
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     model = core.read_model(path.read_bytes())
-    compiled = core.compile_model(model, "CPU", options)
+    compiled = core.compile_model(model, "CPU", OPENVINO_OPTIONS)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = compiled({name: pixels})

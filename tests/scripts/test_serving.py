@@ -1,0 +1,89 @@
+"""A bundle behind servers: with Ray Serve under load, and by the protocol of Triton and OpenVINO."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mlic_jax.export import write
+from mlic_jax.runtime.checkpoint import save_weights
+
+SERVING = Path(__file__).resolve().parents[2] / "scripts" / "serving"
+
+
+@pytest.fixture(scope="module")
+def bundle(make_config, fresh_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    variables, metadata = fresh_run(make_config())
+    save_weights(folder / "model", variables, metadata)
+    return write.export(str(folder / "model"), folder / "scenes", ("onnx",))
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_a_replica_is_killed(bundle):
+    pytest.importorskip("ray.serve", reason="needs ray[serve], which no extra has")
+    done = subprocess.run(
+        [sys.executable, SERVING / "load_test.py", bundle, "--requests", "60", "--port", "8731"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout[done.stdout.index("{") :])
+    assert said["in_peace"]["right"] == said["a_replica_killed"]["right"] == 60
+    assert said["in_peace"]["posted_again"] == 0 < said["a_replica_killed"]["whole_again_s"]
+
+
+class Protocol(http.server.BaseHTTPRequestHandler):
+    """What the Open Inference Protocol says of a request whose tensors are bytes."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Inference-Header-Content-Length"])
+        (tensor,) = json.loads(body[:length])["inputs"]
+        raw = body[length:]
+        assert self.path == "/v2/models/scenes/infer" and tensor["datatype"] == "UINT8"
+        assert len(raw) == tensor["parameters"]["binary_data_size"]
+        pixels = np.frombuffer(raw, np.uint8).reshape(tensor["shape"])
+        session = self.server.session
+        found = session.run(None, {tensor["name"]: pixels})
+        outputs = [
+            {"name": of.name, "shape": value.shape, "data": value.ravel().tolist()}
+            for of, value in zip(session.get_outputs(), found, strict=True)
+        ]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"model_name": "scenes", "outputs": outputs}).encode())
+
+    def log_message(self, *what):
+        pass
+
+
+def test_a_client_labels_by_a_server_as_the_bundle_does(bundle, tmp_path):
+    (tmp_path / "torn.jpg").write_bytes(b"no photo")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Protocol)
+    server.session = onnxruntime.InferenceSession(bundle / "model.onnx")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v2/models/scenes"
+    (photo,) = bundle.glob("references/0.*")
+    asked, program, torn = (
+        subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        for command in (
+            [SERVING / "ask.py", bundle, url, photo],
+            [bundle / "run.py", photo],
+            [SERVING / "ask.py", bundle, url, tmp_path / "torn.jpg"],
+        )
+    )
+    server.shutdown()
+    server.server_close()
+    assert asked.returncode == 0, asked.stderr
+    expected = json.loads(program.stdout)
+    del expected["file"]
+    assert json.loads(asked.stdout) == expected
+    assert torn.returncode == 1 and "cannot identify image file" in torn.stderr
+    assert len(torn.stderr.splitlines()) == 1
