@@ -1,4 +1,4 @@
-"""A bundle behind servers: with Ray Serve under load, and by the protocol of Triton and OpenVINO."""
+"""A bundle behind servers: Ray Serve under load, and the protocol of Triton and OpenVINO."""
 
 import http.server
 import json
