@@ -54,8 +54,8 @@ class Labels:
 
 
 def start(folder: Path, replicas: int, port: int) -> None:
-    """Starts Ray, and the replicas behind a proxy at 127.0.0.1."""
-    ray.init(num_cpus=replicas, include_dashboard=False)
+    """Starts Ray, and the replicas behind a proxy at 127.0.0.1; it logs into files alone."""
+    ray.init(num_cpus=replicas, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Labels.options(num_replicas=replicas).bind(folder.resolve()))
 
@@ -70,7 +70,9 @@ def main() -> None:
     if not (given.bundle / "run.py").is_file():
         parser.error(f"{given.bundle} is no bundle with a model in ONNX: it has no run.py")
     start(given.bundle, given.replicas, given.port)
-    print(f"http://127.0.0.1:{given.port}/ labels photos that are posted; Ctrl-C ends it")
+    print(
+        f"http://127.0.0.1:{given.port}/ labels photos that are posted; Ctrl-C ends it", flush=True
+    )
     try:
         asyncio.run(asyncio.Event().wait())
     except KeyboardInterrupt:

@@ -2,9 +2,12 @@
 
 import http.server
 import json
+import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +37,49 @@ def test_nothing_is_lost_when_a_replica_is_killed(bundle):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout[done.stdout.index("{") :])
+    said = json.loads(done.stdout.splitlines()[-1])
     assert said["in_peace"]["right"] == said["a_replica_killed"]["right"] == 60
-    assert said["in_peace"]["posted_again"] == 0 < said["a_replica_killed"]["whole_again_s"]
+    assert said["in_peace"]["posted_again"] == 0 < said["alone_ms"]
+
+
+@pytest.mark.slow
+def test_what_is_no_photo_is_answered_by_a_line(bundle):
+    pytest.importorskip("ray.serve", reason="needs ray[serve], which no extra has")
+    command = [
+        sys.executable,
+        SERVING / "ray_serve.py",
+        bundle,
+        "--replicas",
+        "1",
+        "--port",
+        "8732",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert "labels photos" in server.stdout.readline()
+            (photo,) = bundle.glob("references/0.*")
+            assert answer("http://127.0.0.1:8732/-/healthz") == (200, "success")
+            status, said = answer("http://127.0.0.1:8732/", photo.read_bytes())
+            assert status == 200 and set(json.loads(said)) == {"labels", "scores", "regions"}
+            for body in (b"no photo", b""):
+                status, said = answer("http://127.0.0.1:8732/", body)
+                assert status == 400
+                assert json.loads(said) == {
+                    "error": "cannot identify image file in what was posted"
+                }
+            assert answer("http://127.0.0.1:8732/")[0] == 405
+        finally:
+            server.send_signal(signal.SIGINT)
+    assert server.returncode == 0
+
+
+def answer(url, body=None):
+    """The status and the text of an answer."""
+    try:
+        with urllib.request.urlopen(url, body) as said:
+            return said.status, said.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 class Protocol(http.server.BaseHTTPRequestHandler):
