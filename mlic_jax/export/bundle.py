@@ -171,11 +171,16 @@ def open_onnxruntime(path: Path, name: str) -> Runtime:
     return lambda pixels: dict(zip(names, session.run(None, {name: pixels}), strict=True))
 
 
-def _open_openvino(path: Path, name: str) -> Runtime:
-    # With it OpenVINO tells its makers that it was imported, from a process that it forks for that.
+def import_openvino() -> Any:
+    """The module, without what tells its makers of every import from a process forked for that."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    return openvino
+
+
+def _open_openvino(path: Path, name: str) -> Runtime:
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(path.read_bytes())
     compiled = core.compile_model(model, "CPU", OPENVINO_OPTIONS)

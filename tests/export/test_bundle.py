@@ -84,6 +84,17 @@ def test_every_runtime_proves_it(exported, runtime, capsys):
     assert f"{runtime}: probabilities within" in said and "labels the same on 8 of 8" in said
 
 
+def test_openvino_does_not_tell_of_its_use(exported):
+    """Its telemetry forks a process, of which Python warns where there are threads."""
+    code = (
+        "import os, pathlib, sys; from mlic_jax.export import bundle; "
+        "os.register_at_fork(before=lambda: print('forked')); path = pathlib.Path(sys.argv[1]); "
+        "bundle.open_runtime(path, bundle.read(path), 'openvino'); print('opened')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("opened\n", "")
+
+
 def test_what_it_says_is_what_prediction_says(exported, checkpoint):
     """Temperature, thresholds, mirrored views, the central crop and where regions lie in photos."""
     description = bundle.read(exported)
