@@ -51,6 +51,8 @@ def read(folder: Path) -> dict[str, Any]:
             version; or its description says nothing that this package understands.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file: unpack it, and give the folder")
     if not (folder / HASHES).is_file():
         raise UsageError(f"{folder} is no bundle: it has no {HASHES}; --mode export writes one")
     hashes, there = json_text.read(folder / HASHES), _files(folder)

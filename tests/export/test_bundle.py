@@ -457,6 +457,8 @@ def test_another_model_is_not_proven(exported, tmp_path, capsys):
 def test_folders_and_runtimes_that_are_not_known(exported, tmp_path, capsys):
     assert door.main(["verify", str(tmp_path)]) == 2
     assert "is no bundle: it has no hashes.json" in capsys.readouterr().err
+    assert door.main(["verify", f"{exported}.zip"]) == 2
+    assert "scenes.zip is a file: unpack it, and give the folder" in capsys.readouterr().err
     assert door.main(["verify", str(exported), "--runtime", "onnx"]) == 2
     assert "known are stablehlo, onnxruntime, openvino" in capsys.readouterr().err
 
