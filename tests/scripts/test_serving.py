@@ -23,7 +23,9 @@ SERVING = Path(__file__).resolve().parents[2] / "scripts" / "serving"
 @pytest.fixture(scope="module")
 def bundle(make_config, fresh_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
-    variables, metadata = fresh_run(make_config())
+    config = make_config()
+    config.model.name = "pooled"
+    variables, metadata = fresh_run(config)
     save_weights(folder / "model", variables, metadata)
     return write.export(str(folder / "model"), folder / "scenes", ("onnx",))
 
