@@ -17,13 +17,8 @@ from mlic_jax.names import IDENTITY
 
 # The options that name files or folders of the machine; those below data.root are relative to it.
 PATHS = (
-<<<<<<< HEAD
     *("init_from", "data.root", "data.prepared_dir", "data.corrections", "data.word_vectors"),
-    "data.label_graph",
-=======
-    *("init_from", "data.root", "data.prepared_dir", "data.word_vectors", "data.label_graph"),
-    "data.label_tree",
->>>>>>> doubt
+    *("data.label_graph", "data.label_tree"),
 )
 
 

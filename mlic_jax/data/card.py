@@ -212,10 +212,8 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         lost = zip(card["class_names"], kept["positives"], train["positives"], strict=True)
         if names := [name for name, left, of in lost if of and not left]:
             problems.append(f"no label of {_some(names)} is kept: nothing is learned of it")
-<<<<<<< HEAD
     if said := card.get("corrections", {}).get("said"):
         notes.append(f"labels are as people corrected them: {said}")
-=======
     if tree := card.get("label_tree"):
         against = {split: sum(counts) for split, counts in tree["violations"].items()}
         if any(against.values()):
@@ -224,7 +222,6 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
                 f"labels go against the label tree, a child without its parent: {counted}; "
                 "data.fill_parents completes them"
             )
->>>>>>> doubt
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
     if card["turned"] and card["upright"]:

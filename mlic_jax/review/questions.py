@@ -192,9 +192,8 @@ class Questions:
     def _in_order(self, probabilities: np.ndarray, labels: np.ndarray) -> list[int]:
         """The rows of photos that came without any label, the most informative first."""
         came_without = ~self._given.any(axis=1)
-        first = most_informative(
-            self._features, probabilities, ~came_without | labels.any(axis=1), AHEAD
-        ).tolist()
+        is_labelled = np.logical_or(~came_without, labels.any(axis=1))
+        first = most_informative(self._features, probabilities, is_labelled, AHEAD).tolist()
         others = np.setdiff1d(np.flatnonzero(came_without), first)
         order = np.argsort(-uncertainty(probabilities[others]), kind="stable")
         return [*first, *others[order].tolist()]

@@ -131,15 +131,11 @@ SOURCES |= dict.fromkeys(
 def open_prepared(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
-        It is prepared again where the annotations or photos that it was made from changed. Labels are
-    <<<<<<< HEAD
-        those of the annotations.
-    =======
-        completed as `data.fill_parents` says.
-    >>>>>>> doubt
+    It is prepared again where the annotations or photos that it was made from changed. Labels are
+    those of the annotations.
 
-        Raises:
-            UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
+    Raises:
+        UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
     """
     source = create(data)
     directory = prepare(
