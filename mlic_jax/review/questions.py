@@ -8,6 +8,7 @@ photo of all splits has a number, its row, one split after the other.
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,8 @@ class Questions:
         passed: Collection[tuple[int, int]] = (),
         left_out: Collection[int] = (),
     ) -> tuple[Question | None, int]:
-        """The first question of a list that is open and was not passed over, and how many are.
+        """The first question of a list that is open and not passed over; and how many there are,
+        or of photos without labels, how many of these.
 
         Args:
             name: of `LISTS`.
@@ -219,14 +221,20 @@ class Questions:
         require_one_of("the list", name, LISTS)
         with self._lock:
             people = self.corrections()
-            asked = self._doubtful(people) if name == "doubtful" else self._without_labels(people)
-            found, count = None, 0
-            for question in asked:
-                place = question.row, question.class_index
-                if place not in passed and question.row not in left_out:
-                    found = found or question
-                    count += 1
-            return found, count
+            rows = self._without_labels(people)
+            asked = self._doubtful(people) if name == "doubtful" else self._of_photos(people, rows)
+            open_now = (
+                question
+                for question in asked
+                if (question.row, question.class_index) not in passed
+                and question.row not in left_out
+            )
+            first = next(open_now, None)
+            if first is None:
+                return None, 0
+            if name == "unlabelled":
+                return first, len(rows)
+            return first, 1 + sum(1 for _ in open_now)
 
     def open_classes(self, row: int) -> list[int]:
         """The classes of a photo that came without labels of which nobody has said anything."""
@@ -242,9 +250,14 @@ class Questions:
             if self._is_open(people, doubt.photo, doubt.class_index):
                 yield self._question(doubt.photo, doubt.class_index, doubt.kind)
 
-    def _without_labels(self, people: Corrections) -> Iterator[Question]:
+    def _without_labels(self, people: Corrections) -> list[int]:
+        """The rows of the photos without labels of which not all is said."""
+        said = Counter(self._place(label)[0] for label in people.standing)
+        return [row for row in self._unlabelled if said[row] < len(self.class_names)]
+
+    def _of_photos(self, people: Corrections, rows: Sequence[int]) -> Iterator[Question]:
         """Of each photo the likeliest label first."""
-        for row in self._unlabelled:
+        for row in rows:
             for c in np.argsort(-np.nan_to_num(self._probabilities[row]), kind="stable").tolist():
                 if self._is_open(people, row, c):
                     yield self._question(row, c, "unlabelled")
