@@ -14,7 +14,6 @@ const KINDS = {
 let list = "doubtful"; // which of the two is shown
 let shown = null; // the question
 let passed = []; // [photo, class] of all that were shown
-let ahead = null; // the promise of the next question, asked for while this one is looked at
 let busy = false;
 
 async function ask(path, content = {}) {
@@ -33,7 +32,7 @@ function show({ question, open, notes }) {
   shown = question;
   if (notes.length) at("note").textContent = notes.join("; ");
   at("view").hidden = !question;
-  at("rest").hidden = !question || question.open_classes.length < 2;
+  at("rest").hidden = !question || question.open_classes < 2;
   for (const button of document.querySelectorAll("[data-answer], #skip")) button.disabled = !question;
   for (const id of ["said", "others", "where"]) at(id).textContent = "";
   document.body.dataset.question = question ? `${question.split}/${question.photo}/${question.class}` : "none";
@@ -58,12 +57,12 @@ function show({ question, open, notes }) {
   look_ahead();
 }
 
+// While this one is looked at the model looks at the next photo, and the browser loads it. What is
+// said of it is asked for again: this answer may change that.
 function look_ahead() {
-  const place = [shown.row, shown.class_index];
-  ahead = { of: list, place: place.join(), found: next([place]) };
-  ahead.found.then(
+  next([[shown.row, shown.class_index]]).then(
     ({ question }) => question && (new Image().src = question.image),
-    () => {}, // it is asked for again when it is wanted
+    () => {},
   );
 }
 
@@ -83,23 +82,19 @@ async function once(work) {
 }
 
 async function go_on() {
-  const place = shown && [shown.row, shown.class_index];
-  if (place) passed.push(place);
-  const ready = place && ahead && ahead.of === list && ahead.place === place.join();
-  show(ready ? await ahead.found.catch(() => next()) : await next());
+  if (shown) passed.push([shown.row, shown.class_index]);
+  show(await next());
 }
 
-const answer = (answers) =>
+const give = (path, content) =>
   once(async () => {
-    await ask("/answer", { answers, who: at("who").value });
-    ahead = answers.length > 1 ? null : ahead; // of another label of this photo
-    passed.push(...answers.map(([row, c]) => [row, c]));
+    await ask(path, { ...content, who: at("who").value });
     await go_on();
   });
 
-const say = (word) => shown && answer([[shown.row, shown.class_index, word]]);
+const say = (word) => shown && give("/answer", { answers: [[shown.row, shown.class_index, word]] });
 const skip = () => shown && once(go_on);
-const rest = () => shown && !at("rest").hidden && answer(shown.open_classes.map((c) => [shown.row, c, "absent"]));
+const rest = () => shown && !at("rest").hidden && give("/rest", { row: shown.row });
 const undo = () => once(async () => {
   const found = await ask("/undo", { who: at("who").value });
   if (found.question) show(found);

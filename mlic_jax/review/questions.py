@@ -136,6 +136,17 @@ class Questions:
             rows.append(Answer(split.image_id(position), split.split, name, word, who, when))
         corrections.append(self.file, rows)
 
+    def answer_rest(self, row: int, who: str) -> int:
+        """Keeps that the `open_classes` of a photo are absent; gives how many these are.
+
+        Raises:
+            UsageError, Failure: see `answer`.
+        """
+        with self._lock:
+            left = self.open_classes(row)
+            self.answer([(row, c, "absent") for c in left], who)
+            return len(left)
+
     def undo(self, who: str) -> Question | None:
         """Takes back the last answer of a person that holds; gives its question, None: none does.
 

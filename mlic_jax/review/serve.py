@@ -144,6 +144,10 @@ class Review:
         self.questions.answer(answers, str(given["who"]).strip())
         return {"kept": len(answers)}
 
+    def rest(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keeps that nothing more is present in the photo `row`, which came without labels."""
+        return {"kept": self.questions.answer_rest(int(given["row"]), str(given["who"]).strip())}
+
     def undo(self, given: dict[str, Any]) -> dict[str, Any]:
         """Takes back the last answer of `who`, and shows its question again."""
         question = self.questions.undo(str(given["who"]).strip())
@@ -190,7 +194,7 @@ class Review:
             "model": seen.probability,
             "box": seen.box and shares(seen.box, image),
             "present": present_names(people, split.split, position),
-            "open_classes": self.questions.open_classes(question.row),
+            "open_classes": len(self.questions.open_classes(question.row)),
             "image": f"/photo/{question.row}",
         }
 
@@ -315,6 +319,7 @@ METHODS = {
     "/start": Review.start,
     "/next": Review.next,
     "/answer": Review.answer,
+    "/rest": Review.rest,
     "/undo": Review.undo,
     "/retrain": Review.retrain,
 }

@@ -119,7 +119,11 @@ def test_photos_without_labels_are_asked_for_photo_by_photo(questions):
     assert of_first == sorted(of_first, reverse=True)  # the likeliest label first
     assert questions.open_classes(rows[0]) == list(range(classes))
     assert questions.open_classes(0) == []
-    questions.answer([(rows[0], c, "absent") for c in questions.open_classes(rows[0])], "anna")
+    questions.answer([(rows[0], 2, "present")], "bert")
+    assert questions.answer_rest(rows[0], "anna") == classes - 1
+    assert questions.answer_rest(rows[0], "anna") == questions.answer_rest(0, "anna") == 0
+    labels = questions.corrections().labels_of(*questions.label(rows[0], 0)[:2])
+    assert np.flatnonzero(labels > 0).tolist() == [2] and (labels != 0).all()
     assert rows[0] not in [one.row for one in asked(questions, "unlabelled")]
     assert questions.rank()["unlabelled"] == 3  # of which one has all its answers
     assert questions.next("unlabelled")[1] == 2
