@@ -20,7 +20,15 @@ import scipy.stats
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.data import sources
-from mlic_jax.diagnose.cross_fit import FOLDS, calibrated, folds_of, log_loss, ridge_scores
+from mlic_jax.diagnose.cross_fit import (
+    FOLDS,
+    PENALTIES,
+    calibrated,
+    folds_of,
+    log_loss,
+    principal,
+    ridge_scores,
+)
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.review.selection import most_informative
@@ -28,7 +36,6 @@ from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.pooled import mean_features
 from mlic_jax.scores.scoring import load_model
 
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
 WAYS = ("active", "random")
 
 
@@ -53,13 +60,14 @@ def _run(options: Any) -> None:
     features = [mean_features(model, variables, splits[of], scoring) for of in ("train", "test")]
     labels = [splits[of].labels() for of in ("train", "test")]
     ids = [splits["train"].image_id(i) for i in range(len(labels[0]))]
+    axes = principal(np.concatenate(features))
     curves: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for seed in range(options.seeds):
         for way in WAYS:
-            found = curve(*features, *labels, ids, way, options.step, options.rounds, seed)
+            found = curve(axes, features[0], *labels, ids, way, options, seed)
             curves[way].append(found)
             print(f"seed {seed}, {way}: {', '.join(f'{value:.1f}' for value in found)}", flush=True)
-    everything = test_map(fitted(*features, labels[0], ids)[1], labels[1])
+    everything = test_map(fitted(axes, labels[0], ids)[1], labels[1])
     result = summary(curves, options.step, labels[0].shape[1]) | {
         "set": splits["train"].name,
         "photos": len(ids),
@@ -70,55 +78,53 @@ def _run(options: Any) -> None:
 
 
 def curve(
-    train: np.ndarray,
-    test: np.ndarray,
+    axes: np.ndarray,
+    features: np.ndarray,
     labels: np.ndarray,
     test_labels: np.ndarray,
     ids: Sequence[str],
     way: str,
-    step: int,
-    rounds: int,
+    options: Any,
     seed: int,
 ) -> list[float]:
     """The mAP on the test split after each round; `way` says which photos are labelled next."""
     order = np.random.default_rng(seed).permutation(len(labels))
     is_labelled = np.zeros(len(labels), bool)
-    is_labelled[order[:step]] = True
+    is_labelled[order[: options.step]] = True
     values = []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         given = np.where(is_labelled[:, None], labels, np.int8(0))
-        probabilities, scores = fitted(train, test, given, ids)
+        probabilities, scores = fitted(axes, given, ids)
         values.append(test_map(scores, test_labels))
         if way == "active":
-            chosen = most_informative(train, probabilities, is_labelled, step)
+            chosen = most_informative(features, probabilities, is_labelled, options.step)
         else:
-            chosen = order[~is_labelled[order]][:step]
+            chosen = order[~is_labelled[order]][: options.step]
         is_labelled[chosen] = True
     return values
 
 
 def fitted(
-    train: np.ndarray, test: np.ndarray, given: np.ndarray, ids: Sequence[str]
+    axes: np.ndarray, given: np.ndarray, ids: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `[N, C]` of the training split and scores of the test split.
+    """Probabilities `[N, C]` of the training split and scores of the test split, which follows it.
 
-    Those of photos that are not labelled are of the probe of all that are, and those of the others
-    of the probe of the other folds, by which the penalty is chosen.
+    As the page has them: those of photos that are labelled are of the probe of the other folds, by
+    which the penalty is chosen, those of the others of the probe of all that are.
     """
-    is_labelled = given.any(axis=1)
-    rows = np.flatnonzero(is_labelled)
-    fold = np.full(len(train) + len(test), FOLDS)
+    rows = np.flatnonzero(given.any(axis=1))
+    fold = np.full(len(axes), FOLDS)
     fold[rows] = folds_of([ids[i] for i in rows], given[rows], FOLDS, 0)
-    labels = np.concatenate([given, np.zeros((len(test), given.shape[1]), np.int8)])
-    of_penalty = ridge_scores(np.concatenate([train, test]), labels, fold, PENALTIES)
+    labels = np.zeros((len(axes), given.shape[1]), np.int8)
+    labels[: len(given)] = given
     judged = (given > 0).any(axis=0) & (given < 0).any(axis=0)
     best, least = None, np.inf
-    for scores in of_penalty:
+    for scores in ridge_scores(axes, labels, fold, PENALTIES):
         probabilities = np.full(labels.shape, np.nan)
         probabilities[:, judged] = calibrated(scores[:, judged], labels[:, judged])
         loss = log_loss(probabilities[rows][:, judged], given[rows][:, judged])
         if loss < least:
-            best, least = (probabilities[: len(train)], scores[len(train) :]), loss
+            best, least = (probabilities[: len(given)], scores[len(given) :]), loss
     assert best is not None  # a loss is finite
     return best
 
