@@ -73,7 +73,8 @@ def exported(
 
 def theirs(subject: Subject, compiled: bool, given: dict[str, Any], sizes: Sizes) -> Run:
     run = models.torch_inference(subject, True, compiled, given, sizes)
-    return lambda: {"probabilities": scores.sigmoid() for scores in run().values()}
+    name = models.SCORES[subject.recipe(sizes).model.name]
+    return lambda: {"probabilities": run()[name].sigmoid()}
 
 
 # --- from the command to the labels of a photo
