@@ -34,11 +34,11 @@ class BundlePredictor(Predictor):
             "model": f"{of['name']} on {of['backbone']}, in {runtime}",
             "image size": f"{self.size} px{self.fit.described()}",
         }
-        self._see_ranges(how["range"])
-        self._model, self._rows = model, bundle.batch_of(description)
+        self._see_range(how["range"])
+        self._model, self._batch = model, bundle.batch_of(description)
 
     def _look(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = bundle.run_in_batches(self._model, pixels, self._rows)
+        outputs = bundle.run_in_batches(self._model, pixels, self._batch)
         return {
             name: of.astype(np.float64) if name.endswith("probabilities") else of
             for name, of in outputs.items()

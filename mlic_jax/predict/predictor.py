@@ -103,7 +103,7 @@ class Predictor:
         self.grid, self.about = self.options.data.image_size, _about(self.options)
         self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])
-        self._see_ranges(metadata.get("preprocessing", {}).get("range"))
+        self._see_range(metadata.get("preprocessing", {}).get("range"))
         self.temperature, self.thresholds, self.rule = operating_point(
             config.eval.protocol, metadata
         )
@@ -114,8 +114,11 @@ class Predictor:
         self._variables = jax.device_put(variables, devices.replicated(self._mesh))
         self._step = make_eval_step(model, self.options, self._mesh, class_maps=True)
 
-    def _see_ranges(self, value_range: Sequence[float] | None) -> None:
-        self.value_range = tuple(value_range) if value_range else None
+    def _see_range(self, value_range: tuple[float, float] | None) -> None:
+        self.value_range: transforms.Range | None = None
+        if value_range:
+            black, white = value_range
+            self.value_range = black, white
         self._ranges_told: set[transforms.Range] = set()
 
     @classmethod

@@ -26,6 +26,7 @@ Run = Callable[[], dict[str, Any]]
 
 # What is compared, for which see `models.SCORES`.
 PROBABILITIES = {"mcar": "global_probabilities", "pooled": "probabilities"}
+PHOTO = "photo.jpg"
 OF_8_BITS = 0.1  # how far its probabilities may be apart; random weights forgive less than others
 
 
@@ -53,20 +54,19 @@ def exported(
     subject: Subject, runtime: str, of_8_bits: bool, given: dict[str, Any], sizes: Sizes
 ) -> Run:
     """The model of a bundle, in a runtime."""
-    from mlic_jax.export import bundle, int8, write
-    from mlic_jax.export.labelling import Source, example
+    from mlic_jax.data.fitting import Fit
+    from mlic_jax.export import bundle, int8
 
-    checkpoint = written(recipe(subject, sizes), given["variables"], sizes)
-    source, path = Source(str(checkpoint), "float32", None), checkpoint.with_name("model.onnx")
-    write.write_onnx(source, example(source, None), path)
+    folder = bundled(subject, given, sizes)
     if of_8_bits:
         some = photos.inputs({"images": 8})
         split = photos.prepared(photos.split_bytes(some), some["labels"])
-        in_float = path.rename(checkpoint.with_name("float.onnx"))
-        int8.quantise(in_float, path, split, source.options.data.fit, source.size, None)
-    description = {"formats": {"onnx": path.name}, "input": {"name": "pixels"}}
-    model = bundle.open_runtime(path.parent, description, runtime)
-    name = PROBABILITIES[source.config.model.name]
+        path = folder / "model.onnx"
+        in_float = path.rename(folder / "float.onnx")
+        int8.quantise(in_float, path, split, Fit(), sizes["image_size"], None)
+    description = json.loads((folder / "model.json").read_text())
+    model = bundle.open_runtime(folder, description, runtime)
+    name = PROBABILITIES[subject.recipe(sizes).model.name]
     pixels = np.asarray(given["batch"]["images"])
     return lambda: {"probabilities": model(pixels)[name]}
 
@@ -82,41 +82,38 @@ def theirs(subject: Subject, compiled: bool, given: dict[str, Any], sizes: Sizes
 
 def predicted(subject: Subject, keeps: bool, given: dict[str, Any], sizes: Sizes) -> Run:
     """`--mode predict`, with the programs of an earlier run or with none."""
-    checkpoint, folder = proven(subject, given, sizes)
-    kept = tempfile.TemporaryDirectory(dir=folder.parent)
+    folder = bundled(subject, given, sizes)
 
     def run() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as empty:
-            cache, out = kept.name if keeps else empty, Path(empty, "out")
-            command = ["-m", "mlic_jax.main", "--mode=predict", f"--checkpoint={checkpoint}"]
-            started([*command, f"--images={photo_of(folder)}", f"--out={out}"], cache)
-            return scores_of(json.loads((out / "predictions.jsonl").read_text()))
+        with tempfile.TemporaryDirectory(dir=folder) as empty:
+            cache, out = folder / "cache" if keeps else empty, Path(empty, "out")
+            where = [f"--images={folder / PHOTO}", f"--out={out}"]
+            started(
+                ["-m", "mlic_jax.main", "--mode=predict", f"--checkpoint={folder / 'run'}", *where],
+                cache,
+            )
+            return scores_of((out / "predictions.jsonl").read_text())
 
     return run
 
 
 def labelled(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Run:
     """`run.py` of a bundle."""
-    _, folder = proven(subject, given, sizes)
-    command = [str(folder / "run.py"), str(photo_of(folder))]
-    return lambda: scores_of(json.loads(started(command, os.environ.get("XDG_CACHE_HOME", ""))))
+    folder = bundled(subject, given, sizes)
+    return lambda: scores_of(started([folder / "run.py", folder / PHOTO], folder))
 
 
-def started(command: list[str], cache: str) -> str:
-    """What a process of Python's prints that keeps its programs there."""
-    environment = os.environ | {"XDG_CACHE_HOME": cache}
+def started(command: list[str | Path], cache: str | Path) -> str:
+    """What a process of Python's prints that keeps its programs in `cache`."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     done = subprocess.run(
         [sys.executable, *command], env=environment, check=True, capture_output=True, text=True
     )
     return done.stdout
 
 
-def photo_of(folder: Path) -> Path:
-    return next(path for path in (folder / "references").iterdir() if path.suffix != ".json")
-
-
-def scores_of(row: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {"probabilities": np.array([*row["scores"].values()])}
+def scores_of(row: str) -> dict[str, np.ndarray]:
+    return {"probabilities": np.array([*json.loads(row)["scores"].values()])}
 
 
 # --- what is measured
@@ -134,31 +131,34 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory()
 
 
-def written(config: ConfigDict, variables: dict[str, Any], sizes: Sizes) -> Path:
-    """A checkpoint with these weights."""
+def bundled(subject: Subject, given: dict[str, Any], sizes: Sizes) -> Path:
+    """A folder with a checkpoint, `run`, a photo, and what of a bundle labels it.
+
+    It is not proven: of random weights a region may be another in every runtime by right.
+    """
     import jax
 
+    from mlic_jax.export import bundle, write
+    from mlic_jax.export.labelling import Source, example
     from mlic_jax.runtime.checkpoint import save_weights
 
-    metadata = {
-        "config": json.loads(config.to_json()),
-        "class_names": [f"label {c}" for c in range(sizes["labels"])],
+    folder, config = Path(_folder().name), recipe(subject, sizes)
+    names = [f"label {c}" for c in range(sizes["labels"])]
+    metadata = {"config": json.loads(config.to_json()), "class_names": names}
+    save_weights(folder / "run", jax.tree.map(np.asarray, given["variables"]), metadata)
+    source, size = Source(str(folder / "run"), "float32", None), sizes["image_size"]
+    write.write_onnx(source, example(source, None), folder / "model.onnx")
+    how = {"size": size, "grid": size, "interpolation": "bilinear", "center_crop": 0, "range": None}
+    description = {
+        "class_names": names,
+        "formats": {"onnx": "model.onnx"},
+        "input": {"name": "pixels", "shape": ["batch", size, size, 3]},
+        "preprocessing": how,
     }
-    path = Path(_folder().name, "checkpoint")
-    save_weights(path, jax.tree.map(np.asarray, variables), metadata)
-    return path
-
-
-def proven(subject: Subject, given: dict[str, Any], sizes: Sizes) -> tuple[Path, Path]:
-    """A checkpoint, and the bundle of it, with a photo."""
-    from mlic_jax.export import write
-
-    checkpoint = written(recipe(subject, sizes), given["variables"], sizes)
-    images, out = (checkpoint.with_name(name) for name in ("images", "bundle"))
-    images.mkdir()
-    (images / "photo.jpg").write_bytes(photos.split_bytes(photos.inputs({"images": 1}))[0])
-    write.export(str(checkpoint), out, ("onnx",), images=str(images))
-    return checkpoint, out
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "run.py").write_bytes(bundle.run_file().read_bytes())
+    (folder / PHOTO).write_bytes(photos.split_bytes(photos.inputs({"images": 1}))[0])
+    return folder
 
 
 def task(title: str, subject: Subject, **sizes: int) -> Task:
@@ -188,7 +188,8 @@ def first_label(title: str, subject: Subject, **sizes: int) -> Task:
         Case("onnxruntime", "host", partial(labelled, subject)),
     )
     name = f"first label: {title}, {{image_size}} px"
-    return Task(name, subject.inputs, cases, sizes, tolerance=1e-3, measures_memory=False)
+    # Of the whole model, whose regions move; see `models.SCORES`.
+    return Task(name, subject.inputs, cases, sizes, tolerance=0.1, measures_memory=False)
 
 
 MOBILENET = {"backbone": "mobilenet_v2", "image_size": 256}
