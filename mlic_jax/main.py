@@ -65,6 +65,12 @@ RUNTIME = flags.DEFINE_string(
     "runtime", "jax", "predict: what runs it; of a bundle as --checkpoint onnxruntime or openvino."
 )
 RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
+LABEL_TREE = flags.DEFINE_string(
+    "label_tree",
+    None,
+    "predict: a file of rules `dog < animal`, which scores are made to agree with.",
+)
+SIDECARS = flags.DEFINE_bool("sidecars", False, "predict: labels into XMP files beside photos.")
 FORMATS = flags.DEFINE_list("formats", ["stablehlo", "onnx"], "export: stablehlo, onnx, web.")
 SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: the checkpoint's.")
 BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
@@ -91,7 +97,7 @@ FLAGS_OF_MODES = {
     ("train", "evaluate", "prepare", "calibrate"): (CONFIG, WORKDIR),
     ("evaluate", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
     ("predict", "export"): (IMAGES, OUT),
-    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RUNTIME, RESUME),
+    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
@@ -149,11 +155,13 @@ def look_at_photos() -> None:
         required(IMAGES),
         required(OUT),
         resume=RESUME.value,
+        sidecars=SIDECARS.value,
         open_model=open_model,
         flip=FLIP.value,
         scales=scales,
         local_size=LOCAL_SIZE.value,
         local_bound=LOCAL_BOUND.value,
+        label_tree=LABEL_TREE.value,
     )
 
 

@@ -25,8 +25,9 @@ from PIL import Image
 
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config_checks import check_scales
-from mlic_jax.data import transforms
+from mlic_jax.data import label_tree, transforms
 from mlic_jax.data.fitting import Frame
+from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
@@ -58,6 +59,7 @@ class LookOptions(TypedDict, total=False):
     # MCAR does not look at regions of classes whose global probability is lower, and they are not
     # among the `regions`.
     local_bound: float | None
+    label_tree: str | None  # a file of rules, with which scores are made to agree
 
 
 class Predictor:
@@ -104,6 +106,7 @@ class Predictor:
         self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])
         self._see_range(metadata.get("preprocessing", {}).get("range"))
+        self._tree = tree_of(config, metadata)
         self.temperature, self.thresholds, self.rule = operating_point(
             config.eval.protocol, metadata
         )
@@ -282,6 +285,8 @@ class Predictor:
         images[: len(pixels)] = pixels
         on_devices = devices.to_devices({"image": images}, self._mesh)
         outputs = jax.device_get(self._step(self._variables, on_devices))
+        if self._tree is not None:
+            outputs["logits"] = self._tree.consistent(outputs["logits"])
         return outputs | {
             name.replace("logits", "probabilities"): np.where(
                 np.isfinite(of), calibrated(of, self.temperature), np.nan
@@ -362,11 +367,23 @@ def load_model(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
             "--vectors"
         )
+    tree = look.pop("label_tree", None)
+    if tree is not None:
+        metadata["label_tree"] = label_tree.read(tree, metadata["class_names"]).named()
+        config.eval.consistent = True
     for name, value in look.items():
         require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
             config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
+
+
+def tree_of(config: ConfigDict, metadata: Mapping[str, Any]) -> LabelTree | None:
+    """The tree that a checkpoint's scores are to agree with; None: they stay as they are."""
+    if not config.eval.consistent:
+        return None
+    rules = [("the checkpoint's label tree", *rule) for rule in metadata["label_tree"]]
+    return label_tree.of_rules(rules, metadata["class_names"])
 
 
 def operating_point(protocol: str, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:

@@ -38,8 +38,10 @@ def checkpoint(make_config, fresh_run, tmp_path_factory):
     """A model that did no step, with an operating point, that looks at the middle of photos."""
     config = make_config()
     config.data.center_crop, config.data.interpolation = 0.8, "bicubic"
+    config.eval.consistent = True
     variables, metadata = fresh_run(config)
     metadata["class_names"] = names = (ODD, *metadata["class_names"][1:])
+    metadata["label_tree"] = [[name, names[2]] for name in names[3:]]
     point = OperatingPoint(
         temperature=1.7,
         thresholds=tuple(THRESHOLDS[c % 5] for c in range(len(names))),
@@ -112,6 +114,7 @@ def test_what_it_says_is_what_prediction_says(exported, checkpoint):
         assert said["labels"] == list(expected.labels)
         scores = np.array([*said["scores"].values()])
         np.testing.assert_allclose(scores, [*expected.scores.values()], atol=1e-4)
+        assert scores[2] == scores[2:].max()  # the label tree
         boxes = [list(region.box) for region in expected.regions]
         assert [region["box"] for region in said["regions"]] == boxes
 
