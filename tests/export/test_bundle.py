@@ -104,6 +104,17 @@ def test_every_runtime_proves_it(exported, runtime, capsys):
     assert f"{runtime}: probabilities within" in said and "labels the same on 8 of 8" in said
 
 
+def test_openvino_does_not_tell_of_its_use(exported):
+    """Its telemetry forks a process, of which Python warns where there are threads."""
+    code = (
+        "import os, pathlib, sys; from mlic_jax.export import bundle; "
+        "os.register_at_fork(before=lambda: print('forked')); path = pathlib.Path(sys.argv[1]); "
+        "bundle.open_runtime(path, bundle.read(path), 'openvino'); print('opened')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("opened\n", "")
+
+
 def test_what_it_says_is_what_prediction_says(exported, checkpoint):
     """Temperature, thresholds, mirrored views, the central crop and where regions lie in photos."""
     description = bundle.read(exported)
@@ -518,6 +529,8 @@ def test_another_model_is_not_proven(exported, tmp_path, capsys):
 def test_folders_and_runtimes_that_are_not_known(exported, tmp_path, capsys):
     assert door.main(["verify", str(tmp_path)]) == 2
     assert "is no bundle: it has no hashes.json" in capsys.readouterr().err
+    assert door.main(["verify", f"{exported}.zip"]) == 2
+    assert "scenes.zip is a file: unpack it, and give the folder" in capsys.readouterr().err
     assert door.main(["verify", str(exported), "--runtime", "onnx"]) == 2
     assert "known are jax, stablehlo, onnxruntime, openvino" in capsys.readouterr().err
 
