@@ -110,10 +110,9 @@ def load_checkpoint(
         arrays and nothing tells them apart, that as `twin`; where the file has more than the
         weights alone, `place` (where they were), `others` (places of weights that fit as well),
         `left_out` (what is of no use) and `num_left_out` (how many of it are tensors); `resized`,
-        the tables that were of other windows; of MCAR and
-        MSRN also num_classes and `config`, a configuration whose `model` fits the arrays (what
-        arrays cannot tell, such as the pooling, has its default); `torch`, what else is needed to
-        write the same file again.
+        the tables that were of other windows; of MCAR and MSRN also num_classes and `config`, a
+        configuration whose `model` fits the arrays (what arrays cannot tell, such as the pooling,
+        has its default); `torch`, what else is needed to write the same file again.
 
     Raises:
         UsageError: no such file, an unknown or a wrong `arch`, no such `weights` or several that
