@@ -58,6 +58,12 @@ flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
 RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
+LABEL_TREE = flags.DEFINE_string(
+    "label_tree",
+    None,
+    "predict: a file of rules `dog < animal`, which scores are made to agree with.",
+)
+SIDECARS = flags.DEFINE_bool("sidecars", False, "predict: labels into XMP files beside photos.")
 FORMATS = flags.DEFINE_list("formats", ["stablehlo", "onnx"], "export: stablehlo, onnx, web.")
 SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: the checkpoint's.")
 BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
@@ -84,7 +90,7 @@ FLAGS_OF_MODES = {
     ("train", "evaluate", "prepare", "calibrate"): (CONFIG, WORKDIR),
     ("evaluate", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
     ("predict", "export"): (IMAGES, OUT),
-    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
+    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RESUME, SIDECARS),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
@@ -135,10 +141,12 @@ def look_at_photos() -> None:
         required(IMAGES),
         required(OUT),
         resume=RESUME.value,
+        sidecars=SIDECARS.value,
         flip=FLIP.value,
         scales=scales,
         local_size=LOCAL_SIZE.value,
         local_bound=LOCAL_BOUND.value,
+        label_tree=LABEL_TREE.value,
     )
 
 

@@ -36,7 +36,7 @@ def test_help(without_jax):
     assert "--images" in answer.stdout
     assert "--profile" in answer.stdout
     assert "train" in answer.stdout
-    assert len(answer.stdout.splitlines()) < 60
+    assert len(answer.stdout.splitlines()) < 75
     of_serve = run("--mode=serve", "--help", before=without_jax).stdout
     assert "--port" in of_serve and "--images" not in of_serve
 

@@ -11,7 +11,7 @@ hashes.json      SHA-256 of every other file
 import hashlib
 import importlib.util
 import json
-import warnings
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ DESCRIPTION, HASHES, REFERENCES = "model.json", "hashes.json", "references/refer
 FORMATS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx"}
 RUNTIMES = {"stablehlo": "stablehlo", "onnxruntime": "onnx", "openvino": "onnx"}
 VERSION = 2
+# It may take less than float32 where it finds that faster.
+OPENVINO_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
 # A function from uint8 pixels [B, S, S, 3] to arrays by name.
 Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -49,6 +51,8 @@ def read(folder: Path) -> dict[str, Any]:
             version; or its description says nothing that this package understands.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file: unpack it, and give the folder")
     if not (folder / HASHES).is_file():
         raise UsageError(f"{folder} is no bundle: it has no {HASHES}; --mode export writes one")
     hashes, there = json_text.read(folder / HASHES), _files(folder)
@@ -169,16 +173,19 @@ def open_onnxruntime(path: Path, name: str) -> Runtime:
     return lambda pixels: dict(zip(names, session.run(None, {name: pixels}), strict=True))
 
 
-def _open_openvino(path: Path, name: str) -> Runtime:
-    with warnings.catch_warnings():  # it forks where it is imported, to tell its makers
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        import openvino
+def import_openvino() -> Any:
+    """The module, without what tells its makers of every import from a process forked for that."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
 
-    # It may take less than float32 where it finds that faster.
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino
+
+
+def _open_openvino(path: Path, name: str) -> Runtime:
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(path.read_bytes())
-    compiled = core.compile_model(model, "CPU", options)
+    compiled = core.compile_model(model, "CPU", OPENVINO_OPTIONS)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = compiled({name: pixels})

@@ -1,4 +1,4 @@
-"""What is done with a bundle: `python -m mlic_jax.bundle verify|run BUNDLE ...`."""
+"""What is done with a bundle: `python -m mlic_jax.bundle verify|run|repository BUNDLE ...`."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.export import bundle
+from mlic_jax.export import bundle, repository
 from mlic_jax.export.run_bundle import Bundle, print_all
 from mlic_jax.names import require_one_of
 
@@ -19,13 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="run the reference photos, and compare")
     run = commands.add_parser("run", help="label photos, as run.py in the bundle does")
-    for command in (verify, run):
+    serve = commands.add_parser("repository", help="write what Triton or OpenVINO serves")
+    for command in (verify, run, serve):
         command.add_argument("bundle", type=Path, metavar="BUNDLE")
     verify.add_argument(
         "--runtime", metavar="NAME", help=f"{', '.join(bundle.RUNTIMES)}; default: all installed"
     )
     run.add_argument("photos", nargs="+", metavar="PHOTO")
     run.add_argument("--top", type=int, metavar="N", help="so many labels, the likeliest")
+    serve.add_argument("--server", required=True, metavar="NAME", help="triton or ovms")
+    serve.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    serve.add_argument(
+        "--name", metavar="NAME", help="of the model for clients; default: that of the bundle"
+    )
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -33,6 +39,11 @@ def _run(given: argparse.Namespace) -> None:
     description = bundle.read(given.bundle)
     if given.command == "verify":
         _verify(given.bundle, description, given.runtime)
+        return
+    if given.command == "repository":
+        bundle.require("onnx")
+        name = given.name or given.bundle.resolve().name.partition(".")[0]
+        repository.write(given.bundle, description, given.server, given.out, name)
         return
     if given.top is not None and given.top < 1:
         raise UsageError(f"--top is {given.top}; it must be positive")

@@ -40,6 +40,7 @@ from mlic_jax.predict.predictor import (
     in_order,
     load_model,
 )
+from mlic_jax.predict.sidecars import write_sidecars
 from mlic_jax.reports.predictions import (
     ANNOTATED,
     GALLERY,
@@ -66,6 +67,7 @@ def predict_files(
     images: str,
     out: str | Path,
     resume: bool = False,
+    sidecars: bool = False,
     **look: Unpack[LookOptions],
 ) -> None:
     """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
@@ -73,7 +75,8 @@ def predict_files(
     Writes `predictions.csv`, a row a photo; `predictions.jsonl`, with the regions; `annotated/`,
     the photos with what was found in them; and the page `index.html` with its files in `gallery/`.
     They grow in `out/.partial`, a photo at a time, and take the place of earlier predictions in
-    `out` once all is done. How it looks: `LookOptions`.
+    `out` once all is done. How it looks: `LookOptions`. With `sidecars` the labels are then written
+    beside the photos too, see `sidecars.py`.
 
     With `resume`, a run that was cut short goes on, and one that was completed takes what is new:
     photos that have a row are not predicted again unless their size or modification time changed.
@@ -86,7 +89,8 @@ def predict_files(
         UsageError: no images, a wrong option, `out` holds something else, or what is to be resumed
             was begun with another checkpoint or other options.
         Failure: some photos could not be read or drawn, which the outputs list beside all the
-            others; or `out` cannot be written, and what was done stays for `resume`.
+            others; or `out` cannot be written, and what was done stays for `resume`; or some
+            sidecars cannot.
     """
     out = Path(out)
     try:
@@ -111,12 +115,28 @@ def predict_files(
     for line in summary(rows):
         print(line)
     print(f"table, photos and page: {table}, {annotated}, {page}")
+    problems = []
     if failed := [row["file"] for row in rows if row["error"]]:
-        shown = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
-        raise Failure(
-            f"{len(failed)} of {len(files)} images could not be read or drawn: {shown}; {table} "
-            "says why, and holds all others"
+        problems.append(
+            f"{len(failed)} of {len(files)} images could not be read or drawn: {first_of(failed)}; "
+            f"{table} says why, and holds all others"
         )
+    if sidecars:
+        found = {row["file"]: row["labels"] for row in rows if row["scores"]}  # of those it read
+        names = {file: printable(file.relative_to(root)) for file in files}
+        labels = {file: found[name] for file, name in names.items() if name in found}
+        changed, failed = write_sidecars(labels, metadata["class_names"])
+        print(f"sidecars: of {len(labels)} photos, {changed} written anew")
+        if failed:
+            problems.append(
+                f"{len(failed)} sidecars could not be written, all others are: {first_of(failed)}"
+            )
+    if problems:
+        raise Failure("; ".join(problems))
+
+
+def first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _check_output(out: Path) -> None:
@@ -144,6 +164,7 @@ def describe_run(
         "scales": list(look.scales),
         "local_size": look.local_size,
         "local_bound": look.local_bound,
+        **({"consistent": True} if look.consistent else {}),  # earlier versions had no such option
     }
 
 

@@ -25,8 +25,9 @@ from PIL import Image
 
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config_checks import check_scales
-from mlic_jax.data import transforms
+from mlic_jax.data import label_tree, transforms
 from mlic_jax.data.fitting import Frame
+from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
@@ -58,6 +59,7 @@ class LookOptions(TypedDict, total=False):
     # MCAR does not look at regions of classes whose global probability is lower, and they are not
     # among the `regions`.
     local_bound: float | None
+    label_tree: str | None  # a file of rules, with which scores are made to agree
 
 
 class Predictor:
@@ -96,6 +98,7 @@ class Predictor:
         self.class_names = tuple(metadata["class_names"])
         value_range = metadata.get("preprocessing", {}).get("range")
         self.value_range = tuple(value_range) if value_range else None
+        self._tree = tree_of(config, metadata)
         self._ranges_told: set[transforms.Range] = set()
         self.temperature, self.thresholds, self.rule = operating_point(
             config.eval.protocol, metadata
@@ -273,7 +276,10 @@ class Predictor:
         """Adds what the model said, `outputs` of one row."""
         if not np.isfinite(outputs["logits"]).all():
             raise Failure(f"{known.file}: its scores are not finite; the checkpoint is damaged")
-        probabilities = calibrated(outputs["logits"], self.temperature)
+        logits = outputs["logits"]
+        if self._tree is not None:
+            logits = self._tree.consistent(logits)
+        probabilities = calibrated(logits, self.temperature)
         ranked = np.argsort(-probabilities, kind="stable")
         present = ranked[(probabilities >= thresholds)[ranked]][:top]
         return dataclasses.replace(
@@ -322,11 +328,23 @@ def load_model(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
             "--vectors"
         )
+    tree = look.pop("label_tree", None)
+    if tree is not None:
+        metadata["label_tree"] = label_tree.read(tree, metadata["class_names"]).named()
+        config.eval.consistent = True
     for name, value in look.items():
         require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
             config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
+
+
+def tree_of(config: ConfigDict, metadata: Mapping[str, Any]) -> LabelTree | None:
+    """The tree that a checkpoint's scores are to agree with; None: they stay as they are."""
+    if not config.eval.consistent:
+        return None
+    rules = [("the checkpoint's label tree", *rule) for rule in metadata["label_tree"]]
+    return label_tree.of_rules(rules, metadata["class_names"])
 
 
 def operating_point(protocol: str, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:

@@ -35,8 +35,10 @@ def checkpoint(make_config, fresh_run, tmp_path_factory):
     """A model that did no step, with an operating point, that looks at the middle of photos."""
     config = make_config()
     config.data.center_crop, config.data.interpolation = 0.8, "bicubic"
+    config.eval.consistent = True
     variables, metadata = fresh_run(config)
     metadata["class_names"] = names = (ODD, *metadata["class_names"][1:])
+    metadata["label_tree"] = [[name, names[2]] for name in names[3:]]
     point = OperatingPoint(
         temperature=1.7,
         thresholds=tuple(THRESHOLDS[c % 5] for c in range(len(names))),
@@ -84,6 +86,17 @@ def test_every_runtime_proves_it(exported, runtime, capsys):
     assert f"{runtime}: probabilities within" in said and "labels the same on 8 of 8" in said
 
 
+def test_openvino_does_not_tell_of_its_use(exported):
+    """Its telemetry forks a process, of which Python warns where there are threads."""
+    code = (
+        "import os, pathlib, sys; from mlic_jax.export import bundle; "
+        "os.register_at_fork(before=lambda: print('forked')); path = pathlib.Path(sys.argv[1]); "
+        "bundle.open_runtime(path, bundle.read(path), 'openvino'); print('opened')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("opened\n", "")
+
+
 def test_what_it_says_is_what_prediction_says(exported, checkpoint):
     """Temperature, thresholds, mirrored views, the central crop and where regions lie in photos."""
     description = bundle.read(exported)
@@ -94,6 +107,7 @@ def test_what_it_says_is_what_prediction_says(exported, checkpoint):
         assert said["labels"] == list(expected.labels)
         scores = np.array([*said["scores"].values()])
         np.testing.assert_allclose(scores, [*expected.scores.values()], atol=1e-4)
+        assert scores[2] == scores[2:].max()  # the label tree
         boxes = [list(region.box) for region in expected.regions]
         assert [region["box"] for region in said["regions"]] == boxes
 
@@ -446,6 +460,8 @@ def test_another_model_is_not_proven(exported, tmp_path, capsys):
 def test_folders_and_runtimes_that_are_not_known(exported, tmp_path, capsys):
     assert door.main(["verify", str(tmp_path)]) == 2
     assert "is no bundle: it has no hashes.json" in capsys.readouterr().err
+    assert door.main(["verify", f"{exported}.zip"]) == 2
+    assert "scenes.zip is a file: unpack it, and give the folder" in capsys.readouterr().err
     assert door.main(["verify", str(exported), "--runtime", "onnx"]) == 2
     assert "known are stablehlo, onnxruntime, openvino" in capsys.readouterr().err
 
