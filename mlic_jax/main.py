@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -29,6 +30,7 @@ from mlic_jax.command_line import (
 )
 from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
+from mlic_jax.names import RUNTIMES, require_one_of
 from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint_paths import candidates
@@ -57,9 +59,14 @@ IMAGES = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "predict, export: the folder to write.")
 FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photos.")
 SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
-flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
+flags.register_validator(
+    SCALES, lambda sizes: all(map(str.isdecimal, sizes or ())), "not in pixels"
+)
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
+RUNTIME = flags.DEFINE_string(
+    "runtime", "jax", "predict: what runs it; of a bundle as --checkpoint onnxruntime or openvino."
+)
 RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
 LABEL_TREE = flags.DEFINE_string(
     "label_tree",
@@ -98,7 +105,7 @@ FLAGS_OF_MODES = {
     ("evaluate", "calibrate", "doubt", "review", "predict", "serve", "export"): (CHECKPOINT,),
     ("doubt",): (SPLITS,),
     ("predict", "export"): (IMAGES, OUT),
-    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RESUME, SIDECARS),
+    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
     ("serve", "review"): (HOST, PORT),
     ("review",): (WHO,),
@@ -136,7 +143,9 @@ def look_at_photos() -> None:
     if MODE.value == "predict":
         check_is_there(required(IMAGES))
         required(OUT)
-    candidates(checkpoint)
+    require_one_of("--runtime", RUNTIME.value, RUNTIMES)
+    if RUNTIME.value == "jax":
+        candidates(checkpoint)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
@@ -145,12 +154,18 @@ def look_at_photos() -> None:
         serve.serve(checkpoint, HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
+    open_model = files.open_checkpoint
+    if RUNTIME.value != "jax":
+        from mlic_jax.export.predictor import open_bundle
+
+        open_model = partial(open_bundle, runtime=RUNTIME.value)
     files.predict_files(
         checkpoint,
         required(IMAGES),
         required(OUT),
         resume=RESUME.value,
         sidecars=SIDECARS.value,
+        open_model=open_model,
         flip=FLIP.value,
         scales=scales,
         local_size=LOCAL_SIZE.value,

@@ -75,6 +75,8 @@ def test_help(without_jax):
         (("--mode=predict", "--checkpoint", ".", "--out", "w"), "--images is missing"),
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
+        ((*PREDICT, "--scales=²"), "not in pixels"),
+        ((*PREDICT, "--runtime=onnx"), "--runtime is 'onnx'; known are jax, stablehlo, onnxruntim"),
         ((*PREDICT[:5], ".", "--out=w"), "in quotes, as in --images 'photos/*.jpg'"),
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),

@@ -85,6 +85,7 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
     match description:
         case {
             "class_names": [_, *_] as names,
+            "model": {"name": str(), "backbone": str()},
             "input": {"name": str(), "shape": ["batch" | int() as rows, int(), int(), 3]},
             "preprocessing": {
                 "size": int(size),
@@ -92,6 +93,11 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
                 "interpolation": str(interpolation),
                 "center_crop": int() | float() as share,
                 "range": None | [int() | float(), int() | float()],
+            },
+            "operating_point": {
+                "temperature": int() | float(),
+                "thresholds": dict(thresholds),
+                "rule": str(),
             },
             "formats": dict(formats),
             "references": [_, *_] as references,
@@ -104,6 +110,8 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
             named = [*formats.values(), *references]
             return (
                 all(isinstance(text, str) for text in (*names, *named))
+                and set(thresholds) == set(names)
+                and all(isinstance(of, int | float) for of in thresholds.values())
                 and set(formats) <= set(FORMATS)
                 and set(named) <= set(files)
                 and interpolation in INTERPOLATIONS
@@ -138,15 +146,23 @@ def open_runtime(folder: Path, description: dict[str, Any], runtime: str) -> Run
 
     Raises:
         UsageError: the bundle has not its format, or the runtime is not installed.
-        Failure: the runtime does not read the model.
+        Failure: the runtime does not read the model; or, later, does not run it.
     """
     path = model_file(folder, description, RUNTIMES[runtime], runtime)
     try:
-        return _OPENERS[runtime](path, description["input"]["name"])
+        model = _OPENERS[runtime](path, description["input"]["name"])
     except ImportError as error:
         raise UsageError(f"{runtime} is not installed ({error}): pip install {runtime}") from error
     except Exception as error:  # of every runtime others
         raise Failure(f"{runtime} does not read {path}: {reason(error)}") from error
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            return model(pixels)
+        except Exception as error:
+            raise Failure(f"{runtime} does not run {path}: {reason(error)}") from error
+
+    return run
 
 
 def model_file(folder: Path, description: dict[str, Any], format_: str, user: str) -> Path:
@@ -199,6 +215,12 @@ _OPENERS: dict[str, Callable[[Path, str], Runtime]] = {
     "onnxruntime": open_onnxruntime,
     "openvino": _open_openvino,
 }
+
+
+def batch_of(description: dict[str, Any]) -> int | None:
+    """The photos of a batch; None: any number."""
+    rows = description["input"]["shape"][0]
+    return rows if isinstance(rows, int) else None
 
 
 def run_in_batches(

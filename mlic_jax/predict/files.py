@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -55,11 +57,35 @@ from mlic_jax.reports.predictions import (
 from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.options import EvalOptions
 from mlic_jax.scores.predictions import Prediction
-from mlic_jax.scores.views import view_sizes
 
 PAGE = "index.html"
 PRINTED = 20  # photos whose labels the terminal shows
 OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was read, before it is known how many photos it is to look at.
+
+    Attributes:
+        run: what must be the same for a run to go on.
+        most: photos to look at together.
+        predictor: (photos that it looks at together) -> what predicts.
+    """
+
+    run: dict[str, Any]
+    most: int
+    predictor: Callable[[int], Predictor]
+
+
+def open_checkpoint(checkpoint: str | Path, **look: Unpack[LookOptions]) -> Opened:
+    """A checkpoint, as `Predictor.from_checkpoint` takes it; for what is raised see there."""
+    config, variables, metadata = load_model(checkpoint, **look)
+    return Opened(
+        run=describe_run(EvalOptions.of(config.eval), variables, metadata),
+        most=config.eval.batch_size * jax.local_device_count(),
+        predictor=partial(Predictor, config, variables, metadata),
+    )
 
 
 def predict_files(
@@ -68,6 +94,7 @@ def predict_files(
     out: str | Path,
     resume: bool = False,
     sidecars: bool = False,
+    open_model: Callable[..., Opened] = open_checkpoint,
     **look: Unpack[LookOptions],
 ) -> None:
     """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
@@ -85,6 +112,14 @@ def predict_files(
     was cut through is looked at once more. Photos that were added or removed shift the batches,
     and scores may then differ in the last digit.
 
+    Args:
+        checkpoint: what `open_model` opens.
+        images: see above; as `--images`.
+        out: the folder.
+        resume, sidecars: see above.
+        open_model: (checkpoint, **look) -> the model; of a bundle it is in `export.predictor`.
+        look: see above.
+
     Raises:
         UsageError: no images, a wrong option, `out` holds something else, or what is to be resumed
             was begun with another checkpoint or other options.
@@ -97,14 +132,13 @@ def predict_files(
         finish_replacing(out, OUTPUTS)
         _check_output(out)
         root, files = find_images(images, out)
-        config, variables, metadata = load_model(checkpoint, **look)
-        run = describe_run(EvalOptions.of(config.eval), variables, metadata)
+        opened = open_model(checkpoint, **look)
         if resume:
-            _check_same_run(out, run)
-        limit = config.eval.batch_size * jax.local_device_count()
-        batch_size = common_batch_size(len(files), limit)
-        predictor = Predictor(config, variables, metadata, batch_size)
-        rows = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
+            _check_same_run(out, opened.run)
+        predictor = opened.predictor(common_batch_size(len(files), opened.most))
+        rows = write_predictions(
+            predictor, root, files, out, printable(checkpoint), opened.run, resume
+        )
     except OSError as error:
         kept = ""
         with contextlib.suppress(OSError):  # perhaps it cannot even be read
@@ -125,7 +159,7 @@ def predict_files(
         found = {row["file"]: row["labels"] for row in rows if row["scores"]}  # of those it read
         names = {file: printable(file.relative_to(root)) for file in files}
         labels = {file: found[name] for file, name in names.items() if name in found}
-        changed, failed = write_sidecars(labels, metadata["class_names"])
+        changed, failed = write_sidecars(labels, predictor.class_names)
         print(f"sidecars: of {len(labels)} photos, {changed} written anew")
         if failed:
             problems.append(
@@ -217,23 +251,10 @@ def write_predictions(
 
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
     """What the page says of the model and of how it looked, a line each."""
-    model, views = predictor.options.model, predictor.options.eval
-    sizes, how = view_sizes(predictor.options), predictor.options.data.fit.described()
-    about = {
-        "checkpoint": checkpoint,
-        "model": f"{model.name} on {model.backbone}",
-        "image size": ", ".join(f"{size} px" for size in sizes) + how,
-        "classes": str(len(predictor.class_names)),
-        "labels from": predictor.rule,
-    }
+    about = {"checkpoint": checkpoint, **predictor.about}
+    about |= {"classes": str(len(predictor.class_names)), "labels from": predictor.rule}
     if predictor.temperature != 1:
         about["temperature"] = f"{predictor.temperature:.3f}"
-    if views.flip:
-        about["mirrored too"] = "yes"
-    if views.local_size:
-        about["crops"] = f"{views.local_size} px"
-    if views.local_bound:
-        about["regions"] = f"of probability {views.local_bound:g} and more"
     return about
 
 

@@ -64,6 +64,7 @@ def test_as_written_out(unknown):
     labels[labels[:, 0] > 0, 0] = -1  # a class that no photo shows
     if unknown:
         labels[7] = 0
+        probabilities[:20, 1] = np.nan
     found, expected = (
         doubtful_labels(labels, probabilities),
         reference_doubts(labels, probabilities),
@@ -85,6 +86,15 @@ def test_a_rare_class_is_held_to_what_is_said_of_it():
     labels = np.array([[1, 1], [1, 1], [-1, -1], [-1, -1]], np.int8)
     sure = np.array([[0.55, 0.95], [0.6, 0.95], [0.58, 0.6], [0.1, 0.1]])
     assert [one[:3] for one in doubtful_labels(labels, sure)] == [(2, 0, "missing")]
+
+
+def test_what_reaches_its_threshold_and_is_not_likely_is_no_error():
+    """Of a class that is never likely, as confident learning would have it."""
+    labels = np.array([[1], [1], [-1], [-1]], np.int8)
+    rare = np.array([[0.2], [0.3], [0.4], [0.1]])
+    assert doubtful.class_thresholds(labels, rare)[0] == pytest.approx(0.25)
+    found = doubtful.is_doubtful(labels, rare)
+    assert found.ravel().tolist() == [True, False, False, False]
 
 
 def test_what_is_refused():
