@@ -5,8 +5,9 @@
 A simulated person labels photos of the training split and answers as the annotations do, all
 classes of a photo. Both ways begin with the same random photos; after each round the probe of
 `mlic review` is fitted to what is labelled so far, on the features of the run's backbone, and the
-test split is scored. Written are OUT.json and OUT.png. The backbone must not have seen these
-labels: the run is to be of a frozen one.
+test split is scored. Written are OUT.json, after every seed, and OUT.png; another time it goes on
+after the seeds that are there. The backbone must not have seen these labels: the run is to be of a
+frozen one.
 """
 
 import json
@@ -29,6 +30,7 @@ from mlic_jax.diagnose.cross_fit import (
     principal,
     ridge_scores,
 )
+from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision
 from mlic_jax.review.selection import most_informative
@@ -45,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="a run with a frozen backbone")
     parser.add_argument("--out", type=Path, required=True, help="of the two files, without ending")
     parser.add_argument("--prepared-dir", help="where the prepared set is, if it has moved")
-    parser.add_argument("--step", type=int, default=24, help="photos of a round, and to begin with")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--step", type=int, default=36, help="photos of a round, and to begin with")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
@@ -61,20 +63,29 @@ def _run(options: Any) -> None:
     labels = [splits[of].labels() for of in ("train", "test")]
     ids = [splits["train"].image_id(i) for i in range(len(labels[0]))]
     axes = principal(np.concatenate(features))
-    curves: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-    for seed in range(options.seeds):
+    about = {
+        "set": splits["train"].name,
+        "photos": len(ids),
+        "all_labels": round(test_map(fitted(axes, labels[0], ids)[1], labels[1]), 2),
+    }
+    written = options.out.with_suffix(".json")
+    curves = done_before(written, options, labels[0].shape[1])
+    for seed in range(len(curves["random"]), options.seeds):
         for way in WAYS:
             found = curve(axes, features[0], *labels, ids, way, options, seed)
             curves[way].append(found)
             print(f"seed {seed}, {way}: {', '.join(f'{value:.1f}' for value in found)}", flush=True)
-    everything = test_map(fitted(axes, labels[0], ids)[1], labels[1])
-    result = summary(curves, options.step, labels[0].shape[1]) | {
-        "set": splits["train"].name,
-        "photos": len(ids),
-        "all_labels": round(everything, 2),
-    }
-    write_text(options.out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-    draw(result, options.out.with_suffix(".png"))
+        result = summary(curves, options.step, labels[0].shape[1]) | about
+        write_text(written, json.dumps(result, indent=1) + "\n")
+    draw(json_text.read(written), options.out.with_suffix(".png"))
+
+
+def done_before(written: Path, options: Any, classes: int) -> dict[str, list[list[float]]]:
+    """The curves of the first seeds, of a run with these options that was cut short."""
+    labels = [options.step * classes * k for k in range(1, options.rounds + 1)]
+    if written.is_file() and (before := json_text.read(written))["labels"] == labels:
+        return {way: before["curves"][way] for way in WAYS}
+    return {way: [] for way in WAYS}
 
 
 def curve(
