@@ -1,11 +1,11 @@
-"""What choosing pays: mAP against labels given, the photos of `mlic review` or random ones.
+"""What choosing pays: mAP against labels given, of the photos of `mlic review` or random ones.
 
-    python scripts/active_curve.py --workdir runs/voc_animals --out docs/active_voc_animals
+    python scripts/active_curve.py --workdir runs/voc_animals --out docs/diagnosis/active_voc
 
 A simulated person labels photos of the training split and answers as the annotations do, all
 classes of a photo. Both ways begin with the same random photos; after each round the probe of
 `mlic review` is fitted to what is labelled so far, on the features of the run's backbone, and the
-test split is scored. Written are OUT.json, after every seed, and OUT.png; another time it goes on
+test split is scored. Written are OUT.json, after every seed, and OUT.svg; another time it goes on
 after the seeds that are there. The backbone must not have seen these labels: the run is to be of a
 frozen one.
 """
@@ -77,7 +77,7 @@ def _run(options: Any) -> None:
             print(f"seed {seed}, {way}: {', '.join(f'{value:.1f}' for value in found)}", flush=True)
         result = summary(curves, options.step, labels[0].shape[1]) | about
         write_text(written, json.dumps(result, indent=1) + "\n")
-    draw(json_text.read(written), options.out.with_suffix(".png"))
+    draw(json_text.read(written), options.out.with_suffix(".svg"))
 
 
 def done_before(written: Path, options: Any, classes: int) -> dict[str, list[list[float]]]:
@@ -186,7 +186,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("mAP on the test split")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+    with matplotlib.rc_context({"svg.hashsalt": "mlic_jax"}):  # the same curves, the same file
+        figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 

@@ -112,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> list[Answer]:
     path = Path(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """Corrections: what a file of answers makes of labels, and that no answer is lost on the way."""
 
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -200,20 +199,28 @@ def test_a_full_disk_leaves_what_was_there(file, files_of_at_most):
         append(file / "below", [said("photo2", "bee", "absent")])
 
 
-def _answer_often(path, who):
-    for i in range(100):
-        append(path, [said(f"photo{i}", "bee", "absent", who)])
+# A person who answers again and again, and says after each answer that it is kept.
+ANSWERING = """
+import sys
+from mlic_jax.data.corrections import Answer, append
+_, path, who, count = sys.argv
+for i in range(int(count)):
+    append(path, [Answer(f"photo{i}", "train", "bee", "absent", who, "2026-11-26")])
+    print(i, flush=True)
+"""
+
+
+def answering(file, who, count):
+    command = [sys.executable, "-c", ANSWERING, str(file), who, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_at_once_lose_nothing(file):
     people = ("anna", "bert")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_answer_often, args=(file, who)) for who in people]
+    processes = [answering(file, who, 100) for who in people]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+        assert len(process.communicate(timeout=60)[0].splitlines()) == 100
+        assert process.returncode == 0
     answers = read(file)
     for who in people:
         of_person = [answer.photo for answer in answers if answer.who == who]
@@ -221,18 +228,8 @@ def test_two_at_once_lose_nothing(file):
     assert len(answers) == 200
 
 
-ANSWERING = """
-import itertools, sys
-from mlic_jax.data.corrections import Answer, append
-for i in itertools.count():
-    append(sys.argv[1], [Answer(f"photo{i}", "train", "bee", "absent", "anna", "2026-11-26")])
-    print(i, flush=True)
-"""
-
-
 def test_a_killed_process_loses_no_answer(file):
-    command = [sys.executable, "-c", ANSWERING, str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with answering(file, "anna", 10**6) as process:
         told = [int(process.stdout.readline()) for _ in range(20)]
         os.kill(process.pid, signal.SIGKILL)
         told += [int(line) for line in process.stdout]

@@ -66,5 +66,5 @@ def test_intervals_are_student_s(script, tmp_path):
     half = 12.706 * np.std([50, 54], ddof=1) / np.sqrt(2)  # of one degree of freedom
     assert result["active"]["half_width"] == [pytest.approx(half, abs=0.01), 0]
     assert result["difference"]["mean"] == [0, 9.0]
-    script.draw(result | {"photos": 90, "all_labels": 80.0}, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 1000
+    script.draw(result | {"photos": 90, "all_labels": 80.0}, tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").stat().st_size > 1000
