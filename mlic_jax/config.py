@@ -87,7 +87,8 @@ def default_config() -> ConfigDict:
     # efficientnet_lite0 to lite4, _b0 to b4 and tf_efficientnet_b0 to b4, see docs/conversion.md |
     # tresnet_m/l/v2_l | convnext_tiny/small/base/large/xlarge |
     # convnextv2_atto/femto/pico/nano/tiny/base/large/huge | vit_tiny_patch16 |
-    # vit_small/base_patch16/32 | vit_large_patch14/16/32 | dinov2_small/base/large(_registers) |
+    # vit_small/base_patch16/32 | vit_large_patch14/16/32 | vit_small/base/large_patch16_qk_norm |
+    # dinov2_small/base/large(_registers) |
     # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large |
     # swin_tiny/small/base/large, swin_base/large_window12 |
     # swinv2_tiny/small/base, and each _window16
@@ -158,6 +159,10 @@ def default_config() -> ConfigDict:
     config.data.word_vectors = ""
     # msrn: a file; identity: no label attends to others; empty: counted on the training split
     config.data.label_graph = ""
+    # A file of which labels lie within others, a rule `dog < animal` a line, see
+    # data/label_tree.py.
+    config.data.label_tree = ""
+    config.data.fill_parents = False  # label_tree: the parents of present labels are present too
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
@@ -284,6 +289,8 @@ def default_config() -> ConfigDict:
     config.eval.global_scores = ""
     config.eval.flip = False  # average the logits with those of the mirrored image
     config.eval.scales = ()  # sizes beside data.image_size, over all of which logits are averaged
+    # data.label_tree: a label has at least the greatest score of those below it; in prediction too.
+    config.eval.consistent = False
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
     config.eval.min_positives = 0
 

@@ -31,6 +31,7 @@ BACKBONES = (
     *("swinv2_tiny_window16", "swinv2_small_window16", "swinv2_base_window16"),
     *("vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16"),
     *("vit_base_patch32", "vit_large_patch14", "vit_large_patch16", "vit_large_patch32"),
+    *(f"vit_{size}_patch16_qk_norm" for size in ("small", "base", "large")),
     *(f"dinov2_{size}" for size in ("small", "base", "large")),
     *(f"dinov2_{size}_registers" for size in ("small", "base", "large")),
     *(
@@ -48,6 +49,8 @@ POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")
 IDENTITY = "identity"  # in the place of a label graph: no label attends to others
 HEADS = ("dense", "per_label")
+# What a model runs in: its own code, or of a bundle one of the others.
+RUNTIMES = ("jax", "stablehlo", "onnxruntime", "openvino")
 DTYPES = ("float32", "bfloat16")
 # What the backward pass computes again instead of keeping it: nothing, or what lies inside every
 # stage or every block.
@@ -59,18 +62,25 @@ PRECISIONS = ("auto", "default", "high", "highest")
 
 def stride_of(backbone: str) -> int:
     """Of the last map of a backbone, in pixels: sizes of images must be multiples of it."""
-    if patch := re.search(r"_patch(\d+)$", backbone):
+    if patch := re.search(r"_patch(\d+)(_|$)", backbone):
         return int(patch[1])
     return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
+
+
+LARGEST_SIDE = 8192  # pixels; a map of 64 channels of half of it has 4 GB
 
 
 def require_size(said: str, size: object, backbone: str) -> None:
     """Raises UsageError for a size of images that the backbone does not divide; tells the next.
 
+    And for one beyond `LARGEST_SIDE`, of which no model could keep its maps.
+
     Args:
         said: where, such as "data.image_size is 450".
     """
     stride = stride_of(backbone)
+    if isinstance(size, int) and size > LARGEST_SIDE:
+        raise UsageError(f"{said}; it must be at most {LARGEST_SIDE} pixels")
     if isinstance(size, int) and size >= stride and size % stride == 0:
         return
     near = max(size // stride, 1) * stride if isinstance(size, int) else 14 * stride
