@@ -18,7 +18,8 @@ PREDICT = ("--mode=predict", "--checkpoint", ".", "--images", ".", "--out", "w")
 def run(*arguments, cwd=ROOT, before=ROOT):
     """The command; modules are looked for in the folder `before` first."""
     path = os.pathsep.join(map(str, (before, ROOT)))
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-m", "mlic_jax.main", *arguments],
         cwd=cwd,

@@ -36,6 +36,8 @@ def frozen(make_config, tmp_path):
         if name == "msrn":
             config.data.word_vectors, config.model.pool_ratio = "one_hot", 0.4
             config.model.head = "per_label"  # the dense one has millions of parameters
+        if name == "ml_decoder":
+            config.model.head_width = 24
         if name == "pooled":  # with what else may be drawn of a view, and averaged
             config.augment.update(cutout=0.5, randaugment=1)
             config.optim.ema, config.eval.weights = 0.9, "ema"
