@@ -56,7 +56,7 @@ def test_every_measure_is_what_pixels_say(seed):
     rng = np.random.default_rng(seed)
     boxes = np.stack([random_box(rng) for _ in range(1 + seed % 3)])
     # So long that no side leaves more than 15 pixels: a region at random is then put everywhere.
-    side = rng.integers(5, S, 2)
+    side = rng.integers(6, S, 2)
     corner = [rng.integers(0, S - length + 1) for length in side]
     region = np.array([*corner, *(corner + side)])
     coarse = rng.random((3, 5)).astype(np.float32)
