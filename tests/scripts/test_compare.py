@@ -96,6 +96,17 @@ def test_each_rate_is_chosen_on_val_and_test_is_scored_once(matrix):
         assert first["val_mAP"] == max(tries.values())
         assert (second["seed"], second["rate"], len(second["tries"])) == (4, first["rate"], 1)
         assert first["seconds"] > 0
+    assert "localisation" not in of_set["methods"]["ridge"]  # it has no regions
+    for method in (csra + ", bce", "pooled, asl"):
+        of_method = of_set["methods"][method]
+        for measure in ("pointing", "iou", "energy"):
+            of_runs = [
+                json.loads((Path(cell["folder"]) / "metrics_test.json").read_text())["localisation"]
+                for cell in of_method["cells"]
+            ]
+            for who in ("model", "random", "central"):
+                mean = sum(run[measure][who] for run in of_runs) / 2
+                assert of_method["localisation"][measure][who] == pytest.approx(mean) > 0
     scored = [path.parent for path in out.rglob("scores_test.npz")]
     assert len(scored) == 1 + 4 * 2
     page = (out / "index.html").read_text()
