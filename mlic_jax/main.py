@@ -35,6 +35,7 @@ from mlic_jax.runtime.checkpoint_paths import candidates
 MODES = {
     "train": "train a model, or go on with a run that was interrupted",
     "evaluate": "the metrics and the report of a run or a converted model",
+    "diagnose": "why a run fails: errors by cause, where it looks, the photos that cost most",
     "calibrate": "learn the thresholds that prediction uses",
     "predict": "the labels of photos",
     "serve": "a page to drop photos on",
@@ -81,8 +82,8 @@ OF_PROCESSES = (
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
-    ("train", "evaluate", "prepare", "calibrate"): (CONFIG, WORKDIR),
-    ("evaluate", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
+    ("train", "evaluate", "diagnose", "prepare", "calibrate"): (CONFIG, WORKDIR),
+    ("evaluate", "diagnose", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
         look_at_photos()
     elif MODE.value == "export":
         export()
-    elif MODE.value in ("evaluate", "calibrate"):
+    elif MODE.value in ("evaluate", "diagnose", "calibrate"):
         look_at_a_split()
     else:
         work_on_a_set()
@@ -178,7 +179,11 @@ def look_at_a_split() -> None:
     check_config(setup.config)
     print(setup.said)
     arguments = setup.config, setup.workdir, setup.path
-    if MODE.value == "calibrate":
+    if MODE.value == "diagnose":
+        from mlic_jax.diagnose import run as diagnosis
+
+        diagnosis.diagnose_run(*arguments)
+    elif MODE.value == "calibrate":
         calibrate.calibrate_run(*arguments)
     else:
         run.evaluate_run(*arguments, PROFILE.value, setup.overrides)

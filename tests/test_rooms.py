@@ -14,7 +14,7 @@ STOREYS = (
     ("__main__",),
     ("main", "completion"),
     ("train", "export"),
-    ("evaluate", "predict", "prepare"),
+    ("evaluate", "predict", "prepare", "diagnose"),
     ("reports", "checkpoint_config"),
     ("recipes", "config_checks"),
     ("training_recipes",),
@@ -54,7 +54,7 @@ OF_CONFIGURATIONS = {
 }
 DOORS = {
     *("models/__init__.py", "train/loop.py", "evaluate/run.py", "evaluate/calibrate.py"),
-    "predict/predictor.py",
+    *("predict/predictor.py", "diagnose/run.py"),
 }
 
 

@@ -123,8 +123,8 @@ def measure(
     middle = ((image_size - height) // 2, (image_size - width) // 2)
     everywhere = (_places(image_size - height), _places(image_size - width))
     overlaps = [
-        overlap(*at, (height, width), boxes)
-        for at in (region[:2, None], everywhere, np.array(middle)[:, None])
+        overlap(tops, lefts, (height, width), boxes)
+        for tops, lefts in (region[:2, None], everywhere, np.array(middle)[:, None])
     ]
     figures = {"iou": tuple(float(values.mean()) for values in overlaps)}
     if class_map is not None:
