@@ -9,8 +9,10 @@ and of the class map that this was found on, each in [0, 1]:
 - `energy`: the share of the map that lies in the boxes of the class (Wang et al., CVPRW 2020,
   arXiv 1910.01279).
 
-A map is upsampled bilinearly to the square, its corners on those of the square, as regions are
-found on it. Beside the model stand two that do not look: `random`, the expectation of a point
+Each position of a map stands for its share of the square, and its peak is in the middle of that; in
+between a map is upsampled bilinearly (as Pillow and OpenCV do; regions are found, as MCAR was
+released, with the corners on those of the square, which would put the peaks of a small map on the
+edges). Beside the model stand two that do not look: `random`, the expectation of a point
 anywhere, of a region of the same size anywhere and of a map that is the same everywhere; and
 `central`, the middle of the square, the region of the same size there and a map that is flat in it.
 """
@@ -170,10 +172,7 @@ def _places(free: int) -> np.ndarray:
 def _pointed(class_map: np.ndarray, inside: np.ndarray) -> float:
     """The share of the peaks of a map [h, w] that lie `inside`, bool [S, S]."""
     peaks = np.argwhere(class_map == class_map.max())
-    last = np.array(class_map.shape) - 1
-    # A map of one line has it everywhere: its middle.
-    places = np.where(last, peaks / np.maximum(last, 1), 0.5) * (len(inside) - 1)
-    y, x = np.round(places).astype(np.int64).T
+    y, x = ((2 * peaks + 1) * len(inside) // (2 * np.array(class_map.shape))).T
     return float(inside[y, x].mean())
 
 
@@ -191,8 +190,8 @@ def _energy(class_map: np.ndarray, inside: np.ndarray) -> float:
 
 
 def _upsampling(coarse: int, fine: int) -> np.ndarray:
-    """Bilinear weights float64 [fine, coarse], the corners of both on each other."""
-    places = np.arange(fine) * ((coarse - 1) / max(fine - 1, 1))
+    """Bilinear weights float64 [fine, coarse], constant beyond the outermost middles."""
+    places = np.clip((np.arange(fine) + 0.5) * (coarse / fine) - 0.5, 0, coarse - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(coarse)))
 
 

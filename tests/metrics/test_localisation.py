@@ -12,7 +12,7 @@ from mlic_jax.metrics.localisation import (
     summarise_looks,
 )
 
-S = 21  # of a side of the square, pixels, so that maps of 3 and 5 have theirs on whole ones
+S = 15  # of a side of the square, pixels, so that maps of 3 and 5 have theirs on whole ones
 
 
 def pixels(box, size=S):
@@ -29,12 +29,13 @@ def counted_iou(box, boxes, size=S):
 
 
 def upsampled(coarse, size=S):
-    """A map [h, w] at every pixel of the square, one by one, corners on corners."""
+    """A map [h, w] at every pixel of the square, one by one."""
     h, w = coarse.shape
     fine = np.zeros((size, size))
     for y in range(size):
         for x in range(size):
-            at_y, at_x = y * (h - 1) / (size - 1), x * (w - 1) / (size - 1)
+            at_y = min(max((y + 0.5) * h / size - 0.5, 0), h - 1)
+            at_x = min(max((x + 0.5) * w / size - 0.5, 0), w - 1)
             top, left = min(int(at_y), h - 2), min(int(at_x), w - 2)
             b, r = at_y - top, at_x - left
             fine[y, x] = (
@@ -89,9 +90,9 @@ def test_of_equal_peaks_each_has_its_share():
     boxes = np.array([[0, 0, 10, 10]])
     region = np.array([0, 0, 4, 4])
     flat = measure(region, boxes, S, np.ones((4, 4), np.float32))
-    assert flat["pointing"][0] == 0.25
+    assert flat["pointing"][0] == 9 / 16  # at 1, 5, 9 and 13 along both sides
     assert flat["energy"][0] == pytest.approx(flat["energy"][1]) == 100 / S**2
-    line = measure(region, np.array([[10, 0, 11, S]]), S, np.float32([[1, 2, 1]]))
+    line = measure(region, np.array([[7, 0, 8, S]]), S, np.float32([[1, 2, 1]]))
     assert line["pointing"][0] == 1  # it says nothing of the height: the middle
     empty = measure(region, boxes, S, np.zeros((4, 4), np.float32))
     assert empty["energy"][0] == 0
