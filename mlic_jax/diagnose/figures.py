@@ -10,7 +10,7 @@ from mlic_jax.metrics.costs import average_precision_costs, mean_costs
 from mlic_jax.metrics.localisation import SIZES, Looks, size_of
 
 MOST_LABELS = 6  # photos with at least so many are one group
-MOST_NAMED = 3  # labels of a photo that cost most
+MOST_NAMED, LEAST_COST = 3, 0.01  # labels of a photo that cost most, and percent of their AP
 
 
 def percent(part: float, whole: float) -> float | None:
@@ -137,7 +137,7 @@ def costliest(
                     "kind": "ranked too low" if labels[i, c] > 0 else "ranked too high",
                 }
                 for c in np.argsort(-np.nan_to_num(costs[i]), kind="stable")[:MOST_NAMED]
-                if costs[i, c] > 0
+                if costs[i, c] >= LEAST_COST
             ],
         }
         for i in order.tolist()

@@ -19,7 +19,10 @@ CHANGED = 6  # photos in which a second look gained most, and lost most
 
 # Of a trait its name on the page, and what it says.
 TRAITS = {
-    "small": ("small", f"the largest box of the class takes less than {100 * MEDIUM:.2g}% of it"),
+    "small": (
+        "small",
+        f"the largest box of the class takes less than {100 * MEDIUM:.2g}% of the picture",
+    ),
     "cut_off": ("cut off", "every box of the class reaches an edge"),
     "overlapped": ("overlapped", "half of every box of the class lies in boxes of other objects"),
     "alone": ("alone", "none of the classes is there that it usually occurs with"),
