@@ -131,7 +131,7 @@ def test_an_operating_point_decides_and_its_probabilities_stand_beside(scores, s
 
 
 def test_without_a_score_file_it_says_what_to_run(tmp_path):
-    with pytest.raises(UsageError, match="no score file .*: run --mode evaluate --workdir"):
+    with pytest.raises(UsageError, match=r"no score file .*: run --mode evaluate"):
         run.read_scores(tmp_path, "test")
 
 
