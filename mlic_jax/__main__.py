@@ -32,7 +32,10 @@ MODULES = {
     ),
     "build-word-vectors": ("mlic_jax.prepare.word_vectors", "for MSRN: what it knows of labels"),
     "build-label-graph": ("mlic_jax.prepare.label_graph", "for MSRN: which occur together"),
-    "bundle": ("mlic_jax.export.command", "verify | run: a bundle proves itself, labels photos"),
+    "bundle": (
+        "mlic_jax.export.command",
+        "verify | run | repository: a bundle proves itself, labels, serves",
+    ),
     "voc-server": ("mlic_jax.evaluate.voc_server", "files for the server of Pascal VOC"),
     "convert": ("weight_conversion.convert", "checkpoints from PyTorch, and back"),
     "verify": ("weight_conversion.verify.command", "compare a checkpoint with PyTorch"),

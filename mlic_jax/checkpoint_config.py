@@ -42,6 +42,7 @@ SAYING = (
     *("model", "data.image_size", "data.interpolation", "data.center_crop", "augment.mean"),
     *("augment.std", "eval.top_n", "eval.local_size"),
     *("eval.local_bound", "eval.flip", "eval.scales", "eval.weights"),
+    "eval.consistent",
 )
 # What of the model and the data training alone knows.
 _OF_TRAINING = (

@@ -93,6 +93,10 @@ def exit_code(run: Callable[[], None]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; what was saved stays", 1)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's
+            return _say(
+                "memory is full; fewer photos at a time, or of a smaller size, need less", 1
+            )
         traceback.print_exc()
         return _say(f"{type(error).__name__}, which should not be: {error}", 1)
     return 0

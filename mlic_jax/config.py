@@ -158,6 +158,10 @@ def default_config() -> ConfigDict:
     config.data.word_vectors = ""
     # msrn: a file; identity: no label attends to others; empty: counted on the training split
     config.data.label_graph = ""
+    # A file of which labels lie within others, a rule `dog < animal` a line, see
+    # data/label_tree.py.
+    config.data.label_tree = ""
+    config.data.fill_parents = False  # label_tree: the parents of present labels are present too
     config.data.scenes_seed = 0  # scenes: what they are generated from
     config.data.scenes_sizes = (3000, 300, 1000)  # scenes: images of train, val, test
     # The share of the labels that is trained on, for studies with fewer, see data/kept_labels.py.
@@ -284,6 +288,8 @@ def default_config() -> ConfigDict:
     config.eval.global_scores = ""
     config.eval.flip = False  # average the logits with those of the mirrored image
     config.eval.scales = ()  # sizes beside data.image_size, over all of which logits are averaged
+    # data.label_tree: a label has at least the greatest score of those below it; in prediction too.
+    config.eval.consistent = False
     # Also report mAP over the classes with at least so many positives in both splits; 0: do not.
     config.eval.min_positives = 0
 

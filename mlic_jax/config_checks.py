@@ -41,6 +41,9 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"{option} is {value}; it must be positive")
     check_ranges(config)
     check_kept_labels(config)
+    for option in ("data.fill_parents", "eval.consistent"):
+        if config[option] and not config.data.label_tree:
+            raise UsageError(f"{option} needs data.label_tree, a file of rules `dog < animal`")
     if config.shard_fc1 and (config.model.name, config.model.head) != ("msrn", "dense"):
         raise UsageError("shard_fc1 is for model.name msrn with model.head dense, which has an fc1")
     for option, known in CHOICES.items():

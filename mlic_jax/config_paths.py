@@ -16,7 +16,10 @@ from mlic_jax.data.word_vectors import ONE_HOT
 from mlic_jax.names import IDENTITY
 
 # The options that name files or folders of the machine; those below data.root are relative to it.
-PATHS = ("init_from", "data.root", "data.prepared_dir", "data.word_vectors", "data.label_graph")
+PATHS = (
+    *("init_from", "data.root", "data.prepared_dir", "data.word_vectors", "data.label_graph"),
+    "data.label_tree",
+)
 
 
 def beside(recipe: str, path: str) -> str:

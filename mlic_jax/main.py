@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -28,6 +29,7 @@ from mlic_jax.command_line import (
 )
 from mlic_jax.config_checks import check_config
 from mlic_jax.errors import UsageError
+from mlic_jax.names import RUNTIMES, require_one_of
 from mlic_jax.predict.finding import check_is_there
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint_paths import candidates
@@ -55,10 +57,21 @@ IMAGES = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "predict, export: the folder to write.")
 FLIP = flags.DEFINE_bool("flip", None, "predict: average with the mirrored photos.")
 SCALES = flags.DEFINE_list("scales", None, "predict: average over more sizes, as in 448,512.")
-flags.register_validator(SCALES, lambda sizes: all(map(str.isdigit, sizes or ())), "not in pixels")
+flags.register_validator(
+    SCALES, lambda sizes: all(map(str.isdecimal, sizes or ())), "not in pixels"
+)
 LOCAL_SIZE = flags.DEFINE_integer("local_size", None, "predict: pixels of MCAR's crops.")
 LOCAL_BOUND = flags.DEFINE_float("local_bound", None, "predict: no crops of less likely classes.")
+RUNTIME = flags.DEFINE_string(
+    "runtime", "jax", "predict: what runs it; of a bundle as --checkpoint onnxruntime or openvino."
+)
 RESUME = flags.DEFINE_bool("resume", False, "predict: go on with what --out has, done or not.")
+LABEL_TREE = flags.DEFINE_string(
+    "label_tree",
+    None,
+    "predict: a file of rules `dog < animal`, which scores are made to agree with.",
+)
+SIDECARS = flags.DEFINE_bool("sidecars", False, "predict: labels into XMP files beside photos.")
 FORMATS = flags.DEFINE_list("formats", ["stablehlo", "onnx"], "export: stablehlo, onnx, web.")
 SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: the checkpoint's.")
 BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
@@ -85,7 +98,7 @@ FLAGS_OF_MODES = {
     ("train", "evaluate", "diagnose", "prepare", "calibrate"): (CONFIG, WORKDIR),
     ("evaluate", "diagnose", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
     ("predict", "export"): (IMAGES, OUT),
-    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, RESUME),
+    ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
     ("serve",): (HOST, PORT),
     ("train",): (RECOVER, ALLOW_CHANGES),
@@ -122,7 +135,9 @@ def look_at_photos() -> None:
     if MODE.value == "predict":
         check_is_there(required(IMAGES))
         required(OUT)
-    candidates(checkpoint)
+    require_one_of("--runtime", RUNTIME.value, RUNTIMES)
+    if RUNTIME.value == "jax":
+        candidates(checkpoint)
     from mlic_jax.predict import files, serve
     from mlic_jax.runtime import compilation
 
@@ -131,15 +146,23 @@ def look_at_photos() -> None:
         serve.serve(checkpoint, HOST.value, PORT.value)
         return
     scales = None if SCALES.value is None else [int(size) for size in SCALES.value]
+    open_model = files.open_checkpoint
+    if RUNTIME.value != "jax":
+        from mlic_jax.export.predictor import open_bundle
+
+        open_model = partial(open_bundle, runtime=RUNTIME.value)
     files.predict_files(
         checkpoint,
         required(IMAGES),
         required(OUT),
         resume=RESUME.value,
+        sidecars=SIDECARS.value,
+        open_model=open_model,
         flip=FLIP.value,
         scales=scales,
         local_size=LOCAL_SIZE.value,
         local_bound=LOCAL_BOUND.value,
+        label_tree=LABEL_TREE.value,
     )
 
 

@@ -48,6 +48,8 @@ POOLINGS = ("avg", "max", "gwp")
 LOCALIZERS = ("exact", "clean")
 IDENTITY = "identity"  # in the place of a label graph: no label attends to others
 HEADS = ("dense", "per_label")
+# What a model runs in: its own code, or of a bundle one of the others.
+RUNTIMES = ("jax", "stablehlo", "onnxruntime", "openvino")
 DTYPES = ("float32", "bfloat16")
 # What the backward pass computes again instead of keeping it: nothing, or what lies inside every
 # stage or every block.
@@ -64,13 +66,20 @@ def stride_of(backbone: str) -> int:
     return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
 
 
+LARGEST_SIDE = 8192  # pixels; a map of 64 channels of half of it has 4 GB
+
+
 def require_size(said: str, size: object, backbone: str) -> None:
     """Raises UsageError for a size of images that the backbone does not divide; tells the next.
+
+    And for one beyond `LARGEST_SIDE`, of which no model could keep its maps.
 
     Args:
         said: where, such as "data.image_size is 450".
     """
     stride = stride_of(backbone)
+    if isinstance(size, int) and size > LARGEST_SIDE:
+        raise UsageError(f"{said}; it must be at most {LARGEST_SIDE} pixels")
     if isinstance(size, int) and size >= stride and size % stride == 0:
         return
     near = max(size // stride, 1) * stride if isinstance(size, int) else 14 * stride

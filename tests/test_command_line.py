@@ -34,6 +34,8 @@ def ending(error):
             1,
             "error: run/metrics.jsonl: No space left on device; what was saved stays",
         ),
+        (MemoryError("Unable to allocate 10 TiB"), 1, "error: memory is full; fewer photos"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "error: memory is full; fewer"),
         (OSError("no more"), 1, "error: no more; what was saved stays"),
     ],
 )

@@ -237,6 +237,17 @@ def test_sizes_that_patches_do_not_divide_are_told_with_those_that_they_do(
     check_config(config)
 
 
+def test_sizes_that_no_memory_holds(config):
+    config.data.image_size = 8192
+    check_config(config)
+    config.data.image_size = 1_000_000
+    with pytest.raises(UsageError, match="size is 1000000; it must be at most 8192 pixels"):
+        check_config(config)
+    config.data.image_size, config.eval.scales = 448, (64_000,)
+    with pytest.raises(UsageError, match="scales has 64000; it must be at most 8192 pixels"):
+        check_config(config)
+
+
 def test_options_that_nothing_would_use_are_refused(config):
     config.optim.nesterov = True
     check_config(config)

@@ -36,7 +36,7 @@ def test_help(without_jax):
     assert "--images" in answer.stdout
     assert "--profile" in answer.stdout
     assert "train" in answer.stdout
-    assert len(answer.stdout.splitlines()) < 60
+    assert len(answer.stdout.splitlines()) < 75
     of_serve = run("--mode=serve", "--help", before=without_jax).stdout
     assert "--port" in of_serve and "--images" not in of_serve
 
@@ -75,6 +75,8 @@ def test_help(without_jax):
         (("--mode=predict", "--checkpoint", ".", "--out", "w"), "--images is missing"),
         (("--mode=predict", "--checkpoint", ".", "--images", "."), "--out is missing"),
         ((*PREDICT, "--scales=448,big"), "not in pixels"),
+        ((*PREDICT, "--scales=²"), "not in pixels"),
+        ((*PREDICT, "--runtime=onnx"), "--runtime is 'onnx'; known are jax, stablehlo, onnxruntim"),
         ((*PREDICT[:5], ".", "--out=w"), "in quotes, as in --images 'photos/*.jpg'"),
         ((*SCENES, "--workdir="), "--workdir is missing"),
         ((*SCENES, "--workdir", "w", "--mode=evaluate", "--scales=64"), "--scales is for"),

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mlic_jax.data import co_occurrence, kept_labels, look_alikes
+from mlic_jax.data import co_occurrence, kept_labels, label_tree, look_alikes
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.data.sources import merge
@@ -47,6 +47,8 @@ def describe(
             None where there are none;
           `kept`: of the labels to train on, where not all are kept, `said`, a sentence, and
             `positives`, `negatives` and `unknown` [C]; None where all are;
+          `label_tree`: where there is one, its `rules` (child and parent) and by split in how many
+            images labels go against each; None where there is none;
           `duplicates`: images of the same bytes, a group a list of {`split`, `image_id`, `labels`
             (the names of those present)};
           `look_alikes`: pairs of such, of an image and the one of an earlier split that it looks
@@ -95,6 +97,7 @@ def describe(
         "range": first.value_range and list(first.value_range),
         "unlisted": unlisted,
         "kept": _describe_kept(first, data) if data else None,
+        "label_tree": _describe_tree(splits, data) if data else None,
         "duplicates": [
             [_copy(split, i) for split, i in group]
             for group in same_bytes.values()
@@ -102,6 +105,14 @@ def describe(
         ],
         "look_alikes": [[_copy(*copy) for copy in pair] for pair in alike],
     }
+
+
+def _describe_tree(splits: Mapping[str, Split], data: DataOptions) -> dict[str, Any] | None:
+    tree = label_tree.of_options(data, next(iter(splits.values())).class_names)
+    if tree is None:
+        return None
+    violations = {name: tree.violations(split.labels()) for name, split in splits.items()}
+    return {"rules": tree.named(), "violations": violations}
 
 
 def strongest_pairs(
@@ -201,6 +212,14 @@ def findings(card: Mapping[str, Any], roles: Mapping[str, str]) -> list[tuple[st
         lost = zip(card["class_names"], kept["positives"], train["positives"], strict=True)
         if names := [name for name, left, of in lost if of and not left]:
             problems.append(f"no label of {_some(names)} is kept: nothing is learned of it")
+    if tree := card.get("label_tree"):
+        against = {split: sum(counts) for split, counts in tree["violations"].items()}
+        if any(against.values()):
+            counted = ", ".join(f"{count:,} of {split}" for split, count in against.items())
+            problems.append(
+                f"labels go against the label tree, a child without its parent: {counted}; "
+                "data.fill_parents completes them"
+            )
     if card["unlisted"]:
         notes.append(f"{_images(card['unlisted'])} there without annotations, and in no split")
     if card["turned"] and card["upright"]:

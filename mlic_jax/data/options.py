@@ -38,6 +38,8 @@ class DataOptions(Options):
     hub_name: str
     word_vectors: str
     label_graph: str
+    label_tree: str
+    fill_parents: bool
     scenes_seed: int
     scenes_sizes: tuple[int, ...]
     keep_labels: float

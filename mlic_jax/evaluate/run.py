@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlic_jax.config_checks import check_config
-from mlic_jax.data import sources
+from mlic_jax.data import label_tree, sources
 from mlic_jax.data.fitting import Fit
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.objects import objects_of_square, read_objects
@@ -24,9 +24,8 @@ from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.metrics.localisation import localise, summarise_looks
 from mlic_jax.metrics.ties import Ties
 from mlic_jax.options import Options
-from mlic_jax.reports import evaluation_page
+from mlic_jax.reports import evaluation_page, text
 from mlic_jax.reports.label_graph import LabelGraph
-from mlic_jax.reports.text import summary
 from mlic_jax.runtime import processes
 from mlic_jax.runtime.checkpoint import find_checkpoint
 from mlic_jax.runtime.checkpoint_paths import run_of
@@ -78,9 +77,10 @@ def evaluate_run(
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
     summary. The metrics say too of which checkpoint they are and with which `overrides`; of MSRN
-    the `groups`, of each group of labels their names; and `localisation`, where the model looks,
-    if the set has boxes and it has regions. Of a split without any known label (VOC 2012 test)
-    only the scores are written, and nothing is returned.
+    the `groups`, of each group of labels their names; `localisation`, where the model looks, if the
+    set has boxes and it has regions; and with `data.label_tree` in how many photos `labels` and
+    `scores` go against each of its `rules`. Of a split without any known label (VOC 2012 test) only
+    the scores are written, and nothing is returned.
 
     Args:
         profile: trace a few batches into `<workdir>/profile`, see `profiling.profiled`.
@@ -114,6 +114,12 @@ def evaluate_run(
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
     if located := where_it_looks(scores, split, options.data.fit):
         values["localisation"] = located
+    if (tree := label_tree.of_options(options.data, split.class_names)) is not None:
+        values["label_tree"] = {
+            "rules": tree.named(),
+            "labels": tree.violations(scores.labels),
+            "scores": tree.disagreements(scores.logits),
+        }
     label_graph = read_label_graph(eval_model, variables)
     if label_graph is not None:
         values["groups"] = [[split.class_names[c] for c in g] for g in label_graph.groups()]
@@ -207,6 +213,8 @@ def write_results(
         about["checkpoint"] += ", the average of its weights"
     if "validation" in metadata:
         about["checkpoint"] += f", mAP {metadata['validation']['mAP']:.1f} in validation"
+    if said := text.said_of_tree(values):
+        about["label tree"] = said
     if values["overrides"]:
         others = values["overrides"].items()
         about["other than it says"] = ", ".join(f"{name} {value!r}" for name, value in others)
@@ -221,5 +229,5 @@ def write_results(
         objects_at=objects_at,
         label_graph=label_graph,
     )
-    print(summary(values, f"{split.name} {split.split}"))
+    print(text.summary(values, f"{split.name} {split.split}"))
     print(f"scores, metrics and report: {workdir}/scores_{split.split}.npz, {metrics_path}, {page}")

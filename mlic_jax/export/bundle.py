@@ -11,7 +11,7 @@ hashes.json      SHA-256 of every other file
 import hashlib
 import importlib.util
 import json
-import warnings
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ DESCRIPTION, HASHES, REFERENCES = "model.json", "hashes.json", "references/refer
 FORMATS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx"}
 RUNTIMES = {"stablehlo": "stablehlo", "onnxruntime": "onnx", "openvino": "onnx"}
 VERSION = 2
+# It may take less than float32 where it finds that faster.
+OPENVINO_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
 # A function from uint8 pixels [B, S, S, 3] to arrays by name.
 Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -49,6 +51,8 @@ def read(folder: Path) -> dict[str, Any]:
             version; or its description says nothing that this package understands.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file: unpack it, and give the folder")
     if not (folder / HASHES).is_file():
         raise UsageError(f"{folder} is no bundle: it has no {HASHES}; --mode export writes one")
     hashes, there = json_text.read(folder / HASHES), _files(folder)
@@ -81,6 +85,7 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
     match description:
         case {
             "class_names": [_, *_] as names,
+            "model": {"name": str(), "backbone": str()},
             "input": {"name": str(), "shape": ["batch" | int() as rows, int(), int(), 3]},
             "preprocessing": {
                 "size": int(size),
@@ -88,6 +93,11 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
                 "interpolation": str(interpolation),
                 "center_crop": int() | float() as share,
                 "range": None | [int() | float(), int() | float()],
+            },
+            "operating_point": {
+                "temperature": int() | float(),
+                "thresholds": dict(thresholds),
+                "rule": str(),
             },
             "formats": dict(formats),
             "references": [_, *_] as references,
@@ -100,6 +110,8 @@ def _is_understood(description: dict[str, Any], files: Collection[str]) -> bool:
             named = [*formats.values(), *references]
             return (
                 all(isinstance(text, str) for text in (*names, *named))
+                and set(thresholds) == set(names)
+                and all(isinstance(of, int | float) for of in thresholds.values())
                 and set(formats) <= set(FORMATS)
                 and set(named) <= set(files)
                 and interpolation in INTERPOLATIONS
@@ -134,15 +146,23 @@ def open_runtime(folder: Path, description: dict[str, Any], runtime: str) -> Run
 
     Raises:
         UsageError: the bundle has not its format, or the runtime is not installed.
-        Failure: the runtime does not read the model.
+        Failure: the runtime does not read the model; or, later, does not run it.
     """
     path = model_file(folder, description, RUNTIMES[runtime], runtime)
     try:
-        return _OPENERS[runtime](path, description["input"]["name"])
+        model = _OPENERS[runtime](path, description["input"]["name"])
     except ImportError as error:
         raise UsageError(f"{runtime} is not installed ({error}): pip install {runtime}") from error
     except Exception as error:  # of every runtime others
         raise Failure(f"{runtime} does not read {path}: {reason(error)}") from error
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            return model(pixels)
+        except Exception as error:
+            raise Failure(f"{runtime} does not run {path}: {reason(error)}") from error
+
+    return run
 
 
 def model_file(folder: Path, description: dict[str, Any], format_: str, user: str) -> Path:
@@ -169,16 +189,19 @@ def open_onnxruntime(path: Path, name: str) -> Runtime:
     return lambda pixels: dict(zip(names, session.run(None, {name: pixels}), strict=True))
 
 
-def _open_openvino(path: Path, name: str) -> Runtime:
-    with warnings.catch_warnings():  # it forks where it is imported, to tell its makers
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        import openvino
+def import_openvino() -> Any:
+    """The module, without what tells its makers of every import from a process forked for that."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
 
-    # It may take less than float32 where it finds that faster.
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino
+
+
+def _open_openvino(path: Path, name: str) -> Runtime:
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(path.read_bytes())
-    compiled = core.compile_model(model, "CPU", options)
+    compiled = core.compile_model(model, "CPU", OPENVINO_OPTIONS)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = compiled({name: pixels})
@@ -192,6 +215,12 @@ _OPENERS: dict[str, Callable[[Path, str], Runtime]] = {
     "onnxruntime": open_onnxruntime,
     "openvino": _open_openvino,
 }
+
+
+def batch_of(description: dict[str, Any]) -> int | None:
+    """The photos of a batch; None: any number."""
+    rows = description["input"]["shape"][0]
+    return rows if isinstance(rows, int) else None
 
 
 def run_in_batches(

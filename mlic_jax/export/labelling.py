@@ -14,7 +14,7 @@ from jaxtyping import Array, UInt8
 from mlic_jax.config_checks import check_ranges, check_scales
 from mlic_jax.errors import UsageError
 from mlic_jax.names import require_size
-from mlic_jax.predict.predictor import LookOptions, load_model, operating_point
+from mlic_jax.predict.predictor import LookOptions, load_model, operating_point, tree_of
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.scoring import create_eval_model, eval_step_of
 from mlic_jax.scores.views import host_size
@@ -89,12 +89,14 @@ class Source:
             name: jax.tree.map(jnp.asarray, self.variables[name])
             for name in ("params", "batch_stats")
         }
+        tree = tree_of(self.config, self.metadata)
         temperature = jnp.float32(self.temperature)
         thresholds = jnp.asarray(self.thresholds, jnp.float32)
 
         def labelling(pixels: UInt8[Array, "B S S 3"]) -> dict[str, Array]:
             said = step(variables, {"image": pixels})
-            probabilities = jax.nn.sigmoid(said["logits"] / temperature)
+            logits = said["logits"] if tree is None else tree.consistent(said["logits"])
+            probabilities = jax.nn.sigmoid(logits / temperature)
             outputs = {"probabilities": probabilities, "present": probabilities >= thresholds[None]}
             for name in ("boxes", "box_classes", "looked_at", "class_maps"):
                 if name in said:

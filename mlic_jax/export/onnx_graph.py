@@ -170,6 +170,11 @@ class Graph:
             ir_version=9,
         )
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        for info in model.graph.output:  # of which inference gives a batch names of its own
+            shape = self.shape_of(outputs[info.name])
+            for dim, size in zip(info.type.tensor_type.shape.dim, shape, strict=True):
+                if not isinstance(size, int):
+                    dim.dim_param = str(size)
         onnx.checker.check_model(model, full_check=True)
         return model
 

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -106,7 +106,7 @@ class Bundle:
         self.session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
 
-    def __call__(self, path: str | Path, top: int | None = None) -> dict[str, Any]:
+    def __call__(self, path: str | Path | IO[bytes], top: int | None = None) -> dict[str, Any]:
         """What it says of a photo; of one that cannot be read, an `error`."""
         how, given = self.description["preprocessing"], self.description["input"]
         try:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.errors import Failure, reason
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle
+from mlic_jax.export.labelling import Source
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
 
@@ -53,27 +54,48 @@ class Agreement:
 def write_references(folder: Path, description: dict[str, Any], runtime: bundle.Runtime) -> None:
     """Writes what `runtime` says of the reference photos, which others are held to."""
     _, pixels = bundle.reference_pixels(folder, description)
-    outputs = bundle.run_in_batches(runtime, pixels, batch_of(description))
+    outputs = bundle.run_in_batches(runtime, pixels, bundle.batch_of(description))
     kept = ("probabilities", "present", "boxes", "box_classes", "looked_at")
     said = {name: outputs[name].tolist() for name in kept if name in outputs}
     write_text(folder / bundle.REFERENCES, json.dumps(said))
 
 
-def verify(folder: Path, description: dict[str, Any], runtime: str) -> Agreement:
+def verify(
+    folder: Path, description: dict[str, Any], runtime: str, checkpoint: str | None = None
+) -> Agreement:
     """Runs the reference photos.
 
+    Args:
+        folder, description: the bundle.
+        runtime: one of `names.RUNTIMES`.
+        checkpoint: of which `jax` runs the model.
+
     Raises:
-        UsageError: see `bundle.open_runtime`.
+        UsageError: see `bundle.open_runtime`; or the checkpoint is of another model.
         Failure: a photo or the model cannot be read, the model cannot be run, or an output is
             missing or of another shape than what is written.
     """
     _, pixels = bundle.reference_pixels(folder, description)
-    run = bundle.open_runtime(folder, description, runtime)
-    try:
-        found = bundle.run_in_batches(run, pixels, batch_of(description))
-    except Exception as error:  # of every runtime others
-        raise Failure(f"{runtime} does not run the model: {reason(error)}") from error
+    if checkpoint is None:
+        run = bundle.open_runtime(folder, description, runtime)
+    else:
+        run = _run_of_checkpoint(checkpoint, folder, description)
+    found = bundle.run_in_batches(run, pixels, bundle.batch_of(description))
     return compare(folder, found, runtime)
+
+
+def _run_of_checkpoint(
+    checkpoint: str, folder: Path, description: dict[str, Any]
+) -> bundle.Runtime:
+    """The model that a bundle was exported from, by its own code."""
+    how, precision = description["preprocessing"], description.get("precision")
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    source = Source(checkpoint, dtype, how["grid"])
+    if (list(source.class_names), source.size) != (description["class_names"], how["size"]):
+        raise UsageError(
+            f"{folder} was not exported from {checkpoint}, which has other labels or another size"
+        )
+    return source.run
 
 
 def compare(folder: Path, found: dict[str, np.ndarray], runtime: str) -> Agreement:
@@ -120,9 +142,3 @@ def _written(path: Path) -> dict[str, np.ndarray]:
 def _regions(outputs: dict[str, np.ndarray], row: int) -> dict[int, list[int]]:
     classes, boxes = outputs["box_classes"][row], outputs["boxes"][row]
     return {int(c): box.tolist() for c, box in zip(classes, boxes, strict=True)}
-
-
-def batch_of(description: dict[str, Any]) -> int | None:
-    """The photos of a batch; None: any number."""
-    rows = description["input"]["shape"][0]
-    return rows if isinstance(rows, int) else None

@@ -299,14 +299,15 @@ def _write_stablehlo(source: Source, example: jax.ShapeDtypeStruct, path: Path) 
     write_bytes(path, bytes(exported.serialize()))
 
 
-def _write_onnx(source: Source, example: jax.ShapeDtypeStruct, path: Path) -> None:
+def write_onnx(source: Source, example: jax.ShapeDtypeStruct, path: Path) -> None:
+    """The model alone."""
     from mlic_jax.export.onnx_graph import to_onnx
 
     model = to_onnx(source.labelling, example, description=f"{source.config.model.name}, mlic_jax")
     write_bytes(path, model.SerializeToString())
 
 
-_WRITERS = {"stablehlo": _write_stablehlo, "onnx": _write_onnx}
+_WRITERS = {"stablehlo": _write_stablehlo, "onnx": write_onnx}
 
 
 def _card(source: Source, description: dict[str, Any], checkpoint: str) -> str:

@@ -28,6 +28,7 @@ from mlic_jax.names import (
     BACKBONES,
     DTYPES,
     HEADS,
+    LARGEST_SIDE,
     LOCALIZERS,
     MODELS,
     PRECISIONS,
@@ -212,10 +213,10 @@ def _create_pooled(options: ModelOptions, features: nn.Module, num_classes: int)
 def _create_mcar(options: ModelOptions, features: nn.Module, num_classes: int) -> MCAR:
     require_one_of("model.pooling", options.pooling, POOLINGS)
     stride = stride_of(options.backbone)
-    if options.local_size < 0 or options.local_size % stride:
+    if not 0 <= options.local_size <= LARGEST_SIDE or options.local_size % stride:
         raise UsageError(
-            f"model.local_size is {options.local_size}; it must be a multiple of {stride}, or 0 "
-            "for crops as large as the image"
+            f"model.local_size is {options.local_size}; it must be a multiple of {stride} up to "
+            f"{LARGEST_SIDE}, or 0 for crops as large as the image"
         )
     if options.region_grid not in (1, 2, 4, 8, 16, 32):
         raise UsageError(

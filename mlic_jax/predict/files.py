@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -40,6 +42,7 @@ from mlic_jax.predict.predictor import (
     in_order,
     load_model,
 )
+from mlic_jax.predict.sidecars import write_sidecars
 from mlic_jax.reports.predictions import (
     ANNOTATED,
     GALLERY,
@@ -54,11 +57,35 @@ from mlic_jax.reports.predictions import (
 from mlic_jax.runtime.checkpoint import digest_of_arrays
 from mlic_jax.scores.options import EvalOptions
 from mlic_jax.scores.predictions import Prediction
-from mlic_jax.scores.views import view_sizes
 
 PAGE = "index.html"
 PRINTED = 20  # photos whose labels the terminal shows
 OUTPUTS = (TABLE, LINES, ANNOTATED, GALLERY, PAGE, JOURNAL)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was read, before it is known how many photos it is to look at.
+
+    Attributes:
+        run: what must be the same for a run to go on.
+        most: photos to look at together.
+        predictor: (photos that it looks at together) -> what predicts.
+    """
+
+    run: dict[str, Any]
+    most: int
+    predictor: Callable[[int], Predictor]
+
+
+def open_checkpoint(checkpoint: str | Path, **look: Unpack[LookOptions]) -> Opened:
+    """A checkpoint, as `Predictor.from_checkpoint` takes it; for what is raised see there."""
+    config, variables, metadata = load_model(checkpoint, **look)
+    return Opened(
+        run=describe_run(EvalOptions.of(config.eval), variables, metadata),
+        most=config.eval.batch_size * jax.local_device_count(),
+        predictor=partial(Predictor, config, variables, metadata),
+    )
 
 
 def predict_files(
@@ -66,6 +93,8 @@ def predict_files(
     images: str,
     out: str | Path,
     resume: bool = False,
+    sidecars: bool = False,
+    open_model: Callable[..., Opened] = open_checkpoint,
     **look: Unpack[LookOptions],
 ) -> None:
     """Predicts the photos of a folder (and the folders in it), of a pattern, or a single one.
@@ -73,7 +102,8 @@ def predict_files(
     Writes `predictions.csv`, a row a photo; `predictions.jsonl`, with the regions; `annotated/`,
     the photos with what was found in them; and the page `index.html` with its files in `gallery/`.
     They grow in `out/.partial`, a photo at a time, and take the place of earlier predictions in
-    `out` once all is done. How it looks: `LookOptions`.
+    `out` once all is done. How it looks: `LookOptions`. With `sidecars` the labels are then written
+    beside the photos too, see `sidecars.py`.
 
     With `resume`, a run that was cut short goes on, and one that was completed takes what is new:
     photos that have a row are not predicted again unless their size or modification time changed.
@@ -82,25 +112,33 @@ def predict_files(
     was cut through is looked at once more. Photos that were added or removed shift the batches,
     and scores may then differ in the last digit.
 
+    Args:
+        checkpoint: what `open_model` opens.
+        images: see above; as `--images`.
+        out: the folder.
+        resume, sidecars: see above.
+        open_model: (checkpoint, **look) -> the model; of a bundle it is in `export.predictor`.
+        look: see above.
+
     Raises:
         UsageError: no images, a wrong option, `out` holds something else, or what is to be resumed
             was begun with another checkpoint or other options.
         Failure: some photos could not be read or drawn, which the outputs list beside all the
-            others; or `out` cannot be written, and what was done stays for `resume`.
+            others; or `out` cannot be written, and what was done stays for `resume`; or some
+            sidecars cannot.
     """
     out = Path(out)
     try:
         finish_replacing(out, OUTPUTS)
         _check_output(out)
         root, files = find_images(images, out)
-        config, variables, metadata = load_model(checkpoint, **look)
-        run = describe_run(EvalOptions.of(config.eval), variables, metadata)
+        opened = open_model(checkpoint, **look)
         if resume:
-            _check_same_run(out, run)
-        limit = config.eval.batch_size * jax.local_device_count()
-        batch_size = common_batch_size(len(files), limit)
-        predictor = Predictor(config, variables, metadata, batch_size)
-        rows = write_predictions(predictor, root, files, out, printable(checkpoint), run, resume)
+            _check_same_run(out, opened.run)
+        predictor = opened.predictor(common_batch_size(len(files), opened.most))
+        rows = write_predictions(
+            predictor, root, files, out, printable(checkpoint), opened.run, resume
+        )
     except OSError as error:
         kept = ""
         with contextlib.suppress(OSError):  # perhaps it cannot even be read
@@ -111,12 +149,28 @@ def predict_files(
     for line in summary(rows):
         print(line)
     print(f"table, photos and page: {table}, {annotated}, {page}")
+    problems = []
     if failed := [row["file"] for row in rows if row["error"]]:
-        shown = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
-        raise Failure(
-            f"{len(failed)} of {len(files)} images could not be read or drawn: {shown}; {table} "
-            "says why, and holds all others"
+        problems.append(
+            f"{len(failed)} of {len(files)} images could not be read or drawn: {first_of(failed)}; "
+            f"{table} says why, and holds all others"
         )
+    if sidecars:
+        found = {row["file"]: row["labels"] for row in rows if row["scores"]}  # of those it read
+        names = {file: printable(file.relative_to(root)) for file in files}
+        labels = {file: found[name] for file, name in names.items() if name in found}
+        changed, failed = write_sidecars(labels, predictor.class_names)
+        print(f"sidecars: of {len(labels)} photos, {changed} written anew")
+        if failed:
+            problems.append(
+                f"{len(failed)} sidecars could not be written, all others are: {first_of(failed)}"
+            )
+    if problems:
+        raise Failure("; ".join(problems))
+
+
+def first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _check_output(out: Path) -> None:
@@ -144,6 +198,7 @@ def describe_run(
         "scales": list(look.scales),
         "local_size": look.local_size,
         "local_bound": look.local_bound,
+        **({"consistent": True} if look.consistent else {}),  # earlier versions had no such option
     }
 
 
@@ -196,23 +251,10 @@ def write_predictions(
 
 def describe_predictor(predictor: Predictor, checkpoint: str) -> dict[str, str]:
     """What the page says of the model and of how it looked, a line each."""
-    model, views = predictor.options.model, predictor.options.eval
-    sizes, how = view_sizes(predictor.options), predictor.options.data.fit.described()
-    about = {
-        "checkpoint": checkpoint,
-        "model": f"{model.name} on {model.backbone}",
-        "image size": ", ".join(f"{size} px" for size in sizes) + how,
-        "classes": str(len(predictor.class_names)),
-        "labels from": predictor.rule,
-    }
+    about = {"checkpoint": checkpoint, **predictor.about}
+    about |= {"classes": str(len(predictor.class_names)), "labels from": predictor.rule}
     if predictor.temperature != 1:
         about["temperature"] = f"{predictor.temperature:.3f}"
-    if views.flip:
-        about["mirrored too"] = "yes"
-    if views.local_size:
-        about["crops"] = f"{views.local_size} px"
-    if views.local_bound:
-        about["regions"] = f"of probability {views.local_bound:g} and more"
     return about
 
 

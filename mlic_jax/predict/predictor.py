@@ -25,8 +25,9 @@ from PIL import Image
 
 from mlic_jax.checkpoint_config import own_config
 from mlic_jax.config_checks import check_scales
-from mlic_jax.data import transforms
+from mlic_jax.data import label_tree, transforms
 from mlic_jax.data.fitting import Frame
+from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.errors import Failure, UsageError, reason
 from mlic_jax.metrics.operating_point import OperatingPoint, calibrated
 from mlic_jax.metrics.protocols import PROTOCOLS
@@ -58,6 +59,7 @@ class LookOptions(TypedDict, total=False):
     # MCAR does not look at regions of classes whose global probability is lower, and they are not
     # among the `regions`.
     local_bound: float | None
+    label_tree: str | None  # a file of rules, with which scores are made to agree
 
 
 class Predictor:
@@ -67,9 +69,16 @@ class Predictor:
     temperature, and a label counts as present from its threshold on. A checkpoint that was not
     calibrated has temperature 1 and the threshold of its protocol.
 
+    What it knows of the model itself is in `__init__` and `_look` alone: `export.predictor` has
+    another one.
+
     Attributes:
         config: of the checkpoint, with what was changed of `config.eval`.
         options: what scoring takes of it.
+        fit: how a photo becomes what the model sees.
+        size: S, pixels of a side of that.
+        grid: to so many pixels of a side boxes refer.
+        about: for people, what the model is and how it looks.
         class_names: of the C labels.
         thresholds: float64 `[C]`, probabilities.
         temperature: see above.
@@ -92,11 +101,12 @@ class Predictor:
             raise UsageError(f"batch_size is {batch_size}; it must be positive")
         check_scales(config.eval.scales, config.model.backbone)
         self.config, self.options = config, ScoreOptions.of(config)
+        self.fit, self.size = self.options.data.fit, host_size(self.options)
+        self.grid, self.about = self.options.data.image_size, _about(self.options)
         self.batch_size = batch_size
         self.class_names = tuple(metadata["class_names"])
-        value_range = metadata.get("preprocessing", {}).get("range")
-        self.value_range = tuple(value_range) if value_range else None
-        self._ranges_told: set[transforms.Range] = set()
+        self._see_range(metadata.get("preprocessing", {}).get("range"))
+        self._tree = tree_of(config, metadata)
         self.temperature, self.thresholds, self.rule = operating_point(
             config.eval.protocol, metadata
         )
@@ -106,6 +116,13 @@ class Predictor:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         self._variables = jax.device_put(variables, devices.replicated(self._mesh))
         self._step = make_eval_step(model, self.options, self._mesh, class_maps=True)
+
+    def _see_range(self, value_range: tuple[float, float] | None) -> None:
+        self.value_range: transforms.Range | None = None
+        if value_range:
+            black, white = value_range
+            self.value_range = black, white
+        self._ranges_told: set[transforms.Range] = set()
 
     @classmethod
     def from_checkpoint(
@@ -232,7 +249,7 @@ class Predictor:
         file = name_of(source)
         try:
             image = self.read(source)
-            pixels = self.options.data.fit.square(image, host_size(self.options))
+            pixels = self.fit.square(image, self.size)
         except UsageError:
             raise
         except Exception as error:  # Pillow raises nearly anything, which concerns this image alone
@@ -242,7 +259,7 @@ class Predictor:
 
     def _frame(self, height: int, width: int) -> Frame:
         """What is seen of a photo of that size."""
-        return self.options.data.fit.frame(height, width, host_size(self.options))
+        return self.fit.frame(height, width, self.size)
 
     def _outputs(
         self, batch: list[tuple[Prediction, np.ndarray | None]]
@@ -250,11 +267,7 @@ class Predictor:
         """Each photo of a batch with what the model says of it, nothing where it was not read."""
         readable = [pixels for _, pixels in batch if pixels is not None]
         if readable:
-            size = host_size(self.options)
-            images = np.zeros((self._rows, size, size, 3), np.uint8)
-            images[: len(readable)] = readable
-            on_devices = devices.to_devices({"image": images}, self._mesh)
-            outputs = jax.device_get(self._step(self._variables, on_devices))
+            outputs = self._look(np.stack(readable))
         row = 0
         for known, pixels in batch:
             if pixels is None:
@@ -262,6 +275,25 @@ class Predictor:
                 continue
             yield known, {name: rows[row] for name, rows in outputs.items()}
             row += 1
+
+    def _look(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model says of uint8 `[B, S, S, 3]`, B at most `batch_size`: arrays by name.
+
+        `probabilities` `[B, C]`, and where there are regions what `_regions` takes.
+        """
+        images = np.zeros((self._rows, *pixels.shape[1:]), np.uint8)
+        images[: len(pixels)] = pixels
+        on_devices = devices.to_devices({"image": images}, self._mesh)
+        outputs = jax.device_get(self._step(self._variables, on_devices))
+        if self._tree is not None:
+            outputs["logits"] = self._tree.consistent(outputs["logits"])
+        return outputs | {
+            name.replace("logits", "probabilities"): np.where(
+                np.isfinite(of), calibrated(of, self.temperature), np.nan
+            )
+            for name, of in outputs.items()
+            if name.endswith("logits")
+        }
 
     def _prediction(
         self,
@@ -271,9 +303,9 @@ class Predictor:
         top: int | None,
     ) -> Prediction:
         """Adds what the model said, `outputs` of one row."""
-        if not np.isfinite(outputs["logits"]).all():
+        probabilities = outputs["probabilities"]
+        if not np.isfinite(probabilities).all():
             raise Failure(f"{known.file}: its scores are not finite; the checkpoint is damaged")
-        probabilities = calibrated(outputs["logits"], self.temperature)
         ranked = np.argsort(-probabilities, kind="stable")
         present = ranked[(probabilities >= thresholds)[ranked]][:top]
         return dataclasses.replace(
@@ -286,13 +318,9 @@ class Predictor:
     def _regions(self, known: Prediction, outputs: dict[str, np.ndarray]) -> Iterator[Region]:
         if known.height is None or known.width is None:  # it was not read
             return
-        of_photo, of_regions = (
-            calibrated(outputs[name], self.temperature) if name in outputs else None
-            for name in ("global_logits", "local_logits")
-        )
-        if of_photo is None:
-            of_photo = calibrated(outputs["logits"], self.temperature)
-        size, frame = self.options.data.image_size, self._frame(known.height, known.width)
+        of_photo = outputs.get("global_probabilities", outputs["probabilities"])
+        of_regions = outputs.get("local_probabilities")
+        frame = self._frame(known.height, known.width)
         classes = outputs["box_classes"]
         looked_at = outputs.get("looked_at", np.ones(len(classes), bool))
         for k, c in enumerate(classes):
@@ -300,11 +328,28 @@ class Predictor:
                 continue
             yield Region(
                 self.class_names[c],
-                frame.box_in_photo(outputs["boxes"][k], size),
+                frame.box_in_photo(outputs["boxes"][k], self.grid),
                 float(of_photo[c]),
                 None if of_regions is None else float(of_regions[c]),
                 outputs["class_maps"][k],
             )
+
+
+def _about(options: ScoreOptions) -> dict[str, str]:
+    """What a model is and how it looks, for people."""
+    model, views = options.model, options.eval
+    sizes = ", ".join(f"{size} px" for size in view_sizes(options))
+    about = {
+        "model": f"{model.name} on {model.backbone}",
+        "image size": sizes + options.data.fit.described(),
+    }
+    if views.flip:
+        about["mirrored too"] = "yes"
+    if views.local_size:
+        about["crops"] = f"{views.local_size} px"
+    if views.local_bound:
+        about["regions"] = f"of probability {views.local_bound:g} and more"
+    return about
 
 
 def load_model(
@@ -322,11 +367,23 @@ def load_model(
             f"{path} lacks what MSRN knows of its labels: convert it again with --graph and "
             "--vectors"
         )
+    tree = look.pop("label_tree", None)
+    if tree is not None:
+        metadata["label_tree"] = label_tree.read(tree, metadata["class_names"]).named()
+        config.eval.consistent = True
     for name, value in look.items():
         require_one_of("an argument", name, LookOptions.__annotations__)
         if value is not None:
             config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
     return config, variables, metadata
+
+
+def tree_of(config: ConfigDict, metadata: Mapping[str, Any]) -> LabelTree | None:
+    """The tree that a checkpoint's scores are to agree with; None: they stay as they are."""
+    if not config.eval.consistent:
+        return None
+    rules = [("the checkpoint's label tree", *rule) for rule in metadata["label_tree"]]
+    return label_tree.of_rules(rules, metadata["class_names"])
 
 
 def operating_point(protocol: str, metadata: dict[str, Any]) -> tuple[float, np.ndarray, str]:

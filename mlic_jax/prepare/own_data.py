@@ -31,6 +31,7 @@ from mlic_jax.data import card, co_occurrence, plan, sources, word_vectors
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.kept_labels import keep_labels
+from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
@@ -153,6 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=("absent", "unknown"),
         help="what the labels are that are not kept; default absent",
     )
+    parser.add_argument(
+        "--label-tree",
+        metavar="FILE",
+        help="rules `dog < animal`, one a line: what shows a child shows its parents, in labels "
+        "and in predictions",
+    )
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -184,9 +191,12 @@ def _run(options: argparse.Namespace) -> None:
 
     folder = prepare(source, options.prepared_dir, options.on_corrupt, upright=True)
     roles = settings["data.splits"]
-    splits = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
-    train = splits[roles["train"]]
     data = DataOptions.of(configured(settings).data)
+    splits = {
+        split: complete_labels(open_split(folder, split), data)
+        for split in dict.fromkeys(roles.values())
+    }
+    train = splits[roles["train"]]
     kept = keep_labels(train, data)
 
     output = Path(options.output or Path("own", options.name))

@@ -59,6 +59,9 @@ def data_settings(options: argparse.Namespace, layout: Layout) -> dict[str, Any]
     for option in ("keep_labels", "one_positive", "dropped_labels"):
         if (value := getattr(options, option)) is not None:
             settings[f"data.{option}"] = value
+    if options.label_tree:
+        settings["data.label_tree"] = os.path.abspath(options.label_tree)
+        settings |= {"data.fill_parents": True, "eval.consistent": True}
     source = sources.create(DataOptions.of(configured(settings | {"data.splits": {}}).data))
     return settings | division_settings(options, source.own_splits)
 

@@ -113,7 +113,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def wrapped(notes: Sequence[str], font: ImageFont.FreeTypeFont, width: int, room: int) -> list[str]:
     """Notes in up to `room` lines of `width` pixels; the last counts those that had no place."""
     lines: list[list[str]] = []
-    for k, note in enumerate(notes):
+    for k, note in enumerate(" ".join(note.split()) for note in notes):  # of one line each
         if lines and font.getlength(_GAP.join([*lines[-1], note])) <= width:
             lines[-1].append(note)
         elif len(lines) < room:

@@ -42,7 +42,20 @@ def summary(values: dict[str, Any], name: str) -> str:
         )
     if located := values.get("localisation"):
         lines.append(f"  where it looks:  {localisation_text(located)}")
+    if said := said_of_tree(values):
+        lines.append(f"  label tree: {said}")
     return "\n".join(lines)
+
+
+def said_of_tree(values: Mapping[str, Any]) -> str:
+    """How far labels and scores agree with the label tree; empty where there is none."""
+    if (tree := values.get("label_tree")) is None:
+        return ""
+    pairs = len(tree["rules"]) * values["num_images"]
+    return (
+        f"of {pairs:,} (a rule and a photo) {sum(tree['labels']):,} labels and "
+        f"{sum(tree['scores']):,} scores are against it"
+    )
 
 
 def localisation_text(located: Mapping[str, Any]) -> str:

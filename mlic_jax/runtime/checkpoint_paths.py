@@ -20,6 +20,11 @@ def candidates(path: Path | str) -> list[Path]:
         )
     if not path.is_dir():
         raise UsageError(f"no checkpoint at {path}: there is no such folder")
+    if (path / "hashes.json").is_file():
+        raise UsageError(
+            f"no checkpoint at {path}: it is a bundle, for `mlic bundle`, or for `mlic predict` "
+            "with --runtime onnxruntime"
+        )
     if path.name == "checkpoints" and steps_in(path):
         path = path.parent
     if (path / "variables").is_dir() or (path / "metadata").is_dir():  # damaged, without one

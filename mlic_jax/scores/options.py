@@ -21,6 +21,7 @@ class EvalOptions(Options):
     global_scores: str
     flip: bool
     scales: tuple[int, ...]
+    consistent: bool
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 from tqdm import tqdm
 
-from mlic_jax.data import label_inputs, pipeline
+from mlic_jax.data import label_inputs, label_tree, pipeline
 from mlic_jax.data.records import Split
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.features.regions import Regions, open_regions
@@ -201,12 +201,17 @@ class Evaluator:
             Failure: an image cannot be read, or not every image got a score.
         """
         split, rows = self.split, dict[str, Any]()
+        tree = None
+        if self.options.eval.consistent:
+            tree = label_tree.of_options(self.options.data, split.class_names)
         in_flight = collections.deque[dict[str, jax.Array]]()
         seen = np.zeros(len(split), np.int32)
 
         def collect() -> None:
             outputs = devices.to_host(in_flight.popleft())
             index = outputs.pop("index")
+            if tree is not None:
+                outputs["logits"] = tree.consistent(outputs["logits"])
             real = index >= 0
             for name, values in outputs.items():
                 if name not in rows:

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from mlic_jax import config_paths
 from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among, own_config
 from mlic_jax.command_line import mode_command
+from mlic_jax.data import label_tree
+from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.errors import UsageError
 from mlic_jax.runtime.checkpoint_paths import run_of
@@ -24,10 +26,12 @@ FREE = (*HOW, "recipe", "early_stopping", "eval.min_positives", "calibration")
 
 def run_metadata(config: ConfigDict, split: Split, workdir: Path) -> dict[str, Any]:
     """What a checkpoint of the run in `workdir` says of itself beside its arrays."""
+    tree = label_tree.of_options(DataOptions.of(config.data), split.class_names)
     return {
         "config": config_paths.absolute(json.loads(config.to_json())),
         "folder": os.path.abspath(workdir),  # from which those paths are seen, should all move
         "class_names": list(split.class_names),
+        **({} if tree is None else {"label_tree": tree.named()}),
         "preprocessing": {
             "image_size": config.data.image_size,
             "interpolation": config.data.interpolation,

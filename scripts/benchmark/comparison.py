@@ -24,12 +24,13 @@ class Case:
 
     Attributes:
         variant: who does it, and how.
-        framework: `jax`, `torch`, or `host` for what never leaves the host's memory. It decides
+        framework: one of `FRAMEWORKS`; `host` is what never leaves the host's memory. It decides
             what arrays `make` gets and on which devices it is measured.
         make: (inputs, sizes) -> a function to be timed, without arguments, that returns its outputs
             as arrays by name. All that is done once (models, layouts, `jit`) belongs in `make`.
         time_target: how many times the first case's time this one's should at least take on a CPU.
         peak_target: the same of the peak memory.
+        tolerance: in the place of the task's.
     """
 
     variant: str
@@ -37,6 +38,7 @@ class Case:
     make: Callable[[dict[str, Any], Sizes], Callable[[], dict[str, Any]]]
     time_target: float | None = None
     peak_target: float | None = None
+    tolerance: float | None = None
 
     def without_targets(self) -> "Case":
         return replace(self, time_target=None, peak_target=None)

@@ -5,6 +5,7 @@ Made in the worker processes, each of which has one framework on one device.
 
 import ctypes
 import gc
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,11 +111,36 @@ class Torch(Host):
         return cuda.max_memory_allocated() - before
 
 
+class Onnxruntime(Host):
+    """The runtime, on the CPU; what a case does with JAX beside it is done there."""
+
+    module = "onnxruntime"
+
+    def __init__(self, accelerated: bool):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        self._version = importlib.import_module(self.module).__version__
+
+    def describe(self) -> tuple[str, str | None]:
+        return self._version.split("-")[0], None
+
+
+class OpenVino(Onnxruntime):
+    """The same of OpenVINO."""
+
+    module = "openvino"
+
+
 # Of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SMALL_BLOCK = 2**16  # bytes up to which what malloc keeps does not matter
 
-FRAMEWORKS = {"jax": Jax, "torch": Torch, "host": Host}
+FRAMEWORKS = {
+    "jax": Jax,
+    "torch": Torch,
+    "onnxruntime": Onnxruntime,
+    "openvino": OpenVino,
+    "host": Host,
+}
 
 
 def available_cores() -> int:

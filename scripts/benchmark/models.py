@@ -34,7 +34,7 @@ _TRUNK_PREFIXES = ("features.", "resnet_101.")
 # What is compared. MCAR's regions move by pixels where a sum is rounded otherwise, which random
 # weights do not forgive: of its scores and losses only the global ones; `weight_conversion.verify`
 # compares the rest on real ones.
-_SCORES = {"mcar": "global_logits", "msrn": "logits", "pooled": "logits"}
+SCORES = {"mcar": "global_logits", "msrn": "logits", "pooled": "logits"}
 _LOSSES = {"mcar": "loss_global", "msrn": "loss", "pooled": "loss"}
 
 
@@ -135,7 +135,7 @@ def pooled(backbone: str) -> Subject:
         module = Pooled(model.backbone, sizes["labels"], model.pooling, width=model.width)
         return fuse_attention(module) if tuned else module
 
-    return Subject(lambda sizes: recipe(name="pooled", backbone=backbone), module)
+    return Subject(lambda sizes: recipe(name="pooled", backbone=backbone.format_map(sizes)), module)
 
 
 def trunk(backbone: str) -> Subject:
@@ -203,7 +203,7 @@ def jax_inference(
     config = subject.recipe(sizes)
     images = normalise(given["batch"]["images"], InputOptions.of(config.augment))
     model, variables = subject.model(given, sizes), given["variables"]
-    name = _SCORES[config.model.name]
+    name = SCORES[config.model.name]
 
     @compilation.jit
     def forward(variables, images):
@@ -311,7 +311,7 @@ def torch_inference(
         fold_batch_norm(module)
     if compiled:
         module.compile()
-    name = _SCORES[subject.recipe(sizes).model.name]
+    name = SCORES[subject.recipe(sizes).model.name]
     without_gradients = torch.inference_mode if tuned else torch.no_grad
 
     def run() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mlic_jax.files.marked import update_page
 
 MEGABYTE = 2**20  # as in the column heads of every tool that shows a process's memory
 
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # of variants
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # of variants
 _GAP = 0.4  # between the bars of two tasks
 _STYLE = {
     "font.size": 9,

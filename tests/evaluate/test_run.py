@@ -26,6 +26,7 @@ from mlic_jax.scores import scoring
 from mlic_jax.scores.files import Scores
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.train.options import TrainOptions
+from mlic_jax.train.resume import run_metadata
 from mlic_jax.train.start import initial_variables
 
 
@@ -397,6 +398,35 @@ def test_options_that_decide_an_array_must_agree(option, config, tmp_path):
     current["config"]["model"][option] = 7
     with pytest.raises(UsageError, match=rf"has model\.{option} .*, the configuration 7"):
         scoring.check_same_model(saved, current, tmp_path)
+
+
+def test_labels_and_scores_agree_with_a_label_tree(config, tmp_path, fresh_run, capsys):
+    config.model.name = "pooled"
+    variables, info = fresh_run(config)
+    names = info["class_names"]
+    (tmp_path / "tree.txt").write_text("".join(f"{name} < {names[0]}\n" for name in names[1:]))
+    config.data.label_tree = str(tmp_path / "tree.txt")
+    info = run_metadata(config, sources.open_splits(TrainOptions.of(config).data)["val"], tmp_path)
+    assert info["label_tree"] == [[name, names[0]] for name in names[1:]]
+    save_weights(tmp_path / "weights", variables, info)
+
+    values = run.evaluate_run(config, tmp_path / "plain", tmp_path / "weights")
+    plain = Scores.load(tmp_path / "plain" / "scores_test.npz")
+    found = values["label_tree"]
+    shown = (plain.labels[:, 1:] > 0) & (plain.labels[:, :1] < 0)
+    assert found["labels"] == shown.sum(axis=0).tolist() and shown.any()
+    assert found["scores"] == np.sum(plain.logits[:, 1:] > plain.logits[:, :1], axis=0).tolist()
+    said = f"{shown.sum()} labels and {sum(found['scores'])} scores are against it"
+    assert f"label tree: of 121 (a rule and a photo) {said}" in capsys.readouterr().out
+    assert said in (tmp_path / "plain" / "report" / "index.html").read_text()
+
+    config.data.fill_parents = config.eval.consistent = True
+    values = run.evaluate_run(config, tmp_path / "agree", tmp_path / "weights")
+    agree = Scores.load(tmp_path / "agree" / "scores_test.npz")
+    assert not any(values["label_tree"]["labels"] + values["label_tree"]["scores"])
+    np.testing.assert_array_equal(agree.logits[:, 0], plain.logits.max(axis=1))
+    np.testing.assert_array_equal(agree.logits[:, 1:], plain.logits[:, 1:])
+    np.testing.assert_array_equal(agree.labels[:, 0] > 0, (plain.labels > 0).any(axis=1))
 
 
 def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp_path, capsys):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,9 +21,11 @@ from mlic_jax.errors import Failure, UsageError
 from mlic_jax.export import bundle, labelling, run_bundle, write
 from mlic_jax.export import command as door
 from mlic_jax.export.labelling import Source
+from mlic_jax.export.predictor import open_bundle
 from mlic_jax.files.atomic import locked
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.models.backbones import vit
+from mlic_jax.predict.files import predict_files
 from mlic_jax.predict.predictor import Predictor
 from mlic_jax.runtime.checkpoint import load_weights, save_weights
 
@@ -35,8 +38,10 @@ def checkpoint(make_config, fresh_run, tmp_path_factory):
     """A model that did no step, with an operating point, that looks at the middle of photos."""
     config = make_config()
     config.data.center_crop, config.data.interpolation = 0.8, "bicubic"
+    config.eval.consistent = True
     variables, metadata = fresh_run(config)
     metadata["class_names"] = names = (ODD, *metadata["class_names"][1:])
+    metadata["label_tree"] = [[name, names[2]] for name in names[3:]]
     point = OperatingPoint(
         temperature=1.7,
         thresholds=tuple(THRESHOLDS[c % 5] for c in range(len(names))),
@@ -77,11 +82,37 @@ def test_a_bundle_is_whole(exported, checkpoint):
     assert r'a "b" \& \<c\> \`ж\` \\ d, ' in card
 
 
+def test_its_checkpoint_proves_it(exported, checkpoint, tmp_path, capsys):
+    """The model's own code; and no other model is taken for it."""
+    verify = ["verify", str(exported), "--runtime"]
+    assert door.main([*verify, "jax", "--checkpoint", str(checkpoint)]) == 0
+    assert "jax: probabilities within 0.0e+00, labels the same on 8" in capsys.readouterr().out
+    variables, metadata = load_weights(checkpoint)
+    other = metadata | {"class_names": metadata["class_names"][::-1]}
+    save_weights(tmp_path / "other", variables, other)
+    assert door.main([*verify, "jax", "--checkpoint", str(tmp_path / "other")]) == 2
+    assert "which has other labels or another size" in capsys.readouterr().err
+    for wrong in (["jax"], ["onnxruntime", "--checkpoint", str(checkpoint)]):
+        assert door.main([*verify, *wrong]) == 2
+        assert "give both, or none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("runtime", bundle.RUNTIMES)
 def test_every_runtime_proves_it(exported, runtime, capsys):
     assert door.main(["verify", str(exported), "--runtime", runtime]) == 0
     said = capsys.readouterr().out
     assert f"{runtime}: probabilities within" in said and "labels the same on 8 of 8" in said
+
+
+def test_openvino_does_not_tell_of_its_use(exported):
+    """Its telemetry forks a process, of which Python warns where there are threads."""
+    code = (
+        "import os, pathlib, sys; from mlic_jax.export import bundle; "
+        "os.register_at_fork(before=lambda: print('forked')); path = pathlib.Path(sys.argv[1]); "
+        "bundle.open_runtime(path, bundle.read(path), 'openvino'); print('opened')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("opened\n", "")
 
 
 def test_what_it_says_is_what_prediction_says(exported, checkpoint):
@@ -94,6 +125,7 @@ def test_what_it_says_is_what_prediction_says(exported, checkpoint):
         assert said["labels"] == list(expected.labels)
         scores = np.array([*said["scores"].values()])
         np.testing.assert_allclose(scores, [*expected.scores.values()], atol=1e-4)
+        assert scores[2] == scores[2:].max()  # the label tree
         boxes = [list(region.box) for region in expected.regions]
         assert [region["box"] for region in said["regions"]] == boxes
 
@@ -174,6 +206,54 @@ def test_the_program_decodes_as_prediction_does():
     deep = Image.fromarray(np.full((4, 4), 900, np.uint16))
     with pytest.raises(ValueError, match="more than 8 bits"):
         run_bundle.to_rgb(deep, None)
+
+
+# --- prediction with a bundle
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_prediction_with_it_writes_what_its_checkpoint_does(exported, checkpoint, tmp_path):
+    images, in_onnxruntime = (
+        str(exported / "references"),
+        {"open_model": partial(open_bundle, runtime="onnxruntime")},
+    )
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    predict_files(checkpoint, images, ours)
+    predict_files(exported, images, others, **in_onnxruntime)
+    files = [{path.relative_to(out) for path in out.rglob("*")} for out in (ours, others)]
+    assert files[0] == files[1]
+    assert len(rows_of(ours)) == 8 and any(row["labels"] for row in rows_of(ours))
+    for row, expected in zip(rows_of(others), rows_of(ours), strict=True):
+        assert row["labels"] == expected["labels"]
+        assert row["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+        for region, of in zip(row["regions"], expected["regions"], strict=True):
+            assert (region["class"], region["box"]) == (of["class"], of["box"])
+            for look in ("global", "local"):
+                assert region[look] == pytest.approx(of[look], abs=1e-5)
+    assert "mcar on resnet10, in onnxruntime" in (others / "index.html").read_text()
+    written = (others / "predictions.jsonl").read_bytes()
+    predict_files(exported, images, others, resume=True, **in_onnxruntime)
+    assert (others / "predictions.jsonl").read_bytes() == written
+    with pytest.raises(UsageError, match="begun with another checkpoint"):
+        predict_files(exported, images, ours, resume=True, **in_onnxruntime)
+
+
+def test_what_no_bundle_can_be_asked_for(exported, checkpoint, tmp_path):
+    with pytest.raises(UsageError, match=r"is no bundle: .* --mode export writes one"):
+        open_bundle(checkpoint, "onnxruntime")
+    with pytest.raises(UsageError, match="--flip is for a checkpoint: a bundle looks as it was"):
+        open_bundle(exported, "onnxruntime", flip=True, scales=None)
+    with pytest.raises(UsageError, match="it is a bundle, for `mlic bundle`, or for `mlic predic"):
+        Predictor.from_checkpoint(exported)
+    copy = changed(exported, tmp_path)
+    description = bundle.read(copy) | {"runtimes": ["onnxruntime"]}
+    (copy / bundle.DESCRIPTION).write_text(json.dumps(description))
+    bundle.write_hashes(copy)
+    with pytest.raises(UsageError, match="is for onnxruntime, and not for openvino"):
+        open_bundle(copy, "openvino")
 
 
 # --- what else can be exported
@@ -269,6 +349,7 @@ def test_weights_stay_as_they_are(make_config, fresh_run, tmp_path, monkeypatch)
         ({"precision": "bfloat16"}, "bfloat16 is for stablehlo"),
         ({"batch": 0}, "--batch is 0; it must be positive"),
         ({"size": 65}, "65"),
+        ({"size": 1_000_000}, "--size is 1000000; it must be at most 8192 pixels"),
         ({"images": "nowhere"}, "nowhere"),
     ],
 )  # fmt: skip
@@ -369,6 +450,8 @@ CHANGES = [
     {"class_names": [{}]},
     {"input": {"name": "pixels", "shape": [0, 64, 64, 3]}},
     {"input": None},
+    {"model": {}},
+    {"operating_point": {"temperature": 1, "rule": "", "thresholds": {}}},
     {"preprocessing": {"size": "64"}},
     {"formats": ["onnx"]},
     {"formats": {"onnx": "../model.onnx"}},
@@ -446,8 +529,10 @@ def test_another_model_is_not_proven(exported, tmp_path, capsys):
 def test_folders_and_runtimes_that_are_not_known(exported, tmp_path, capsys):
     assert door.main(["verify", str(tmp_path)]) == 2
     assert "is no bundle: it has no hashes.json" in capsys.readouterr().err
+    assert door.main(["verify", f"{exported}.zip"]) == 2
+    assert "scenes.zip is a file: unpack it, and give the folder" in capsys.readouterr().err
     assert door.main(["verify", str(exported), "--runtime", "onnx"]) == 2
-    assert "known are stablehlo, onnxruntime, openvino" in capsys.readouterr().err
+    assert "known are jax, stablehlo, onnxruntime, openvino" in capsys.readouterr().err
 
 
 def test_photos_are_labelled_from_the_command_line(exported, capsys):

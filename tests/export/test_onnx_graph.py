@@ -1,7 +1,5 @@
 """ONNX graphs against the JAX functions that they are made of, in onnxruntime and OpenVINO."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from jax import lax
 
 from mlic_jax.config import default_config
 from mlic_jax.errors import UsageError
+from mlic_jax.export import bundle
 from mlic_jax.export.onnx_graph import to_onnx
 from mlic_jax.models import create_backbone, create_model
 from mlic_jax.models.backbones import convnext, swin, tresnet, vit
@@ -38,10 +37,7 @@ def run(model, x):
 
 
 def run_openvino(model, x):
-    with warnings.catch_warnings():  # it forks where it is imported first
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
+    core = bundle.import_openvino().Core()
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
     found = compiled({compiled.inputs[0].any_name: x})

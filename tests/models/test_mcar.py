@@ -262,6 +262,7 @@ def test_training_looks_at_every_region(model, variables, images):
         ("threshold", 1.0, "model.threshold is 1.0; it must lie between 0 and 1"),
         ("local_size", 48, "model.local_size is 48; it must be a multiple of 32"),
         ("region_grid", 12, "model.region_grid is 12; it must be 1, or a power of 2 up to 32"),
+        ("local_size", 32_000, "model.local_size is 32000; it must be a multiple of 32 up to 8192"),
         ("local_size", -32, "model.local_size is -32; it must be a multiple of 32"),
         ("width", 0.0, "model.width is 0.0; it must be positive"),
     ],

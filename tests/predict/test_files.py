@@ -186,6 +186,23 @@ def test_a_photo_that_cannot_be_read_is_listed_everywhere(predicted):
     assert not (out / "annotated" / "inner" / "cut.jpg").exists()
 
 
+def test_sidecars_have_the_labels_and_photos_stay_as_they_are(checkpoint, photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "a.jpg.xmp").write_text("nothing of the kind")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(Failure, match=r"could not be read.*; 1 sidecars could not.*a\.jpg\.xmp"):
+        predict_files(checkpoint, str(folder), tmp_path / "out", sidecars=True)
+    assert "sidecars: of 5 photos, 4 written anew" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    for row in table(tmp_path / "out"):
+        sidecar = folder / f"{row['file']}.xmp"
+        assert sidecar.exists() == (row["error"] == "")
+        if sidecar not in before and row["error"] == "":
+            for label in row["labels"].split(";"):
+                assert f"<rdf:li>{label}</rdf:li>" in sidecar.read_text()
+
+
 def test_annotated_photos_have_the_names_and_sizes_of_the_photos(predicted):
     out, _ = predicted
     found = {str(path.relative_to(out / "annotated")) for path in (out / "annotated").rglob("*.*")}

@@ -372,6 +372,28 @@ def test_logits_are_averaged_over_views(config, fresh_run, photos, tmp_path):
     assert np.abs(got - plain).max() > 0.05
 
 
+def test_scores_agree_with_a_label_tree(run, reference, photos, tmp_path):
+    """Of the checkpoint, or of a file that is given."""
+    names = run[2]["class_names"]
+    logits = reference(model_input(Image.open(photos[0])))["logits"]
+    low, high = int(np.argmin(logits)), int(np.argmax(logits))
+    expected = logits.copy()
+    expected[low] = logits[high]
+    config = json.loads(json.dumps(run[2]["config"]))
+    config["eval"]["consistent"] = True
+    kept = {"config": config, "label_tree": [[names[high], names[low]]]}
+    (tmp_path / "tree.txt").write_text(f"{names[high]} < {names[low]}")
+    plain = save_changed(run, tmp_path / "plain")
+    for predictor in (
+        Predictor.from_checkpoint(save_changed(run, tmp_path / "kept", **kept), batch_size=3),
+        Predictor.from_checkpoint(plain, batch_size=3, label_tree=tmp_path / "tree.txt"),
+    ):
+        (prediction,) = predictor(photos[:1])
+        got = list(prediction.scores.values())
+        assert got == pytest.approx(probability(expected), rel=1e-4)
+        assert got[low] == got[high]
+
+
 def test_arguments_go_before_the_checkpoint(run, checkpoint, tmp_path):
     config = json.loads(json.dumps(run[2]["config"]))
     config["eval"] |= {"flip": True, "scales": [96]}

@@ -140,6 +140,7 @@ def test_notes_that_have_no_room_are_counted():
     assert shown == notes[: 20 - missing]
     assert len(shown) >= 3
     assert wrapped(notes[:2], font, 300, 2) == ["class 0   class 1"]
+    assert wrapped(["two\nlines", "a\n0.5"], font, 300, 2) == ["two lines   a 0.5"]
     assert wrapped([], font, 300, 2) == []
 
 

@@ -381,6 +381,7 @@ def test_attention_by_label_is_the_reference(torch_tuned):
         ("backbones", ("swin",), 2),
         ("backbones", ("vit", "inference"), 1),
         ("limits", ("pipeline",), 2),
+        ("bundles", ("ResNet", "MCAR", "1 photo"), 1),
     ],
 )
 def test_all_variants_compute_the_same(tmp_path, name, only, tasks):

@@ -175,6 +175,31 @@ def test_a_recipe_of_fewer_labels(run, table):
     assert card["splits"]["train"]["positives"] == (everything == 1).sum(axis=0).tolist()
 
 
+def test_a_recipe_with_a_label_tree(run, table):
+    request = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    Path("tree.txt").write_text("green < blue\n")
+    assert run(*request, "--label-tree", "tree.txt") == 0
+    assert 'label_tree = beside(__file__, "../../tree.txt")' in Path("own/ours/ours.py").read_text()
+    config = read_module(Path("own/ours/ours.py")).get_config()
+    check_config(config)
+    assert config.eval.consistent
+    splits = sources.open_splits(DataOptions.of(config.data))
+    blue, green, _ = splits["train"].labels().T
+    assert (blue[green == 1] == 1).all() and (blue == 1).sum() > (green == 1).sum()
+    graph = co_occurrence.load(config.data.label_graph)
+    assert graph.class_counts[0] == (blue == 1).sum()
+    card = json.loads(Path("own/ours/data_card.json").read_text())
+    assert card["label_tree"]["rules"] == [["green", "blue"]]
+    assert card["splits"]["train"]["positives"][0] == (blue == 1).sum()
+
+
+def test_a_label_tree_of_other_labels(run, table, capsys):
+    Path("tree.txt").write_text("gren < blue\n")
+    request = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    assert run(*request, "--label-tree", "tree.txt") == 2
+    assert "line 1: no label 'gren'; did you mean 'green'?" in capsys.readouterr().err
+
+
 def test_no_path_of_the_recipe_is_of_this_machine(run, table):
     assert run("--images", "data", "--name", "ours", "--word-vectors", "none") == 0
     text = Path("own/ours/ours.py").read_text()

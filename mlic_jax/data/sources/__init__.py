@@ -7,6 +7,7 @@ from typing import Any
 
 from mlic_jax.data import scenes
 from mlic_jax.data.kept_labels import keep_labels
+from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, Split, open_split, prepare
 from mlic_jax.data.sources.apparel import Apparel
@@ -129,7 +130,8 @@ SOURCES |= dict.fromkeys(
 def open_splits(data: DataOptions) -> dict[str, Split]:
     """The splits of a configured set by role (train, val, test), prepared first where need be.
 
-    It is prepared again where the annotations or photos that it was made from changed.
+    It is prepared again where the annotations or photos that it was made from changed. Labels are
+    completed as `data.fill_parents` says.
 
     Raises:
         UsageError, Failure: see `create` and `mlic_jax.data.records.prepare`.
@@ -142,7 +144,8 @@ def open_splits(data: DataOptions) -> dict[str, Split]:
         upright=data.upright,
         value_range=data.range or None,
     )
-    return {role: open_split(directory, split) for role, split in data.splits.items()}
+    splits = {role: open_split(directory, split) for role, split in data.splits.items()}
+    return {role: complete_labels(split, data) for role, split in splits.items()}
 
 
 def open_to_train(data: DataOptions) -> dict[str, Split]:
