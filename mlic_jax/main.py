@@ -39,6 +39,7 @@ MODES = {
     "evaluate": "the metrics and the report of a run or a converted model",
     "diagnose": "why a run fails: errors by cause, where it looks, the photos that cost most",
     "calibrate": "learn the thresholds that prediction uses",
+    "doubt": "labels of a run's set that are probably wrong or missing, and photos that look alike",
     "predict": "the labels of photos",
     "serve": "a page to drop photos on",
     "export": "a bundle that labels photos without JAX or this package",
@@ -77,6 +78,7 @@ SIZE = flags.DEFINE_integer("size", None, "export: pixels of a side; default: th
 BATCH = flags.DEFINE_string("batch", "any", "export: photos at a time, a number or any.")
 PRECISION = flags.DEFINE_string("precision", "float32", "export: float32, bfloat16, or int8.")
 ALLOW = flags.DEFINE_bool("allow", False, "export: int8 to cost more than a point of mAP.")
+SPLITS = flags.DEFINE_list("splits", ["train", "val", "test"], "doubt: whose labels, by role.")
 LICENCE = flags.DEFINE_string("licence", "", "export: of the weights, a line for the model card.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.")
 RECOVER = flags.DEFINE_bool("recover", False, "train: set damaged checkpoints aside before.")
@@ -95,8 +97,9 @@ OF_PROCESSES = (
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
-    ("train", "evaluate", "diagnose", "prepare", "calibrate"): (CONFIG, WORKDIR),
-    ("evaluate", "diagnose", "calibrate", "predict", "serve", "export"): (CHECKPOINT,),
+    ("train", "evaluate", "diagnose", "prepare", "calibrate", "doubt"): (CONFIG, WORKDIR),
+    ("evaluate", "diagnose", "calibrate", "doubt", "predict", "serve", "export"): (CHECKPOINT,),
+    ("doubt",): (SPLITS,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
     ("export",): (FORMATS, SIZE, BATCH, PRECISION, ALLOW, LICENCE),
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> None:
         look_at_photos()
     elif MODE.value == "export":
         export()
-    elif MODE.value in ("evaluate", "diagnose", "calibrate"):
+    elif MODE.value in ("evaluate", "diagnose", "calibrate", "doubt"):
         look_at_a_split()
     else:
         work_on_a_set()
@@ -194,6 +197,7 @@ def look_at_a_split() -> None:
         check_workdir(Path(WORKDIR.value))
     candidates(run_or_checkpoint())
     from mlic_jax import checkpoint_config
+    from mlic_jax.diagnose import doubt_run
     from mlic_jax.evaluate import calibrate, run
     from mlic_jax.runtime import compilation
 
@@ -208,6 +212,8 @@ def look_at_a_split() -> None:
         diagnosis.diagnose_run(*arguments)
     elif MODE.value == "calibrate":
         calibrate.calibrate_run(*arguments)
+    elif MODE.value == "doubt":
+        doubt_run.doubt_run(*arguments, SPLITS.value)
     else:
         run.evaluate_run(*arguments, PROFILE.value, setup.overrides)
 

@@ -33,6 +33,11 @@ def signature(encoded: bytes) -> bytes | None:
     return np.packbits(np.concatenate([right, down])).tobytes()
 
 
+def differing_bits(one: bytes, other: bytes) -> int:
+    """Of two signatures."""
+    return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
+
+
 def pairs_across(signatures: Sequence[bytes | None], splits: Sequence[int]) -> dict[int, int]:
     """Which images look like one of an earlier split.
 
