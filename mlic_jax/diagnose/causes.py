@@ -1,7 +1,7 @@
 """Errors by likely cause: traits of labels, and how much more often a label with one is wrong.
 
 A trait is no proof of a cause. So beside the errors of labels that have it stand the errors of the
-labels that do not: a cause is likely where the first is the higher rate.
+labels that do not: a cause is likely where the first is the higher rate by two standard errors.
 
 Of labels that are present, and may be missed:
 
@@ -37,6 +37,7 @@ RARE = 10
 COMPANION, LIFT, LEAST_PHOTOS = EDGE_PROBABILITY, 2.0, 5
 # How near to an edge a box reaches it, as a share of the side, and the share that is overlapped.
 EDGE, OVERLAPPED = 0.005, 0.5
+SURE = 2.0  # standard errors
 
 
 class Trait(NamedTuple):
@@ -131,7 +132,7 @@ def count_errors(
     Returns:
         `errors` and `labels`, their numbers; `unexplained`, the errors without any trait; and of
         each of the `causes` such numbers with the trait, and without it `other_errors` and
-        `other_labels`.
+        `other_labels`, and whether it is `likely`.
     """
     there = [cause for cause in causes if cause in traits]
     explained = np.zeros(errors.shape, bool)
@@ -140,18 +141,31 @@ def count_errors(
         has, known = traits[cause]
         explained |= has
         with_it, without = among & has & known, among & known & ~has
-        found[cause] = {
+        counts = {
             "errors": int((errors & with_it).sum()),
             "labels": int(with_it.sum()),
             "other_errors": int((errors & without).sum()),
             "other_labels": int(without.sum()),
         }
+        found[cause] = counts | {"likely": is_likely(*counts.values())}
     return {
         "errors": int(errors.sum()),
         "labels": int(among.sum()),
         "unexplained": int((errors & ~explained).sum()),
         "causes": found,
     }
+
+
+def is_likely(errors: int, labels: int, other_errors: int, other_labels: int) -> bool:
+    """Whether labels with a trait are more often wrong than others, by two standard errors.
+
+    Those of the difference of two shares, if both were that of all together.
+    """
+    if not (labels and other_labels):
+        return False
+    share = (errors + other_errors) / (labels + other_labels)
+    variance = share * (1 - share) * (1 / labels + 1 / other_labels)
+    return errors / labels - other_errors / other_labels > SURE * variance**0.5
 
 
 def errors_by_cause(

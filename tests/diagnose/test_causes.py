@@ -8,6 +8,7 @@ from mlic_jax.diagnose.causes import (
     errors_by_cause,
     find_companions,
     find_traits,
+    is_likely,
 )
 
 NONE = np.zeros((0, 4), np.int32), np.zeros(0, np.int32)
@@ -86,7 +87,16 @@ def test_errors_are_counted_with_a_trait_and_without():
         "labels": sum(a and h for _, a, h, _ in rows),
         "other_errors": sum(e and k and not h for e, _, h, k in rows),
         "other_labels": sum(a and k and not h for _, a, h, k in rows),
+        "likely": False,  # they were drawn apart from each other
     }
+
+
+def test_a_cause_is_likely_where_chance_would_not_do_it():
+    """Of 20 labels with a trait 12 are wrong, of 180 others 18: shares of 0.6 and 0.1."""
+    assert is_likely(12, 20, 18, 180)
+    assert not is_likely(3, 20, 18, 180)  # 0.15 and 0.1
+    assert not is_likely(0, 20, 90, 180)
+    assert not is_likely(5, 5, 0, 0) and not is_likely(0, 0, 5, 9)
 
 
 def test_missed_and_wrong_are_counted_apart_and_unknown_labels_not():
