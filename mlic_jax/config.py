@@ -87,7 +87,8 @@ def default_config() -> ConfigDict:
     # efficientnet_lite0 to lite4, _b0 to b4 and tf_efficientnet_b0 to b4, see docs/conversion.md |
     # tresnet_m/l/v2_l | convnext_tiny/small/base/large/xlarge |
     # convnextv2_atto/femto/pico/nano/tiny/base/large/huge | vit_tiny_patch16 |
-    # vit_small/base_patch16/32 | vit_large_patch14/16/32 | dinov2_small/base/large(_registers) |
+    # vit_small/base_patch16/32 | vit_large_patch14/16/32 | vit_small/base/large_patch16_qk_norm |
+    # dinov2_small/base/large(_registers) |
     # (open)clip_vit_base_patch16/32 | (open)clip_vit_large_patch14 | dinov3_small/base/large |
     # swin_tiny/small/base/large, swin_base/large_window12 |
     # swinv2_tiny/small/base, and each _window16

@@ -31,6 +31,7 @@ BACKBONES = (
     *("swinv2_tiny_window16", "swinv2_small_window16", "swinv2_base_window16"),
     *("vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16"),
     *("vit_base_patch32", "vit_large_patch14", "vit_large_patch16", "vit_large_patch32"),
+    *(f"vit_{size}_patch16_qk_norm" for size in ("small", "base", "large")),
     *(f"dinov2_{size}" for size in ("small", "base", "large")),
     *(f"dinov2_{size}_registers" for size in ("small", "base", "large")),
     *(
@@ -61,7 +62,7 @@ PRECISIONS = ("auto", "default", "high", "highest")
 
 def stride_of(backbone: str) -> int:
     """Of the last map of a backbone, in pixels: sizes of images must be multiples of it."""
-    if patch := re.search(r"_patch(\d+)$", backbone):
+    if patch := re.search(r"_patch(\d+)(_|$)", backbone):
         return int(patch[1])
     return {"dinov2": 14, "dinov3": 16}.get(backbone.partition("_")[0], 32)
 

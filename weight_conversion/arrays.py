@@ -7,6 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.models.backbones.swin import resized
 from weight_conversion.layouts import LAYOUTS
 from weight_conversion.layouts.rules import Layout
 from weight_conversion.matching import Match, leaves_of, listing, sizes_of, source_name
@@ -25,18 +26,21 @@ def to_flax(tensors: Mapping[str, np.ndarray], matched: Match) -> dict:
     flat, problems = {}, []
     constants = matched.layout.constants(matched.arch)
     for target, (name, rule) in matched.filled.items():
-        tensor = tensors[name]
-        if target.startswith("unused/"):
+        tensor, shape = tensors[name], matched.resized.get(target)
+        if shape is not None and name in constants:
+            flat[target] = constants[name]
+        elif target.startswith("unused/"):
             flat[target] = np.array(rule.ours(tensor))
             is_constant = name in constants and rule.part is None
-            if is_constant and not np.allclose(tensor, constants[name], atol=1e-5):
+            if is_constant and matched.layout.is_other(name, tensors, constants[name]):
                 problems.append(f"tensor {name!r} is not what {matched.arch} has there")
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             problems.append(f"tensor {name!r} is {tensor.dtype}, not floating point")
         elif not np.isfinite(tensor).all():
             problems.append(f"tensor {name!r} holds NaN or infinity")
         else:
-            flat[target] = np.array(rule.ours(tensor), np.float32, order="C")
+            ours = np.array(rule.ours(tensor), np.float32, order="C")
+            flat[target] = ours if shape is None else resized(ours, shape[0])
     if problems:
         raise Failure(listing("unusable weights", problems))
     return {"batch_stats": {}, "unused": {}, **unflatten_dict(flat, sep="/")}

@@ -109,10 +109,10 @@ def load_checkpoint(
         file said it, its name is the `preprocessing_file`); where another network has the same
         arrays and nothing tells them apart, that as `twin`; where the file has more than the
         weights alone, `place` (where they were), `others` (places of weights that fit as well),
-        `left_out` (what is of no use) and `num_left_out` (how many of it are tensors); of MCAR and
-        MSRN also num_classes and `config`, a configuration whose `model` fits the arrays (what
-        arrays cannot tell, such as the pooling, has its default); `torch`, what else is needed to
-        write the same file again.
+        `left_out` (what is of no use) and `num_left_out` (how many of it are tensors); `resized`,
+        the tables that were of other windows; of MCAR and MSRN also num_classes and `config`, a
+        configuration whose `model` fits the arrays (what arrays cannot tell, such as the pooling,
+        has its default); `torch`, what else is needed to write the same file again.
 
     Raises:
         UsageError: no such file, an unknown or a wrong `arch`, no such `weights` or several that
@@ -136,6 +136,7 @@ def load_checkpoint(
         "layout": matched.layout.name,
         "source": source if source.startswith("hf:") else Path(source).absolute().name,
         "sha256": digest,
+        **_resized(matched, tensors.under(found.place)),
         "num_tensors": len({name for name, _ in matched.filled.values()}) + len(found.left_out),
         **_preprocessing(path, matched.layout, given or {}, preprocessing_file),
         **_whereabouts(found, tensors),
@@ -164,6 +165,16 @@ def _preprocessing(
     known: Preprocessing = {**usual, **layout.usual, **given}
     check(known, str(told or weights))
     return {"preprocessing": known} | ({"preprocessing_file": told.name} if told else {})
+
+
+def _resized(matched: Match, tensors: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """What `info` says of tables that were of other windows."""
+    tables = {t: shape for t, shape in matched.resized.items() if not t.startswith("unused/")}
+    said = [
+        f"{(name := matched.filled[target][0])} {list(tensors[name].shape)} to {list(shape)}"
+        for target, shape in tables.items()
+    ]
+    return {"resized": said} if said else {}
 
 
 def _whereabouts(found: Found, tensors: Tensors) -> dict[str, Any]:
@@ -345,6 +356,8 @@ def _account(variables: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
     )
     counts = f"{count} tensors: {count - kept - left} converted, {kept} unused and kept"
     lines.append(counts + (f", {left} left out" if left else ""))
+    if "resized" in info:
+        lines.append(listing("resized bicubically", info["resized"], most=2))
     if "left_out" in info:
         lines.append(listing("left out", info["left_out"]))
     return lines

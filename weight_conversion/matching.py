@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone
+from mlic_jax.models.backbones.swin import window_of
 from weight_conversion.layouts import ARCHS, LAYOUTS, TWINS
 from weight_conversion.layouts.rules import PLACEHOLDERS, Layout, Leaves, Rule, Shape, Shapes, Sizes
 
@@ -29,13 +30,21 @@ class Match:
     problems: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)  # those of them that are of shapes
     left_out: list[str] = field(default_factory=list)  # tensors beside a trunk, its head's too
+    # Of what is of other windows the shape that it gets: tables, and what goes with them.
+    resized: dict[str, Shape] = field(default_factory=dict)  # by target
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every tensor is what it is there."""
+        return not self.problems and not self.resized
 
 
 def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     """Finds the layout and architecture that the tensors of a checkpoint fill exactly.
 
     Tensors beside those of a trunk are left out, and so is its head if it is of other classes than
-    ImageNet's: a head is what it gets here. Of a whole model every tensor counts.
+    ImageNet's: a head is what it gets here. Of a whole model every tensor counts. Tables of the
+    distances in other windows are resized for an `arch` alone.
 
     Args:
       shapes: the shape of every tensor by its name.
@@ -53,6 +62,8 @@ def detect(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
 
 def closest(shapes: Mapping[str, Shape], arch: str | None = None) -> Match:
     """The match with the fewest problems: of `arch`, unless it has some and another has none.
+
+    Of those without any, without an `arch`, one with nothing to resize.
 
     Raises:
       UsageError: `arch` is unknown.
@@ -80,6 +91,8 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
         names = ", ".join(best.layout.archs)
         title = f"{best.layout.name} names of a size that is none of {names}"
         raise Failure(f"{title}: {best.misshapen[0]}")
+    if arch is None and best.resized and not best.problems:
+        raise UsageError(_said_of_windows(best, shapes))
     if best.problems:
         title = f"does not fit {best.arch} under {best.layout.name} names"
         raise Failure(listing(title, best.problems))
@@ -89,6 +102,17 @@ def check(best: Match, shapes: Mapping[str, Shape], arch: str | None) -> None:
             f"it fits {best.arch} and {twin}, which differ in what no tensor tells: say which "
             "with --arch"
         )
+
+
+def _said_of_windows(best: Match, shapes: Mapping[str, Shape]) -> str:
+    """That its windows are none of those that are known, and what can be done."""
+    target, ours = next(iter(best.resized.items()))
+    given, wanted = (window_of(rows) for rows in (shapes[best.filled[target][0]][0], ours[0]))
+    archs = [arch for arch in best.layout.archs if not match(shapes, best.layout, arch).problems]
+    return (
+        f"it fits {best.arch} but for windows of {given}x{given} where that has {wanted}x{wanted}: "
+        f"their tables are resized for --arch {' or '.join(archs)}"
+    )
 
 
 def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
@@ -101,9 +125,9 @@ def _closest_of_all(shapes: Mapping[str, Shape]) -> Match:
     for layout in (layout for layout, count in known.items() if count == max(known.values())):
         for arch in layout.archs:
             matches.append(match(shapes, layout, arch))
-            if not matches[-1].problems or known[layout] < FEWEST:
+            if matches[-1].is_exact or known[layout] < FEWEST:
                 return matches[-1]
-    return min(matches, key=lambda m: len(m.problems))
+    return min(matches, key=lambda m: (len(m.problems), len(m.resized)))
 
 
 def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
@@ -124,10 +148,17 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
             result.problems.append(f"tensor {name!r} {list(shape)} is unknown")
     if is_trunk:
         _leave_out_other_classes(result, shapes, leaves.optional)
-    wrong = {}  # by name: one that is fused fills several
-    for target, (name, rule) in result.filled.items():
-        if fault := rule.fault_of(tuple(shapes[name]), known[target]):
-            wrong[name] = f"tensor {name!r} {fault}"
+    faults = {
+        target: fault
+        for target, (name, rule) in result.filled.items()
+        if (fault := rule.fault_of(tuple(shapes[name]), known[target]))
+    }
+    result.resized = _resized(result, shapes, {target: known[target] for target in faults})
+    wrong = {  # by name: one that is fused fills several
+        result.filled[target][0]: f"tensor {result.filled[target][0]!r} {fault}"
+        for target, fault in faults.items()
+        if target not in result.resized
+    }
     result.misshapen += wrong.values()
     result.problems += result.misshapen
     wanted = dict(leaves.required)
@@ -139,6 +170,18 @@ def match(shapes: Mapping[str, Shape], layout: Layout, arch: str) -> Match:
         if any(target in wanted and target not in result.filled for target, _ in targets)
     ]
     return result
+
+
+def _resized(result: Match, shapes: Mapping[str, Shape], misshapen: Shapes) -> Shapes:
+    """Those that can be resized, with what a network computes of its windows, if there are any."""
+    tables = {
+        target: ours
+        for target, ours in misshapen.items()
+        if result.filled[target][1].can_be_resized(tuple(shapes[result.filled[target][0]]), ours)
+    }
+    constants = result.layout.constants(result.arch) if tables else {}
+    beside = {t: ours for t, ours in misshapen.items() if result.filled[t][0] in constants}
+    return tables | beside
 
 
 def _leave_out_other_classes(

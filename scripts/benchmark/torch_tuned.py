@@ -86,8 +86,7 @@ class FusedAttention(vit.Attention):
     """That of a Vision Transformer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        seen = scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
+        seen = scaled_dot_product_attention(*self.project(x))
         return self.proj(seen.transpose(1, 2).flatten(2))
 
 

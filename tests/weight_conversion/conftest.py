@@ -468,6 +468,9 @@ VITS = {
     "vit_large_patch14": (24, 1024, 14, 16),
     "vit_large_patch16": (24, 1024, 16, 14),
     "vit_large_patch32": (24, 1024, 32, 7),
+    "vit_small_patch16_qk_norm": (12, 384, 16, 14),
+    "vit_base_patch16_qk_norm": (12, 768, 16, 14),
+    "vit_large_patch16_qk_norm": (24, 1024, 16, 14),
     "dinov2_small": (12, 384, 14, 37),
     "dinov2_base": (12, 768, 14, 37),
     "dinov2_large": (24, 1024, 14, 37),
@@ -484,6 +487,7 @@ VITS = {
     "dinov3_base": (12, 768, 16, 0),
     "dinov3_large": (24, 1024, 16, 0),
 }
+VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # by the channels; of those made small 2
 # layout -> patches, class token, positions, registers, the normalisation after them, the mask; what
 # a block is called, and in it the normalisations, queries, keys and values, what follows them, the
 # two linear layers, the scales; the end and the classifier. {m} is the model.
@@ -539,6 +543,10 @@ VIT_NAMES = {
         *(*HF_START, "{m}encoder.layer.{b}", DINO_PARTS[0], NEW_QKV, "attention.o_proj"),
         *(DINO_PARTS[1], *HF_ENDS),
     ),
+    "facebook dinov3": (
+        *("patch_embed.proj", "cls_token", "", "storage_tokens", "", "mask_token"),
+        *TIMM_BLOCK,
+    ),
     **{
         f"{layout} dinov3": (
             *("embeddings.patch_embeddings", *HF_START[1:], block, DINO_PARTS[0], NEW_QKV),
@@ -566,12 +574,13 @@ VIT_NAMES = {
 
 def vit_shapes(arch: str, layout: str) -> dict[str, tuple]:
     depth, c, patch, side = VITS[arch]
+    heads = VIT_HEADS.get(c, 2)
     family = "clip" if "clip" in arch else arch.partition("_")[0]
     prefix = "" if layout.endswith("trunk") or family in ("clip", "dinov3") else f"{family}."
     if prefix and arch.endswith("registers"):
         prefix = "dinov2_with_registers."
     bare = layout.removesuffix("-trunk")
-    names = VIT_NAMES[f"{bare} {family}" if "transformers" in layout else layout]
+    names = VIT_NAMES.get(f"{bare} {family}") or VIT_NAMES[bare]
     patches, first, positions, registers, pre_norm, mask, *names = names
     block, norms, qkv, out, layers, scale, last, classifier = names
     shapes = {}
@@ -591,7 +600,9 @@ def vit_shapes(arch: str, layout: str) -> dict[str, tuple]:
     if has_registers:
         shapes[registers] = (1, 4, c)
     if mask and family.startswith("dino"):
-        shapes[mask] = (1, 1, c) if family == "dinov3" else (1, c)
+        shapes[mask] = (1, 1, c) if family == "dinov3" and layout != "facebook" else (1, c)
+    if (layout, family) == ("facebook", "dinov3"):
+        shapes["rope_embed.periods"] = (c // heads // 4,)
     if family == "clip":
         add(f"{pre_norm}.", c)
     for b in range(depth):
@@ -604,7 +615,12 @@ def vit_shapes(arch: str, layout: str) -> dict[str, tuple]:
         for of_part in qkv:
             has_bias = family != "dinov3" or "k_proj" not in of_part
             add(f"{name}.{of_part}", 3 * c // len(qkv), c, bias=has_bias)
+        if (layout, family) == ("facebook", "dinov3"):
+            shapes[f"{name}.attn.qkv.bias_mask"] = (3 * c,)
         add(f"{name}.{out}.", c, c)
+        if arch.endswith("qk_norm"):
+            add(f"{name}.attn.q_norm.", c // heads)
+            add(f"{name}.attn.k_norm.", c // heads)
     add(f"{last}.", c)
     has_classifier = layout != "facebook" and (family != "dinov2" or layout != "timm")
     if classifier and has_classifier and not layout.endswith("trunk"):
@@ -694,6 +710,10 @@ def source_tensors(source_shapes) -> Callable[..., dict[str, np.ndarray]]:
             return swin_table(name, shape)
         if name.endswith("num_batches_tracked"):
             return np.array(7, np.int64)
+        if name == "rope_embed.periods":
+            return np.array([100 ** (k / shape[0]) for k in range(shape[0])], np.float32)
+        if name.endswith("bias_mask"):
+            return np.repeat(np.float32([1, 0, 1]), shape[0] // 3)
         if np.prod(shape) > 1e7:  # ten times as fast, and as good where nothing is computed
             return rng.random(shape, np.float32)
         if len(shape) > 1 and max(shape) < np.prod(shape):

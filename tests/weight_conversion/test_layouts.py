@@ -86,6 +86,10 @@ PARAMETERS = {
     "vit_base_patch32": 88_224_232,
     "vit_large_patch16": 304_326_632,
     "vit_large_patch32": 306_535_400,
+    # Of those before, and two normalisations of the 64 features of a head in every block.
+    "vit_small_patch16_qk_norm": 22_050_664 + 12 * 2 * 2 * 64,
+    "vit_base_patch16_qk_norm": 86_567_656 + 12 * 2 * 2 * 64,
+    "vit_large_patch16_qk_norm": 304_326_632 + 24 * 2 * 2 * 64,
 }
 # Biases of keys that torchvision keeps, and sets to 0.
 KEY_BIASES = {"swinv2_tiny": 4_416, "swinv2_small": 9_024, "swinv2_base": 12_032}
@@ -142,7 +146,7 @@ def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
 
 def is_dead(name: str) -> bool:
     last = name.rpartition(".")[2]
-    constants = ("relative_position_index", "relative_coords_table")
+    constants = ("relative_position_index", "relative_coords_table", "bias_mask", "periods")
     return last in (*constants, "num_batches_tracked", "mask_token") or name in (
         "W",
         "B",
@@ -178,7 +182,8 @@ def test_every_network_is_recognised_and_filled(source_shapes, arch, layout):
     assert {name for name, _ in found.filled.values()} == set(shapes)
     assert not found.left_out
     unused = {path.removeprefix("unused/") for path in found.filled if path.startswith("unused/")}
-    of_keys = {name for name in shapes if arch in KEY_BIASES and name.endswith("qkv.bias")}
+    has_dead_keys = arch in KEY_BIASES or arch.startswith("dinov3")
+    of_keys = {name for name in shapes if has_dead_keys and name.endswith("qkv.bias")}
     assert unused == {name for name in shapes if is_dead(name)} | of_keys
 
 

@@ -6,15 +6,16 @@ What `transformers` is needed for runs where it is installed, for which the test
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.models import create_backbone
 from mlic_jax.models.backbones import swin
+from mlic_jax.models.backbones.swin import distance_index
 from weight_conversion import layouts
 from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint, save_torch_checkpoint
-from weight_conversion.matching import detect, match
+from weight_conversion.matching import detect
 
 # Of the largest value of a map: see `test_torch_reference`; here eight blocks and 256 features.
 EXACT, ROUNDED = 1e-9, 1e-4
@@ -213,18 +214,67 @@ def test_what_no_tensor_tells_is_asked_for(source_shapes):
         assert detect(source_shapes(arch, "microsoft")).arch == arch
 
 
-def test_tables_of_other_windows_are_refused(source_shapes, source_tensors):
+def test_tables_of_other_windows_are_refused(source_tensors):
     tensors = source_tensors("swinv2_tiny", "microsoft")
     name = "layers.0.blocks.1.attn.relative_coords_table"
     tensors[name] = tensors[name] * 1.5  # of a network that began with smaller windows
     with pytest.raises(Failure, match=f"'{name}' is not what swinv2_tiny has there"):
         converted(tensors, "swinv2_tiny")
-    shapes = source_shapes("swin_tiny", "timm")
-    name = "layers.0.blocks.0.attn.relative_position_bias_table"
-    shapes[name] = (49, 1)
-    timm = next(table for table in layouts.LAYOUTS if "swin_tiny" in table.archs)
-    told = f"tensor '{name}' is [49, 1] and must be [25, 1]"
-    assert match(shapes, timm, "swin_tiny").problems == [told]
+
+
+def with_windows(tensors: dict[str, np.ndarray], side: int) -> dict[str, np.ndarray]:
+    """The same with random tables of such windows."""
+    rng, given = np.random.default_rng(2), {}
+    for name, tensor in tensors.items():
+        if name.endswith("table"):
+            tensor = rng.normal(size=((2 * side - 1) ** 2, tensor.shape[1])).astype(np.float32)
+        elif name.endswith("index"):
+            tensor = distance_index((side, side), side).reshape((side**2,) * 2)
+        given[name] = tensor
+    return given
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("side", [2, 5])
+def test_tables_of_other_windows_are_resized_for_who_insists(torch, source_tensors, tmp_path, side):
+    """As PyTorch's bicubic `interpolate` has them, which is what Swin's authors do."""
+    tensors = with_windows(source_tensors("swin_tiny", "microsoft"), side)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError) as refused:
+        load_checkpoint(tmp_path / "model.safetensors")
+    told = str(refused.value)
+    assert f"swin_tiny but for windows of {side}x{side} where that has 3x3: " in told
+    assert "--arch swin_tiny" in told and "\n" not in told
+    variables, info = load_checkpoint(tmp_path / "model.safetensors", arch="swin_tiny")
+    tables = [name for name in tensors if name.endswith("table")]
+    assert len(info["resized"]) == len(tables) == 8 and "left_out" not in info
+    save_torch_checkpoint(variables, tmp_path / "back.safetensors", info)
+    back = load_file(tmp_path / "back.safetensors")
+    for name in tables:
+        grid = torch.from_numpy(tensors[name].T.reshape(1, -1, 2 * side - 1, 2 * side - 1))
+        wanted = torch.nn.functional.interpolate(grid.double(), (5, 5), mode="bicubic")
+        np.testing.assert_allclose(
+            back.pop(name), wanted[0].flatten(1).T, atol=1e-6 * abs(wanted).max()
+        )
+    same = source_tensors("swin_tiny", "microsoft")
+    assert set(back) | set(tables) == set(same)
+    for name, array in back.items():  # what it computes of its windows among them
+        np.testing.assert_array_equal(array, same[name], err_msg=name)
+
+
+def test_windows_that_are_known_are_not_resized(source_tensors):
+    """Unless it is insisted on; and a table that is of no square window is nobody's."""
+    tensors = source_tensors("swin_base_window12", "timm")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    found = detect(shapes)
+    assert found.arch == "swin_base_window12" and found.is_exact
+    found = detect(shapes, "swin_base")
+    assert found.arch == "swin_base" and len(found.resized) == 6  # the last stage has the same
+    for shape in ((24, 1), (16, 1), (121, 2)):
+        shapes["layers.0.blocks.0.attn.relative_position_bias_table"] = shape
+        told = rf"_bias_table' is \[{shape[0]}, {shape[1]}\] and must be \[121, 1\]$"
+        with pytest.raises(Failure, match=told):
+            detect(shapes)
 
 
 def test_masks_of_an_image_size_are_left_out(source_shapes):

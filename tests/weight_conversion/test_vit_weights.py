@@ -1,20 +1,21 @@
 """Checkpoints of Vision Transformers: every naming there and back, and maps beside PyTorch's."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlic_jax.errors import Failure
 from mlic_jax.models import create_backbone
-from weight_conversion.arrays import to_flax, to_torch
+from weight_conversion.arrays import to_flax, to_torch, with_dead_tensors
 from weight_conversion.convert import load_checkpoint, main, save_torch_checkpoint
 from weight_conversion.layouts import LAYOUTS
 from weight_conversion.matching import detect
 
 ONE_OF_EACH = (
     *("vit_base_patch16", "dinov2_small", "dinov2_small_registers", "clip_vit_base_patch32"),
-    *("openclip_vit_base_patch32", "dinov3_small"),
+    *("openclip_vit_base_patch32", "dinov3_small", "vit_base_patch16_qk_norm"),
 )
 NETWORKS = [(a, layout.name) for layout in LAYOUTS for a in ONE_OF_EACH if a in layout.archs]
 EXACT = 1e-9  # of the largest value of a map, in float64
@@ -101,6 +102,86 @@ def test_a_known_family_of_an_unknown_size_is_told_in_one_line(tiny_vits, source
     assert told.endswith(
         "vit_large_patch32: tensor 'cls_token' is [1, 1, 40] and must be [1, 1, 24]"
     )
+
+
+def test_the_authors_names_of_dinov3_are_those_of_transformers(tiny_vits, source_tensors):
+    """Tensor by tensor, of which the authors fuse three and mask one; all but the mask token."""
+    arch, ours = "dinov3_small", []
+    tensors = source_tensors(arch, "facebook")
+    tensors["mask_token"] = tensors["mask_token"][None]
+    renamed = source_tensors(arch, "transformers")
+    for name in renamed:
+        theirs = name
+        for old, new in (
+            *(("embeddings.patch_embeddings", "patch_embed.proj"), ("register", "storage")),
+            *(
+                ("embeddings.", ""),
+                ("layer.", "blocks."),
+                ("layer_scale", "ls"),
+                ("attention", "attn"),
+            ),
+            *(("lambda1", "gamma"), ("up_proj", "fc1"), ("down_proj", "fc2"), ("o_proj", "proj")),
+        ):
+            theirs = theirs.replace(old, new)
+        for k, part in enumerate("qkv"):
+            if f".{part}_proj." in theirs:
+                fused = tensors[theirs.replace(f"{part}_proj", "qkv")]
+                renamed[name] = np.split(fused, 3)[k]
+                break
+        else:
+            renamed[name] = tensors[theirs]
+    tensors["mask_token"] = tensors["mask_token"][0]
+    for of in (tensors, renamed):
+        ours.append(to_flax(of, detect(shapes_of(of), arch))["params"])
+    jax.tree.map(np.testing.assert_array_equal, *ours)
+
+
+def test_what_dinov3s_authors_publish_is_read_as_it_is(tiny_vits, source_tensors, tmp_path):
+    """Periods rounded to bfloat16, biases of 0 under a mask of 0, and a norm of small crops."""
+    tensors = source_tensors("dinov3_small", "facebook")
+    periods = tensors["rope_embed.periods"]
+    tensors["rope_embed.periods"] = periods.astype(jnp.bfloat16).astype(np.float32)
+    assert (tensors["rope_embed.periods"] != periods).any()
+    for name in tensors:
+        if name.endswith(("qkv.bias", "bias_mask")):
+            tensors[name] = np.zeros_like(tensors[name])
+    extra = {"local_cls_norm.weight": np.ones(24, np.float32)}
+    save_file(tensors | extra, tmp_path / "model.safetensors")
+    variables, info = load_checkpoint(tmp_path / "model.safetensors", arch="dinov3_small")
+    assert info["left_out"] == ["local_cls_norm.weight [24]"]
+    save_torch_checkpoint(variables, tmp_path / "back.safetensors", info)
+    back = load_file(tmp_path / "back.safetensors")
+    assert set(back) == set(tensors)
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, tensors[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rope_embed.periods", lambda periods: 1.01 * periods),
+        ("blocks.1.attn.qkv.bias_mask", np.zeros_like),
+        ("blocks.1.attn.qkv.bias_mask", np.ones_like),
+        ("blocks.1.attn.qkv.bias_mask", lambda mask: np.nan * mask),  # as PyTorch starts it
+    ],
+)
+def test_a_dinov3_that_computes_something_else_is_refused(tiny_vits, source_tensors, name, change):
+    tensors = source_tensors("dinov3_small", "facebook")
+    tensors[name] = change(tensors[name])
+    with pytest.raises(Failure, match=f"'{name}' is not what dinov3_small has there"):
+        to_flax(tensors, detect(shapes_of(tensors), "dinov3_small"))
+
+
+def test_weights_that_never_saw_torch_get_the_constants_of_dinov3(tiny_vits, source_tensors):
+    tensors = source_tensors("dinov3_small", "facebook")
+    variables = to_flax(tensors, detect(shapes_of(tensors), "dinov3_small"))
+    del variables["unused"]
+    state = to_torch(variables, "dinov3_small", "facebook")
+    state = with_dead_tensors(state, "dinov3_small", "facebook")
+    assert set(state) == set(tensors)
+    for name, array in state.items():
+        mask = tensors.get(f"{name}_mask", np.float32(name != "mask_token"))
+        np.testing.assert_allclose(array, tensors[name] * mask, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("layout", ["openai", "transformers"])

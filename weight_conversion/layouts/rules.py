@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.models.backbones.swin import window_of
 from mlic_jax.models.backbones.vit import side_of
 from weight_conversion.preprocessing import Preprocessing
 
@@ -79,7 +80,8 @@ class Rule:
     """`source` name <-> `target` path; without `axes` the array is the same in both.
 
     With a `part` it is of that alone: what one codebase fuses, as queries, keys and values. A
-    table of positions (`is_table`) has those of any square grid.
+    table of positions (`is_table`) has those of any square grid; one of distances in windows
+    (`is_of_windows`) can be resized to those in others.
     """
 
     source: str
@@ -87,6 +89,7 @@ class Rule:
     axes: Axes | None = None
     part: Part | None = None
     is_table: bool = False
+    is_of_windows: bool = False
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """Torch's tensor, or its part, as we have it."""
@@ -101,6 +104,12 @@ class Rule:
         """Of the whole tensor, by the shape of our array."""
         shape = ours if self.axes is None else self.axes.their_shape(ours)
         return shape if self.part is None else (self.part.count * shape[0], *shape[1:])
+
+    def can_be_resized(self, shape: Shape, ours: Shape) -> bool:
+        """Whether a tensor of that shape has the distances in other windows than our array."""
+        needed = self.their_shape(ours)
+        is_like = self.is_of_windows and shape[1:] == needed[1:]
+        return is_like and window_of(shape[0]) is not None
 
     def fault_of(self, shape: Shape, ours: Shape) -> str:
         """What is wrong with a tensor of that shape for our array; nothing: ""."""
@@ -135,6 +144,11 @@ class Sizes(NamedTuple):
     groups: int  # K of MSRN
 
 
+def differs(name: str, tensors: Mapping[str, np.ndarray], constant: np.ndarray) -> bool:
+    """Whether a tensor is not what a network computes for its place."""
+    return not np.allclose(tensors[name], constant, atol=1e-5)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names that one codebase gives to the tensors of `archs`, and its leaves over a trunk.
@@ -154,6 +168,8 @@ class Layout:
     ignored: frozenset[str] = frozenset()  # tensors of a trunk that say nothing
     # Of an architecture, what it computes itself and keeps with its weights; each may be missing.
     constants: Callable[[str], dict[str, np.ndarray]] = lambda arch: {}
+    # Whether a tensor in the place of such a constant has a network compute something else.
+    is_other: Callable[[str, Mapping[str, np.ndarray], np.ndarray], bool] = differs
     blocks: tuple[int, ...] = ()
 
     def source_of(self, rule: Rule, numbers: Mapping[str, str]) -> str:

@@ -78,7 +78,7 @@ def _positions(version: int, name: str, mlp: str, ours: str) -> list[Rule]:
     """What attention adds to its scores, and of version 2 multiplies their cosines by."""
     if version == 1:
         table = f"params/{ours}/position/bias"
-        return [Rule(f"{name}.relative_position_bias_table", table)]
+        return [Rule(f"{name}.relative_position_bias_table", table, is_of_windows=True)]
     return [
         Rule(f"{name}.logit_scale", f"params/{ours}/logit_scale", PER_MAP),
         *linear(f"{name}.{mlp}.0", f"{ours}/position/hidden"),

@@ -1,8 +1,10 @@
 """The names of Vision Transformers: ViT, DINOv2, CLIP's image tower, DINOv3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
 
 from mlic_jax.models.backbones.vit import (
     CLIP,
@@ -12,7 +14,9 @@ from mlic_jax.models.backbones.vit import (
     OPENCLIP,
     SIZES,
     VIT,
+    VIT_QK_NORM,
     Kind,
+    frequencies,
 )
 from weight_conversion.layouts.rules import (
     CONV,
@@ -86,6 +90,8 @@ class BlockNames(NamedTuple):
         qkv: what `weight` and `bias` of queries, keys and values follow: three names, or one where
             they are fused.
         scales: of both branches, if there are any.
+        qk_norms: of queries and keys, if there are any.
+        masks_keys: whether they are fused with a bias of keys that a tensor `bias_mask` takes away.
     """
 
     norms: tuple[str, str]
@@ -94,6 +100,8 @@ class BlockNames(NamedTuple):
     expand: str
     reduce: str
     scales: tuple[str, ...] = ()
+    qk_norms: tuple[str, ...] = ()
+    masks_keys: bool = False
 
     def rules(self, block: str) -> tuple[Rule, ...]:
         ours = "block{block}"
@@ -109,7 +117,13 @@ class BlockNames(NamedTuple):
             name, part = (self.qkv, Part(index, 3)) if is_fused else (self.qkv[index], None)
             source, path = f"{block}.{name}", f"params/features/{ours}/attention/{module}"
             rules.append(Rule(f"{source}weight", f"{path}/kernel", LINEAR, part))
-            rules.append(Rule(f"{source}bias", f"{path}/bias", None, part))
+            is_masked = self.masks_keys and module == "key"
+            bias = f"unused/{source}bias" if is_masked else f"{path}/bias"
+            rules.append(Rule(f"{source}bias", bias, None, part))
+        if self.masks_keys:
+            rules.append(unused(f"{block}.{self.qkv}bias_mask"))
+        for theirs, module in zip(self.qk_norms, ("query_norm", "key_norm"), strict=False):
+            rules += norm(f"{block}.{theirs}", f"{ours}/attention/{module}")
         for number, scale in enumerate(self.scales, start=1):
             path = f"params/features/{ours}/layer_scale{number}"
             rules.append(Rule(f"{block}.{scale}", path))
@@ -126,11 +140,18 @@ def _vit(stem: StemNames, block: str, names: BlockNames, last: str) -> tuple[Rul
     return (*stem.rules(), *names.rules(block), *norm(last, "norm"))
 
 
-def _timm(registers: str = "", norm: str = "", scales: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+def _timm(
+    registers: str = "",
+    norm: str = "",
+    scales: tuple[str, ...] = (),
+    qk_norms: tuple[str, ...] = (),
+) -> tuple[Rule, ...]:
     """That of timm, and of DINOv2's authors."""
     stem = StemNames("patch_embed.proj", "cls_token", "pos_embed", registers, norm)
     fused = "attn.qkv.", "attn.proj", "mlp.fc1", "mlp.fc2"
-    return _vit(stem, "blocks.{block}", BlockNames(("norm1", "norm2"), *fused, scales), "norm")
+    return _vit(
+        stem, "blocks.{block}", BlockNames(("norm1", "norm2"), *fused, scales, qk_norms), "norm"
+    )
 
 
 def _torchvision(expand: str, reduce: str) -> tuple[Rule, ...]:
@@ -229,7 +250,7 @@ def _layouts_of_transformers(style: str) -> tuple[Layout, ...]:
 
 
 def _dinov3(block: str) -> tuple[Rule, ...]:
-    """That of `transformers`; the authors' own are not read."""
+    """That of `transformers`."""
     embeddings = [f"embeddings.{name}" for name in ("patch_embeddings", "cls_token")]
     return (
         *_vit(
@@ -242,10 +263,53 @@ def _dinov3(block: str) -> tuple[Rule, ...]:
     )
 
 
+PERIODS = "rope_embed.periods"
+# By which the authors normalise the class tokens of small crops in training, and nothing else.
+LOCAL_NORM = frozenset({"local_cls_norm.weight", "local_cls_norm.bias"})
+
+
+def _dinov3_of_authors() -> tuple[Rule, ...]:
+    stem = StemNames("patch_embed.proj", "cls_token", registers="storage_tokens")
+    fused = "attn.qkv.", "attn.proj", *_MLP, GAMMAS
+    names = BlockNames(_NORMS, *fused, masks_keys=True)
+    return (*_vit(stem, "blocks.{block}", names, "norm"), unused("mask_token"), unused(PERIODS))
+
+
+def _dinov3_constants(arch: str) -> dict[str, np.ndarray]:
+    """Its periods, and of every block the mask and the bias that this takes away."""
+    size = SIZES[arch]
+    nothing = np.zeros(size.features, np.float32)
+    mask = np.concatenate([nothing + 1, nothing, nothing + 1])
+    periods = 1 / frequencies(size.features // size.heads)
+    constants = {PERIODS: periods.astype(np.float32)}
+    for block in range(size.depth):
+        name = f"blocks.{block}.attn.qkv.bias"
+        constants |= {name: nothing, f"{name}_mask": mask}
+    return constants
+
+
+def _is_other_dinov3(name: str, tensors: Mapping[str, np.ndarray], constant: np.ndarray) -> bool:
+    """Whether periods are others even in bfloat16, or a mask leaves other biases.
+
+    The published files have periods that were rounded so, and masks of 0 alone, over biases of 0.
+    """
+    if name == PERIODS:
+        return not np.allclose(tensors[name], constant, rtol=2**-8, atol=0)
+    bias = tensors[name.removesuffix("_mask")]
+    return not np.array_equal(tensors[name] * bias, constant * bias)
+
+
 CLIP_EMBEDDINGS = "patch_embedding", "class_embedding", "position_embedding.weight"
 
 LAYOUTS = (
     Layout("timm", VITS, (*_timm(), *linear("head", "classifier")), imagenet_head, HALVES),
+    Layout(
+        "timm",
+        _of(VIT_QK_NORM),
+        (*_timm(qk_norms=("attn.q_norm", "attn.k_norm")), *linear("head", "classifier")),
+        imagenet_head,
+        HALVES,
+    ),
     Layout(
         "timm",
         CLIPS,
@@ -281,6 +345,15 @@ LAYOUTS = (
     *(
         Layout(name, DINOV3S, _dinov3(block), _with_mask("embeddings.mask_token", 3))
         for name, block in ((SAVED, "layer.{block}"), (LIVE, "model.layer.{block}"))
+    ),
+    Layout(  # github.com/facebookresearch/dinov3
+        "facebook",
+        DINOV3S,
+        _dinov3_of_authors(),
+        _with_mask("mask_token", 2),
+        ignored=LOCAL_NORM,
+        constants=_dinov3_constants,
+        is_other=_is_other_dinov3,
     ),
     Layout(  # CLIPVisionModel; in a whole model it is called vision_model
         SAVED,

@@ -2,9 +2,10 @@
 
 Written from the papers: "An Image is Worth 16x16 Words" (ICLR 2021), "DINOv2: Learning Robust
 Visual Features without Supervision" (TMLR 2024), "Vision Transformers Need Registers" (ICLR 2024)
-and "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021). Returns the
-patches after a quarter, a half, three quarters and all of the blocks as maps [B, C, h, w], the last
-one after the normalisation at the end.
+and "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021); the
+normalised queries and keys from "Scaling Vision Transformers to 22 Billion Parameters" (ICML 2023).
+Returns the patches after a quarter, a half, three quarters and all of the blocks as maps
+[B, C, h, w], the last one after the normalisation at the end.
 """
 
 import math
@@ -25,6 +26,9 @@ SIZES = {
     "vit_large_patch14": (LARGE, 14, 16),
     "vit_large_patch16": (LARGE, 16, 14),
     "vit_large_patch32": (LARGE, 32, 7),
+    "vit_small_patch16_qk_norm": (SMALL, 16, 14),
+    "vit_base_patch16_qk_norm": (BASE, 16, 14),
+    "vit_large_patch16_qk_norm": (LARGE, 16, 14),
     "dinov2_small": (SMALL, 14, 37),
     "dinov2_base": (BASE, 14, 37),
     "dinov2_large": (LARGE, 14, 37),
@@ -62,15 +66,25 @@ class LayerScale(nn.Module):
 class Attention(nn.Module):
     """Of tokens [B, T, C] to each other, by heads."""
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, has_norms: bool, epsilon: float):
         super().__init__()
         self.heads = heads
+        norms = (
+            nn.LayerNorm(channels // heads, eps=epsilon) if has_norms else nn.Identity()
+            for _ in range(2)
+        )
+        self.q_norm, self.k_norm = norms
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each [B, heads, T, C / heads]."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
+        return self.q_norm(query), self.k_norm(key), value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.project(x)
         weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
         return self.proj((weights @ value).transpose(1, 2).flatten(2))
 
@@ -79,11 +93,17 @@ class Block(nn.Module):
     """Attention and two linear layers, both normalised before; a shortcut around each."""
 
     def __init__(
-        self, channels: int, heads: int, activation: nn.Module, is_scaled: bool, epsilon: float
+        self,
+        channels: int,
+        heads: int,
+        activation: nn.Module,
+        is_scaled: bool,
+        has_qk_norms: bool,
+        epsilon: float,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=epsilon)
-        self.attn = Attention(channels, heads)
+        self.attn = Attention(channels, heads, has_qk_norms, epsilon)
         self.ls1 = LayerScale(channels) if is_scaled else nn.Identity()
         self.norm2 = nn.LayerNorm(channels, eps=epsilon)
         self.mlp = nn.Sequential()
@@ -126,7 +146,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 *(channels, heads, QuickGELU() if name.startswith("clip") else nn.GELU()),
-                *(is_dino, epsilon),
+                *(is_dino, name.endswith("qk_norm"), epsilon),
             )
             for _ in range(depth)
         )

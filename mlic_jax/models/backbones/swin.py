@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int, Shaped
 
 from mlic_jax.models.arrays import Float32Or64, RowMask, StageMaps
 from mlic_jax.models.backbones.convnext import ConvNeXt, Stem, kernel_initializer
+from mlic_jax.models.backbones.vit import resizing
 from mlic_jax.models.layers import LayerNorm, drop_path, run_in_order
 from mlic_jax.models.precision import at_least_float32
 
@@ -167,6 +168,23 @@ def distance_index(window: RowsColumns, side: int) -> Int[np.ndarray, "T T"]:
     rows, columns = (place.ravel() for place in np.indices(window))
     rows, columns = (place[:, None] - place[None] for place in (rows, columns))
     return (rows + side - 1) * (2 * side - 1) + columns + side - 1
+
+
+def window_of(rows: int) -> int | None:
+    """The side of the windows whose distances a table of `rows` has; None: of no square ones."""
+    reach = math.isqrt(rows)
+    return (reach + 1) // 2 if reach % 2 and reach**2 == rows else None
+
+
+def resized(table: Float[np.ndarray, "rows N"], rows: int) -> Float32[np.ndarray, "{rows} N"]:
+    """A table of biases for the distances in windows of another side, stretched over them.
+
+    Bicubically, as Swin's authors do it.
+    """
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    matrix = resizing(old, new, antialias=False)
+    grid = np.einsum("hy,wx,yxn->hwn", matrix, matrix, table.reshape(old, old, -1))
+    return grid.reshape(rows, -1).astype(np.float32)
 
 
 def log_distances(side: int, longest: int) -> Float64[np.ndarray, "({side}*2-1)**2 2"]:

@@ -3,7 +3,8 @@
 DINOv2 (Oquab et al. 2023, arXiv 2304.07193) scales its branches, with registers (Darcet et al.
 2024, arXiv 2309.16588) has tokens that are of no patch, CLIP's image tower (Radford et al. 2021,
 arXiv 2103.00020) normalises its tokens before the first block, and DINOv3 (Siméoni et al. 2025,
-arXiv 2508.10104) turns queries and keys by where they are. All maps are at the stride of a patch.
+arXiv 2508.10104) turns queries and keys by where they are; some normalise those (Dehghani et al.
+2023, arXiv 2302.05442). All maps are at the stride of a patch.
 """
 
 import math
@@ -40,6 +41,7 @@ class Kind(NamedTuple):
         is_clip: patches without a bias, tokens normalised before the first block.
         quick_gelu: x sigmoid(1.702 x) for the exact one.
         key_bias: whether keys have one, as queries and values do.
+        qk_norm: whether queries and keys are normalised, head by head.
         epsilon: of normalisations.
     """
 
@@ -50,6 +52,7 @@ class Kind(NamedTuple):
     is_clip: bool = False
     quick_gelu: bool = False
     key_bias: bool = True
+    qk_norm: bool = False
     epsilon: float = 1e-6
 
 
@@ -64,6 +67,7 @@ class Size(NamedTuple):
 
 
 VIT = Kind()
+VIT_QK_NORM = Kind(qk_norm=True)
 DINOV2 = Kind(antialias=False, layer_scale=1e-5)
 # Its authors' code resizes positions as if there were a tenth of a patch more, which once helped
 # against rounding; `transformers` and this do not. With registers theirs does as all others do.
@@ -89,6 +93,9 @@ SIZES = {
     "vit_large_patch14": Size(*_LARGE, 14, VIT),
     "vit_large_patch16": Size(*_LARGE, 16, VIT),
     "vit_large_patch32": Size(*_LARGE, 32, VIT),
+    "vit_small_patch16_qk_norm": Size(*_SMALL, 16, VIT_QK_NORM),
+    "vit_base_patch16_qk_norm": Size(*_BASE, 16, VIT_QK_NORM),
+    "vit_large_patch16_qk_norm": Size(*_LARGE, 16, VIT_QK_NORM),
     **{f"dinov2_{name}": Size(*size, 14, DINOV2) for name, size in _DINO_SIZES.items()},
     **{
         f"dinov2_{name}_registers": Size(*size, 14, DINOV2_REGISTERS)
@@ -168,6 +175,11 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0))
 
 
+def frequencies(features: int) -> Float64[np.ndarray, " quarter"]:
+    """How often the pairs of a head's features turn from the middle of an image to its edge."""
+    return ROPE_BASE ** -np.arange(0, 1, 4 / features)
+
+
 @lru_cache(maxsize=8)
 def rotations(
     rows: int, columns: int, features: int
@@ -180,10 +192,10 @@ def rotations(
     The first half of the pairs turns with the row and the second with the column, from -1 to 1
     across the image, the later ones more slowly.
     """
-    frequencies = ROPE_BASE ** -np.arange(0, 1, 4 / features)
     axes = [2 * (np.arange(count) + 0.5) / count - 1 for count in (rows, columns)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2, 1)
-    angles = np.tile((2 * np.pi * places * frequencies).reshape(len(places), -1), 2)
+    angles = 2 * np.pi * places * frequencies(features)
+    angles = np.tile(angles.reshape(len(places), -1), 2)
     return np.cos(angles), np.sin(angles)
 
 
@@ -249,8 +261,8 @@ class Attention(nn.Module):
         grid: of the patches, by whose places queries and keys are turned; None: they are not.
     """
 
+    kind: Kind
     heads: int
-    key_bias: bool = True
     grid: tuple[int, int] | None = None
     dtype: Any = jnp.float32
 
@@ -260,8 +272,11 @@ class Attention(nn.Module):
         dense = partial(nn.Dense, features, dtype=self.dtype, kernel_init=kernel_initializer)
         of_heads = (*x.shape[:2], self.heads, features // self.heads)
         query = dense(name="query")(x).reshape(of_heads)
-        key = dense(use_bias=self.key_bias, name="key")(x).reshape(of_heads)
+        key = dense(use_bias=self.kind.key_bias, name="key")(x).reshape(of_heads)
         value = dense(name="value")(x).reshape(of_heads)
+        if self.kind.qk_norm:
+            query = LayerNorm(self.dtype, self.kind.epsilon, name="query_norm")(query)
+            key = LayerNorm(self.dtype, self.kind.epsilon, name="key_norm")(key)
         if self.grid is not None:
             turned = rotations(*self.grid, features // self.heads)
             query, key = turn(query, *turned), turn(key, *turned)
@@ -287,9 +302,7 @@ class Block(nn.Module):
         self, x: Float[Array, "B T F"], train: bool, mask: RowMask | None
     ) -> Float[Array, "B T F"]:
         norm = partial(LayerNorm, self.dtype, self.kind.epsilon)
-        attention = Attention(
-            self.heads, self.kind.key_bias, self.grid, self.dtype, name="attention"
-        )
+        attention = Attention(self.kind, self.heads, self.grid, self.dtype, name="attention")
         x = self._add(x, attention(norm(name="norm1")(x)), "layer_scale1")
         return self._add(x, self._mix(norm(name="norm2")(x)), "layer_scale2")
 

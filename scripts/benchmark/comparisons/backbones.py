@@ -10,6 +10,7 @@ from models import Targets
 BACKBONES = (
     "resnet50d",
     "tresnet_m",
+    "efficientnet_lite0",
     "efficientnet_b0",
     "convnext_tiny",
     "swin_tiny",

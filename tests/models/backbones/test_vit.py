@@ -15,6 +15,8 @@ from mlic_jax.models.backbones.vit import (
     DINOV2_REGISTERS,
     DINOV3,
     VIT,
+    VIT_QK_NORM,
+    Attention,
     Block,
     Size,
     ViT,
@@ -47,6 +49,7 @@ def tiny_sizes(monkeypatch):
         ("vit_base_patch32", 224, 87_455_232),
         ("vit_large_patch16", 224, 303_301_632),
         ("vit_large_patch32", 224, 305_510_400),
+        ("vit_base_patch16_qk_norm", 224, 85_798_656 + 12 * 2 * 2 * 64),
         ("dinov2_small", 518, 22_056_576 - 384),
         ("dinov2_base", 518, 86_580_480 - 768),
         ("dinov2_large", 518, 304_368_640 - 1024),
@@ -138,6 +141,21 @@ def test_branches_are_dropped_each_by_itself():
     np.testing.assert_allclose(without_key, plain, rtol=1e-6)
     same = np.asarray((dropped == x).all(axis=(1, 2)))
     assert 0 < same.sum() < 32  # a quarter of 64; none, or half, by chance in 1 of 10^4 cases
+
+
+def test_the_length_of_a_normalised_query_or_key_is_nothing_to_its_scores():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    attention = Attention(VIT_QK_NORM, 2)
+    params = attention.init(jax.random.key(1), x)["params"]
+    norms = {name: params[name]["scale"].shape for name in ("query_norm", "key_norm")}
+    assert norms == {"query_norm": (4,), "key_norm": (4,)}  # the features of a head
+    seen = attention.apply({"params": params}, x)
+    for name in ("query", "key"):
+        longer = {"kernel": 1000 * params[name]["kernel"], "bias": params[name]["bias"]}
+        same = attention.apply({"params": params | {name: longer}}, x)
+        plain = Attention(VIT, 2).apply({"params": params | {name: longer}}, x)
+        np.testing.assert_allclose(same, seen, atol=1e-2 * abs(seen).max())
+        assert abs(plain - seen).max() > 0.1 * abs(seen).max()
 
 
 def test_width_is_a_number_of_heads_as_wide_as_published():
