@@ -153,7 +153,7 @@ def test_other_boxes_are_another_set(plant, read_own, tmp_path):
     """Though classes and labels stay the same."""
     files = {"labels/a.txt": "0 0.5 0.5 0.2 0.2", "labels/b.txt": "0 0.5 0.5 1 1"}
     folder = plant(files | NAMES, ["images/a.jpg", "images/b.jpg"])
-    for text, expected in (("", [[3, 3, 5, 5]]), ("0 0.25 0.5 0.5 1", [[0, 0, 8, 4]])):
+    for text, expected in (("", [[3, 3, 5, 5]]), ("0 0.25 0.5 0.4 0.9", [[0, 0, 8, 4]])):
         if text:
             (folder / "labels" / "a.txt").write_text(text)
         source = read_own(folder).source
