@@ -37,6 +37,7 @@ from mlic_jax.runtime.checkpoint_paths import candidates
 MODES = {
     "train": "train a model, or go on with a run that was interrupted",
     "evaluate": "the metrics and the report of a run or a converted model",
+    "diagnose": "why a run fails: errors by cause, where it looks, the photos that cost most",
     "calibrate": "learn the thresholds that prediction uses",
     "doubt": "labels of a run's set that are probably wrong or missing, and photos that look alike",
     "predict": "the labels of photos",
@@ -96,8 +97,8 @@ OF_PROCESSES = (
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
-    ("train", "evaluate", "prepare", "calibrate", "doubt"): (CONFIG, WORKDIR),
-    ("evaluate", "calibrate", "doubt", "predict", "serve", "export"): (CHECKPOINT,),
+    ("train", "evaluate", "diagnose", "prepare", "calibrate", "doubt"): (CONFIG, WORKDIR),
+    ("evaluate", "diagnose", "calibrate", "doubt", "predict", "serve", "export"): (CHECKPOINT,),
     ("doubt",): (SPLITS,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> None:
         look_at_photos()
     elif MODE.value == "export":
         export()
-    elif MODE.value in ("evaluate", "calibrate", "doubt"):
+    elif MODE.value in ("evaluate", "diagnose", "calibrate", "doubt"):
         look_at_a_split()
     else:
         work_on_a_set()
@@ -205,7 +206,11 @@ def look_at_a_split() -> None:
     check_config(setup.config)
     print(setup.said)
     arguments = setup.config, setup.workdir, setup.path
-    if MODE.value == "calibrate":
+    if MODE.value == "diagnose":
+        from mlic_jax.diagnose import run as diagnosis
+
+        diagnosis.diagnose_run(*arguments)
+    elif MODE.value == "calibrate":
         calibrate.calibrate_run(*arguments)
     elif MODE.value == "doubt":
         doubt_run.doubt_run(*arguments, SPLITS.value)

@@ -107,6 +107,17 @@ def test_each_rate_is_chosen_on_val_and_test_is_scored_once(matrix):
         assert first["val_mAP"] == max(tries.values())
         assert (second["seed"], second["rate"], len(second["tries"])) == (4, first["rate"], 1)
         assert first["seconds"] > 0
+    assert "localisation" not in of_set["methods"]["ridge"]  # it has no regions
+    for method in (csra + ", bce", "pooled, asl"):
+        of_method = of_set["methods"][method]
+        for measure in ("pointing", "iou", "energy"):
+            of_runs = [
+                json.loads((Path(cell["folder"]) / "metrics_test.json").read_text())["localisation"]
+                for cell in of_method["cells"]
+            ]
+            for who in ("model", "random", "central"):
+                mean = sum(run[measure][who] for run in of_runs) / 2
+                assert of_method["localisation"][measure][who] == pytest.approx(mean)
     scored = [path.parent for path in out.rglob("scores_test.npz")]
     assert len(scored) == 1 + 2 * 2
     page = (out / "index.html").read_text()
@@ -139,6 +150,10 @@ def test_what_is_done_is_not_done_again(matrix, recipe, refusal):
     row = f"| ridge | {values['mAP']:.1f} ({low:.1f} to {high:.1f}), {values['difference']:+.1f}"
     assert row in document.read_text()
     assert "old" not in document.read_text()
+    found = json.loads(table)["sets"][0]["methods"]["pooled, bce"]["localisation"]["pointing"]
+    pointing = f"{found['model']:.1f} ({found['random']:.1f}, {found['central']:.1f})"
+    assert f"| pooled, bce | {pointing} |" in document.read_text()
+    assert f"<tr><td>pooled, bce</td><td>{pointing}</td>" in (out / "index.html").read_text()
     kept = (recipe.parent / "comparison" / "matrix.json").read_text()
     assert str(recipe.parent) not in kept
     assert json.loads(kept)["sets"][0]["methods"]["ridge"]["mAP"] == values["mAP"]
