@@ -38,6 +38,7 @@ from mlic_jax.runtime.checkpoint_paths import candidates
 MODES = {
     "train": "train a model, or go on with a run that was interrupted",
     "evaluate": "the metrics and the report of a run or a converted model",
+    "diagnose": "why a run fails: errors by cause, where it looks, the photos that cost most",
     "calibrate": "learn the thresholds that prediction uses",
     "doubt": "labels of a run's set that are probably wrong or missing, and photos that look alike",
     "review": "a page that asks a person for labels in doubt, and for photos without any",
@@ -101,8 +102,10 @@ OF_PROCESSES = (
 
 # In a mode that does not know it, a flag is a mistake: in a recipe flip is `config.eval.flip`.
 FLAGS_OF_MODES = {
-    ("train", "evaluate", "prepare", "calibrate", "doubt", "review"): (CONFIG, WORKDIR),
-    ("evaluate", "calibrate", "doubt", "review", "predict", "serve", "export"): (CHECKPOINT,),
+    ("train", "evaluate", "diagnose", "prepare", "calibrate", "doubt", "review"): (CONFIG, WORKDIR),
+    ("evaluate", "diagnose", "calibrate", "doubt", "review", "predict", "serve", "export"): (
+        CHECKPOINT,
+    ),
     ("doubt",): (SPLITS,),
     ("predict", "export"): (IMAGES, OUT),
     ("predict",): (FLIP, SCALES, LOCAL_SIZE, LOCAL_BOUND, LABEL_TREE, RUNTIME, RESUME, SIDECARS),
@@ -131,7 +134,7 @@ def main(argv: list[str]) -> None:
         look_at_photos()
     elif MODE.value == "export":
         export()
-    elif MODE.value in ("evaluate", "calibrate", "doubt", "review"):
+    elif MODE.value in ("evaluate", "diagnose", "calibrate", "doubt", "review"):
         look_at_a_split()
     else:
         work_on_a_set()
@@ -211,14 +214,18 @@ def look_at_a_split() -> None:
     check_config(setup.config)
     print(setup.said)
     arguments = setup.config, setup.workdir, setup.path
-    if MODE.value == "calibrate":
+    if MODE.value == "diagnose":
+        from mlic_jax.diagnose import run as diagnosis
+
+        diagnosis.diagnose_run(*arguments)
+    elif MODE.value == "calibrate":
         calibrate.calibrate_run(*arguments)
     elif MODE.value == "doubt":
         doubt_run.doubt_run(*arguments, SPLITS.value)
     elif MODE.value == "review":
         from mlic_jax.review import serve
 
-        who = WHO.value or getpass.getuser()
+        who = WHO.value or login()
         serve.review_run(setup.config, setup.path, who, HOST.value, PORT.value)
     else:
         run.evaluate_run(*arguments, PROFILE.value, setup.overrides)
@@ -244,6 +251,14 @@ def work_on_a_set() -> None:
 
     compilation.keep_programs()
     train(config, workdir, PROFILE.value, RECOVER.value, ALLOW_CHANGES.value)
+
+
+def login() -> str:
+    """The name of whoever runs this; raises UsageError where the machine knows none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # of a container's user without a name
+        raise UsageError("--who is missing: this machine has no name for you") from None
 
 
 def check_workdir(workdir: Path) -> None:

@@ -10,6 +10,8 @@ best checkpoint on `val` is scored on `test`, once. With `features.store` only h
 without, whole models. A run that has ended is never done again: the same command goes on where it
 was killed. A run that fails is red, and the others are done.
 
+Where a set has boxes, it also says where methods that have regions look, see `localisation`.
+
 On every axis options may stand beside a name, as in `csra:model.csra_heads=4,init_prior=0`.
 """
 

@@ -1,6 +1,7 @@
 """No dtype or rank promoted and eight CPU devices for every test; sets and settings they share."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -49,6 +50,11 @@ LONGEST = ("test_campaign.py", "test_processes.py", "test_main.py", "test_loop.p
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish():
+    """What was imported stays: to look through it for garbage takes a second, again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ PREDICT = ("--mode=predict", "--checkpoint", ".", "--images", ".", "--out", "w")
 def run(*arguments, cwd=ROOT, before=ROOT):
     """The command; modules are looked for in the folder `before` first."""
     path = os.pathsep.join(map(str, (before, ROOT)))
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-m", "mlic_jax.main", *arguments],
         cwd=cwd,
@@ -148,6 +149,11 @@ SAID = (
     r"tiny_scenes test: 11 images, 12 classes",
     r"  chance .* final mAP .*",
     r"  (all|top-3) labels at probability .*",
+    r"  where it looks:  pointing .* \d+ of \d+ objects have a region",
+    r"tiny_scenes test: 11 images, predicted at probability 0.6",
+    r"  (missed|wrong): \d+ of \d+ \(.*\)",
+    r"  second look: \d+ labels gained, \d+ lost",
+    r"page and figures: .*",
     r"scores, metrics and report: .*",
     r"learned on tiny_scenes val, 9 images: .*",
     r"  (temperature|threshold) .*",
@@ -182,11 +188,12 @@ def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_conf
     options = {
         **dict.fromkeys(("prepare", "train"), recipe),
         "evaluate": [f"--workdir={tmp_path}/run"],
+        "diagnose": [f"--workdir={tmp_path}/run"],
         "calibrate": [f"--checkpoint={tmp_path}/run", "--config.eval.batch_size=2"],
         "predict": ["--checkpoint", f"{tmp_path}/run", *files, "--deterministic"],
     }
     written = {}
-    for mode in ("prepare", "train", "train", "evaluate", "calibrate", "predict"):
+    for mode in ("prepare", "train", "train", "evaluate", "diagnose", "calibrate", "predict"):
         answer = run(*options[mode], "--mode", mode, cwd=ROOT)
         assert answer.returncode == 0, answer.stderr
         for text, known in ((answer.stdout, SAID), (answer.stderr, LOGGED)):
@@ -199,7 +206,10 @@ def test_modes_that_succeed_end_with_0_and_print_their_own_lines_alone(make_conf
         written = found
     assert (tmp_path / "predictions" / "index.html").is_file()
     assert not (tmp_path / "run" / "evaluations").exists()
-    assert json.loads(written["metrics_test.json"])["overrides"] == {}
+    metrics = json.loads(written["metrics_test.json"])
+    assert metrics["overrides"] == {}
+    diagnosed = json.loads((tmp_path / "run" / "diagnosis" / "diagnosis.json").read_text())
+    assert diagnosed["localisation"] == metrics["localisation"]
 
 
 def test_a_workdir_below_a_file_is_refused_at_once(tmp_path):

@@ -54,7 +54,7 @@ OF_CONFIGURATIONS = {
 }
 DOORS = {
     *("models/__init__.py", "train/loop.py", "evaluate/run.py", "evaluate/calibrate.py"),
-    *("predict/predictor.py", "diagnose/doubt_run.py", "review/serve.py"),
+    *("predict/predictor.py", "diagnose/run.py", "diagnose/doubt_run.py", "review/serve.py"),
 }
 
 

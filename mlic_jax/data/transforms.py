@@ -76,6 +76,12 @@ class Look(NamedTuple):
         stored = self.height, self.width
         return stored[::-1] if upright and self.orientation >= 5 else stored
 
+    def turned_back(self) -> "Look":
+        """Of the upright image, as if it were stored so and to be turned to what is stored."""
+        height, width = self.size(True)
+        back = {6: 8, 8: 6}.get(self.orientation, self.orientation)
+        return self._replace(height=height, width=width, orientation=back)
+
 
 def decode(encoded: bytes, upright: bool = False, value_range: Range | None = None) -> Image.Image:
     """Decodes an image of any common format to 8-bit RGB, every pixel of it.

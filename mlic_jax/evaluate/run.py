@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_tree, sources
-from mlic_jax.data.fitting import SQUASHED, Fit
+from mlic_jax.data.fitting import Fit
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
-from mlic_jax.data.records import Record, Split
+from mlic_jax.data.objects import objects_of_square, read_objects
+from mlic_jax.data.records import Split
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
 from mlic_jax.metrics.classification import evaluate_scores
+from mlic_jax.metrics.localisation import localise, summarise_looks
 from mlic_jax.metrics.ties import Ties
 from mlic_jax.options import Options
 from mlic_jax.reports import evaluation_page, text
@@ -74,10 +76,11 @@ def evaluate_run(
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
-    summary. The metrics say too of which checkpoint they are and with which `overrides`, of MSRN
-    the `groups`, of each group of labels their names, and with `data.label_tree` in how many photos
-    `labels` and `scores` go against each of its `rules`. Of a split without any known label (VOC
-    2012 test) only the scores are written, and nothing is returned.
+    summary. The metrics say too of which checkpoint they are and with which `overrides`; of MSRN
+    the `groups`, of each group of labels their names; `localisation`, where the model looks, if the
+    set has boxes and it has regions; and with `data.label_tree` in how many photos `labels` and
+    `scores` go against each of its `rules`. Of a split without any known label (VOC 2012 test) only
+    the scores are written, and nothing is returned.
 
     Args:
         profile: trace a few batches into `<workdir>/profile`, see `profiling.profiled`.
@@ -109,6 +112,8 @@ def evaluate_run(
     step = metadata.get("step", "unknown")  # to earlier versions
     values["checkpoint"] = metadata.get("source") or f"step {step}"
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
+    if located := where_it_looks(scores, split, options.data.fit):
+        values["localisation"] = located
     if (tree := label_tree.of_options(options.data, split.class_names)) is not None:
         values["label_tree"] = {
             "rules": tree.named(),
@@ -122,6 +127,27 @@ def evaluate_run(
         log = (run_of(path) or workdir) / "metrics.jsonl"
         write_results(scores, values, split, options, metadata, workdir, log, label_graph)
     return values
+
+
+def where_it_looks(scores: Scores, split: Split, fit: Fit) -> dict[str, Any] | None:
+    """The regions of a split beside its true boxes; None where there are no regions or no boxes.
+
+    See `localisation`.
+    """
+    if scores.boxes is None:
+        return None
+    objects = read_objects(split, scores.image_size, fit)
+    if objects is None:
+        return None
+    looks = localise(
+        scores.labels,
+        objects,
+        scores.image_size,
+        scores.boxes,
+        scores.box_classes,
+        scores.class_maps,
+    )
+    return summarise_looks(looks, scores.class_names.tolist())
 
 
 def frequent_classes(train: Split, test: Split, least: int) -> np.ndarray:
@@ -205,12 +231,3 @@ def write_results(
     )
     print(text.summary(values, f"{split.name} {split.split}"))
     print(f"scores, metrics and report: {workdir}/scores_{split.split}.npz, {metrics_path}, {page}")
-
-
-def objects_of_square(
-    record: Record, size: int, fit: Fit = SQUASHED
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes int32 `[K, 4]` and classes `[K]` of what is seen of an image in `size` pixels."""
-    frame = fit.frame(record.height, record.width, size)
-    boxes, is_seen = frame.boxes_in_square(record.boxes)
-    return boxes[is_seen], record.box_classes[is_seen]

@@ -12,12 +12,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
-from mlic_jax.metrics.precision_recall import predicted_labels, sigmoid
+from mlic_jax.metrics.precision_recall import predicted_labels
 from mlic_jax.metrics.ties import said_of_ties
 from mlic_jax.reports.charts import (
     _STYLE,
@@ -27,14 +26,8 @@ from mlic_jax.reports.charts import (
     draw_validation,
 )
 from mlic_jax.reports.label_graph import LabelGraph, describe
-from mlic_jax.reports.page import (
-    LEAST_GLOBAL,
-    REGION_COLOURS,
-    class_colours,
-    data_uri,
-    is_drawn,
-    page_template,
-)
+from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, page_template
+from mlic_jax.reports.picture import colours_of_regions, picture_of
 from mlic_jax.scores.files import Scores
 
 GALLERY_SIZE = 24
@@ -109,12 +102,13 @@ def write_report(
         curves=curves,
         has_log=bool(log),
         gallery=[
-            (heading, [_picture(scores, predicted, int(i), image_at, objects_at) for i in chosen])
+            (heading, [picture_of(scores, predicted, int(i), image_at, objects_at) for i in chosen])
             for heading, chosen in choose_images(scores)
         ],
         has_objects=objects_at is not None,
         least_global=LEAST_GLOBAL,
-        region_colours=[_region_colour(k) for k in range(_count_regions(scores))],
+        region_colours=colours_of_regions(scores),
+        image_size=scores.image_size,
         looks_twice=scores.local_logits is not None,
     )
     path = Path(workdir) / "report" / "index.html"
@@ -165,7 +159,7 @@ def choose_images(scores: Scores) -> list[tuple[str, np.ndarray]]:
     return [(heading, chosen) for heading, chosen in groups if len(chosen)]
 
 
-# --- tables and gallery
+# --- tables
 
 
 def _class_rows(
@@ -175,75 +169,6 @@ def _class_rows(
         {"name": name, "positives": count} | {stream: ap[stream][c] for stream in ap}
         for c, (name, count) in enumerate(zip(names, positives, strict=True))
     ]
-
-
-def _picture(
-    scores: Scores,
-    predicted: np.ndarray,
-    i: int,
-    image_at: Callable[[int], np.ndarray],
-    objects_at: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
-) -> dict[str, Any]:
-    """What the page shows of image i."""
-    names = scores.class_names
-    final = sigmoid(scores.logits[i])
-    ranked = np.argsort(-final, kind="stable")
-    objects = [] if objects_at is None else list(zip(*objects_at(i), strict=True))
-    # A true box has the colour of the region of its class, where there is one.
-    seen = [] if scores.box_classes is None else scores.box_classes[i].tolist()
-    colours = class_colours([*seen, *(int(c) for _, c in objects)])
-    return {
-        "id": scores.image_ids[i],
-        "src": data_uri(Image.fromarray(image_at(i))),
-        "regions": _regions(scores, i),
-        "objects": [
-            {"name": names[c], "colour": colours[int(c)], **_rectangle(box)} for box, c in objects
-        ],
-        "verdicts": [
-            (verdict, [(names[c], final[c]) for c in ranked[where[ranked]]])
-            for verdict, where in (
-                ("hit", predicted[i] & (scores.labels[i] > 0)),
-                ("missed", ~predicted[i] & (scores.labels[i] > 0)),
-                ("wrong", predicted[i] & (scores.labels[i] < 0)),
-                ("unknown", predicted[i] & (scores.labels[i] == 0)),
-            )
-        ],
-    }
-
-
-def _count_regions(scores: Scores) -> int:
-    return 0 if scores.boxes is None else scores.boxes.shape[1]
-
-
-def _regions(scores: Scores, i: int) -> list[dict[str, Any]]:
-    """Those of image i that are drawn; none of a model that has none."""
-    boxes, classes = scores.boxes, scores.box_classes
-    if boxes is None or classes is None:
-        return []
-    of_photo = scores.logits if scores.global_logits is None else scores.global_logits
-    of_classes = sigmoid(of_photo[i])
-    final = sigmoid(scores.logits[i])
-    return [
-        {
-            "number": k + 1,
-            "colour": _region_colour(k),
-            "name": scores.class_names[c],
-            "global": of_classes[c],
-            "final": final[c],
-            **_rectangle(box),
-        }
-        for k, (box, c) in enumerate(zip(boxes[i], classes[i], strict=True))
-        if (scores.looked_at is None or scores.looked_at[i, k]) and is_drawn(of_classes[c])
-    ]
-
-
-def _rectangle(box: np.ndarray) -> dict[str, int]:
-    y1, x1, y2, x2 = (int(value) for value in box)
-    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-
-
-def _region_colour(k: int) -> str:
-    return REGION_COLOURS[k % len(REGION_COLOURS)]
 
 
 def _is_number(value: object) -> bool:

@@ -40,6 +40,8 @@ def summary(values: dict[str, Any], name: str) -> str:
             f"{values['label_ranking_average_precision']:.1f}  ranking loss "
             f"{values['ranking_loss']:.2f}"
         )
+    if located := values.get("localisation"):
+        lines.append(f"  where it looks:  {localisation_text(located)}")
     if said := said_of_tree(values):
         lines.append(f"  label tree: {said}")
     return "\n".join(lines)
@@ -54,6 +56,17 @@ def said_of_tree(values: Mapping[str, Any]) -> str:
         f"of {pairs:,} (a rule and a photo) {sum(tree['labels']):,} labels and "
         f"{sum(tree['scores']):,} scores are against it"
     )
+
+
+def localisation_text(located: Mapping[str, Any]) -> str:
+    """The figures of `summarise_looks` over all, beside those of a random and a central region."""
+    said = [
+        f"{name} {found['model']:.1f} (random {found['random']:.1f}, central "
+        f"{found['central']:.1f})"
+        for name in ("pointing", "iou", "energy")
+        if (found := located.get(name)) and found["model"] is not None
+    ]
+    return "  ".join([*said, f"{located['regions']} of {located['objects']} objects have a region"])
 
 
 def class_table(values: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Integer, Shaped
+from jaxtyping import Bool, Float, Float32, Integer, Shaped
 
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text, npz
@@ -19,7 +19,8 @@ OUTPUTS = ("logits", "global_logits", "local_logits", "boxes", "box_classes", "l
 # Of these, what a model that looks twice says after the first look.
 GLOBAL_OUTPUTS = ("global_logits", "boxes", "box_classes")
 
-# Type and axes of every array in a file, see `npz.check`: N images, C classes, T regions.
+# Type and axes of every array in a file, see `npz.check`: N images, C classes, T regions, each
+# found on a map of h x w.
 _AXES = {
     **dict.fromkeys(("logits", "global_logits", "local_logits"), ("float", "NC")),
     "labels": ("integer", "NC"),
@@ -30,6 +31,7 @@ _AXES = {
     "boxes": ("integer", "NT4"),
     "box_classes": ("integer", "NT"),
     "looked_at": ("boolean", "NT"),
+    "class_maps": ("float", "NThw"),
 }
 
 
@@ -56,6 +58,8 @@ class Scores:
     # The regions that were looked at; None: all. An image without any has its global logits for
     # local ones: the second look changed nothing.
     looked_at: Bool[np.ndarray, "N T"] | None = None
+    # What the regions were found on, at least 0; of a set that has boxes to hold them against.
+    class_maps: Float[np.ndarray, "N T h w"] | None = None
     # What decides the global outputs, to tell whether they can serve again; see global_pass.py.
     origin: dict[str, Any] | None = None
 

@@ -26,6 +26,7 @@ from mlic_jax.scores import global_pass, views
 from mlic_jax.scores.files import GLOBAL_OUTPUTS, OUTPUTS, Scores
 from mlic_jax.scores.options import ScoreOptions
 from mlic_jax.scores.stored import make_stored_step, open_plain_store, uses_store
+from mlic_jax.scores.views import with_class_maps
 
 # Batches whose scores may still be on their way while the next ones are dispatched.
 BATCHES_IN_FLIGHT = 2
@@ -103,7 +104,8 @@ def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> C
     too, the global stream is not run.
 
     Args:
-        class_maps: give the class activation maps `[B, T, h, w]` of MCAR's regions as well.
+        class_maps: give the class activation maps `[B, T, h, w]` of the regions as well, where
+            regions are found.
     """
 
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -115,8 +117,7 @@ def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> C
             if not class_maps:
                 return run(variables, view, **second_look)
             outputs, beside = run(variables, view, mutable=["intermediates"])
-            maps = beside.get("intermediates", {}).get("class_maps", ())
-            return outputs | dict(zip(("class_maps",), maps, strict=False))
+            return with_class_maps(outputs, beside)
 
         with in_precision(options.model.precision, training=False):
             outputs = views.score_views(apply, batch["image"], options)
@@ -277,6 +278,7 @@ def make_evaluator(
     options: ScoreOptions,
     mesh: jax.sharding.Mesh,
     global_outputs: Mapping[str, Shaped[np.ndarray, "N ..."]] | None = None,
+    class_maps: bool = False,
 ) -> Evaluator:
     """What scores a split, compiled; on features that are computed once where they are wanted.
 
@@ -285,14 +287,16 @@ def make_evaluator(
         weights: its variables, on the devices; where features are wanted, with the very backbone
             that others that are given later have.
         global_outputs: see `Evaluator`.
+        class_maps: see `eval_step_of`.
 
     Raises:
         UsageError, Failure: see `Store`.
     """
     if uses_store(options):
         store = open_plain_store(model, weights, split, options, mesh)
-        return stored_evaluator(model, weights, store, open_regions(store, model), options)
-    step = make_eval_step(model, options, mesh, devices.specs_of(weights))
+        regions = open_regions(store, model)
+        return stored_evaluator(model, weights, store, regions, options, class_maps)
+    step = make_eval_step(model, options, mesh, devices.specs_of(weights), class_maps)
     return Evaluator(step, split, options, mesh, global_outputs or {}).compiled(weights)
 
 
@@ -302,11 +306,12 @@ def stored_evaluator(
     store: Store,
     regions: Regions | None,
     options: ScoreOptions,
+    class_maps: bool = False,
 ) -> Evaluator:
     """What scores the split of a store of `open_plain_store`; `regions` are of `open_regions`."""
     mesh = store.backbone.mesh
     rows = batch_rows(options, mesh)
-    step = make_stored_step(model, store, regions, options, weights, rows)
+    step = make_stored_step(model, store, regions, options, weights, rows, class_maps)
     return Evaluator(step, store.split, options, mesh, reads_images=False)
 
 
@@ -337,6 +342,8 @@ def score_model(
 ) -> Scores:
     """The scores of a split by a model that `load_model` loaded, on all devices.
 
+    With class maps where the split has boxes to hold them against, and regions are found.
+
     Args:
         profile: see `Evaluator`.
     """
@@ -347,7 +354,8 @@ def score_model(
     earlier = {}
     if options.eval.global_scores:
         earlier = global_pass.read(options, split, origin or {}, getattr(model, "top_n", 0))
-    evaluator = make_evaluator(model, weights, split, options, mesh, earlier)
+    has_boxes = split.has_boxes()
+    evaluator = make_evaluator(model, weights, split, options, mesh, earlier, has_boxes)
     processes.wait_for_all("compiled")
     return dataclasses.replace(evaluator(weights, profile), origin=origin)
 

@@ -20,7 +20,7 @@ from mlic_jax.models.precision import in_precision
 from mlic_jax.runtime import compilation, devices
 from mlic_jax.scores.files import OUTPUTS
 from mlic_jax.scores.options import ScoreOptions
-from mlic_jax.scores.views import mean_of_views
+from mlic_jax.scores.views import mean_of_views, with_class_maps
 
 
 def uses_store(options: ScoreOptions) -> bool:
@@ -58,18 +58,19 @@ def make_stored_step(
     options: ScoreOptions,
     weights: Any,
     rows: int,
+    class_maps: bool = False,
 ) -> Callable[..., Any]:
     """The step of `make_eval_step` on a store: (variables, batch without images) -> outputs.
 
     Compiled, for weights as these are and lie and batches of so many rows; `regions` are those of
-    the store, see `open_regions`.
+    the store, see `open_regions`. With `class_maps` also the maps that regions were found on.
     """
     seen = store.abstract_batch(rows, 1)["seen"]
     size = (store.image_size, store.image_size)
-    of_seen = partial(_score, model, options.model.precision, size)
+    of_seen = partial(_score, model, options.model.precision, size, class_maps)
     find_regions = None
     if regions is not None:
-        find_regions = compile_find_regions(model, store, weights, seen, training=False)
+        find_regions = compile_find_regions(model, store, weights, seen, False, class_maps)
         seen = seen | regions.abstract(rows, model.top_n)
     jitted = compilation.jit(of_seen, out_shardings=devices.replicated(store.backbone.mesh))
     score = compilation.compile_ahead("the evaluation step", jitted, weights, seen)
@@ -88,33 +89,53 @@ def make_stored_step(
         index = devices.to_host(batch["index"])
         views = range(store.views.count)
         outputs = mean_of_views([of_view(variables, np.full_like(index, v), index) for v in views])
-        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
+        outputs = {name: outputs[name] for name in (*OUTPUTS, "class_maps") if name in outputs}
         return outputs | {name: batch[name] for name in ("labels", "index")}
 
     return step
 
 
 def compile_find_regions(
-    model: nn.Module, store: Store, weights: Any, seen: Any, training: bool
+    model: nn.Module,
+    store: Store,
+    weights: Any,
+    seen: Any,
+    training: bool,
+    class_maps: bool = False,
 ) -> Callable[..., Any]:
     """(variables, features of photos) -> where the model looks, see `MCAR.find_regions`."""
     size = (store.image_size, store.image_size)
-    apply: Callable[..., Any] = model.apply
 
     def find(variables: Any, seen: Any) -> dict[str, jax.Array]:
         with in_precision(store.backbone.options.precision, training):
-            return apply(variables, as_computed(seen), size, method="find_regions")
+            return _apply(model, class_maps, variables, seen, size, method="find_regions")
 
     jitted = compilation.jit(find, out_shardings=devices.replicated(store.backbone.mesh))
     return compilation.compile_ahead("the choice of regions", jitted, weights, seen)
 
 
 def _score(
-    model: nn.Module, precision: str, size: tuple[int, int], variables: Any, seen: Any
+    model: nn.Module,
+    precision: str,
+    size: tuple[int, int],
+    class_maps: bool,
+    variables: Any,
+    seen: Any,
 ) -> dict[str, jax.Array]:
     """With the regions in which a head that looks once sees the likeliest labels."""
-    apply: Callable[..., Any] = model.apply
     with in_precision(precision, training=False):
         if hasattr(model, "locate"):
-            return apply(variables, as_computed(seen), size, method="locate")
-        return apply(variables, as_computed(seen), method="score")
+            return _apply(model, class_maps, variables, seen, size, method="locate")
+        return _apply(model, False, variables, seen, method="score")
+
+
+def _apply(
+    model: nn.Module, class_maps: bool, variables: Any, seen: Any, *arguments: Any, method: str
+) -> dict[str, jax.Array]:
+    """What a method says of features, with the maps that its regions were found on."""
+    run: Callable[..., Any] = model.apply
+    if not class_maps:
+        return run(variables, as_computed(seen), *arguments, method=method)
+    mutable = ["intermediates"]
+    outputs, beside = run(variables, as_computed(seen), *arguments, method=method, mutable=mutable)
+    return with_class_maps(outputs, beside)

@@ -7,7 +7,8 @@ resized once, to the largest of the sizes, and the device makes the smaller ones
 levels from those of one resize.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,12 @@ def score_views(
         else:
             outputs.append(outputs_of(view))
     return mean_of_views(outputs)
+
+
+def with_class_maps(outputs: Outputs, beside: Mapping[str, Any]) -> Outputs:
+    """The outputs of a model with the `class_maps` that it sowed beside them, if it did."""
+    maps = beside.get("intermediates", {}).get("class_maps", ())
+    return outputs | dict(zip(("class_maps",), maps, strict=False))
 
 
 def mean_of_views(outputs: Sequence[Outputs]) -> Outputs:

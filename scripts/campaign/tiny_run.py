@@ -121,10 +121,8 @@ class Process:
     """
 
     def __init__(self, command: list[str], **options: Any):
-        environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        environment |= {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        }
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._popen = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
         self._printed: dict[str, list[bytes]] = {"out": [], "err": []}

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from mlic_jax.metrics.localisation import MEASURES
 from mlic_jax.reports.page import page_template
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -16,7 +17,9 @@ ROW = 0.26  # inches, of a method in a picture
 
 def render(content: Mapping[str, Any]) -> str:
     """The page, self-contained."""
-    template = page_template(TEMPLATE, {"ordered": _ordered, "mean_seconds": _mean_seconds})
+    template = page_template(
+        TEMPLATE, {"ordered": _ordered, "mean_seconds": _mean_seconds, "looking": _looking}
+    )
     over_sets = content["over_sets"]
     return template.render(
         **content,
@@ -45,7 +48,34 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     baseline = sets[0]["baseline"]
     lines += ["", f"Differences are to `{baseline}`; of those with a star p is below 0.05."]
+    for of in sets:
+        if rows := _looking(of["methods"]):
+            heads = [f"{measure}, %" for measure in MEASURES]
+            lines += [
+                "",
+                f"| where it looks, {of['set']} | {' | '.join(heads)} |",
+                "|---|---|---|---|",
+            ]
+            lines += [f"| {name} | {' | '.join(figures)} |" for name, figures in rows]
     return "\n".join(lines) + "\n"
+
+
+def _looking(of_methods: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Of each method that has regions its name and a text a measure; empty where none has.
+
+    In brackets what a region of the same size is worth at random, and in the middle.
+    """
+    return [
+        (method, [_looked(values["localisation"].get(measure)) for measure in MEASURES])
+        for method, values in _ordered(of_methods)
+        if "localisation" in values
+    ]
+
+
+def _looked(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['model']:.1f} ({found['random']:.1f}, {found['central']:.1f})"
 
 
 def _cell(values: Mapping[str, Any] | None) -> str:

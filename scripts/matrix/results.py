@@ -13,6 +13,7 @@ from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import UsageError
 from mlic_jax.files import json_text
 from mlic_jax.metrics import methods
+from mlic_jax.metrics.localisation import LOOKERS, MEASURES
 from mlic_jax.scores.files import Scores
 
 
@@ -61,12 +62,14 @@ def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
     found: dict[str, Any] = {"set": done[0].cell.set_name, "baseline": baseline, "methods": {}}
     good = [one for one in done if one.outcome.mean_ap is not None]
     runs: dict[str, list[np.ndarray]] = {}
+    looks: dict[str, list[dict[str, Any] | None]] = {}
     first: tuple[Done, Scores, dict[str, Any]] | None = None
     for one in good:
         scores, metrics = one.scores(), one.metrics()
         first = first or (one, scores, metrics)
         check_comparable(first, (one, scores, metrics))
         runs.setdefault(str(one.method), []).append(scores.logits)
+        looks.setdefault(str(one.method), []).append(metrics.get("localisation"))
     if first is not None:
         _, scores, metrics = first
         if metrics["ties"] != "stable":
@@ -84,10 +87,30 @@ def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
         }
         against = baseline if baseline in runs else None
         found["methods"] = methods.compare_methods(runs, labels, against, metrics["ap_kind"])
+    for method, of_runs in looks.items():
+        if located := mean_looks(of_runs):
+            found["methods"][method]["localisation"] = located
     for one in done:
         of_method = found["methods"].setdefault(str(one.method), {"mAP": None})
         of_method.setdefault("cells", []).append(_about(one))
     return found
+
+
+def mean_looks(of_runs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Where runs look, of what `summarise_looks` says over all: the means over the runs.
+
+    None where a run says nothing: it has no regions, or the set no boxes.
+    """
+    if not of_runs or any(one is None or not one["regions"] for one in of_runs):
+        return None
+    known = [one for one in of_runs if one is not None]
+    means = {
+        measure: {who: float(np.mean([one[measure][who] for one in known])) for who in LOOKERS}
+        for measure in MEASURES
+        if all(measure in one for one in known)
+    }
+    counts = {name: float(np.mean([one[name] for one in known])) for name in ("objects", "regions")}
+    return counts | means
 
 
 def check_comparable(

@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import co_occurrence, label_inputs, sources
-from mlic_jax.data.fitting import Fit
 from mlic_jax.data.options import DataOptions
-from mlic_jax.data.records import Record
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import run
 from mlic_jax.evaluate.run import MetricOptions
@@ -124,24 +122,6 @@ def test_frequent_classes_are_so_in_training_and_test(config):
     expected = [a >= 3 and b >= 3 for a, b in zip(train, test, strict=True)]
     np.testing.assert_array_equal(frequent, expected)
     assert 0 < sum(expected) < min((train >= 3).sum(), (test >= 3).sum())
-
-
-def test_objects_are_squashed_as_their_image_is():
-    boxes, classes = np.int32([[0, 0, 30, 40], [15, 10, 30, 20]]), np.int32([3, 1])
-    record = Record(b"", "wide", np.zeros(4, np.int8), boxes, classes, height=30, width=40)
-    squashed, same = run.objects_of_square(record, 60)
-    np.testing.assert_array_equal(squashed, [[0, 0, 60, 60], [30, 15, 60, 30]])
-    assert squashed.dtype == np.int32
-    np.testing.assert_array_equal(same, classes)
-
-
-def test_objects_of_a_central_crop_are_those_that_are_in_it():
-    """Of 30 x 40 the middle 24 x 24, from y = 3 and x = 8 on, enlarged twice."""
-    boxes = np.int32([[0, 0, 30, 40], [15, 10, 30, 20], [0, 0, 30, 8], [20, 30, 25, 40]])
-    record = Record(b"", "wide", np.zeros(4, np.int8), boxes, np.int32([3, 1, 2, 0]), 30, 40)
-    seen, classes = run.objects_of_square(record, 48, Fit(center_crop=0.8))
-    np.testing.assert_array_equal(seen, [[0, 0, 48, 48], [24, 4, 48, 24], [34, 44, 44, 48]])
-    np.testing.assert_array_equal(classes, [3, 1, 0])
 
 
 def test_metrics_again_from_the_score_file_alone(scored, config, tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_regions_are_of_the_likeliest_labels_where_their_maps_point(config, name
 @pytest.mark.parametrize("name", HEADS)
 def test_it_trains_and_shows_where_it_looks(config, name, tmp_path):
     config.model.update(name=name, head_width=24)
-    config.epochs = 2
+    config.epochs, config.optim.multipliers.features = 2, 0.0  # which compiles sooner
     train(config, tmp_path)
     scores = Scores.load(tmp_path / "scores_test.npz")
     assert scores.boxes.shape[1:] == (config.model.top_n, 4) and scores.global_logits is None
@@ -89,7 +89,7 @@ def test_it_trains_and_shows_where_it_looks(config, name, tmp_path):
 
 def test_a_head_of_ones_own_trains_and_predicts(config, own_head, tmp_path):
     config.model.name = own_head
-    config.epochs = 1
+    config.epochs, config.optim.multipliers.features = 1, 0.0
     config.init_prior = 0.1
     train(config, tmp_path)
     predictor = Predictor.from_checkpoint(tmp_path)

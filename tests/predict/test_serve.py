@@ -360,7 +360,8 @@ runpy.run_module("mlic_jax.main", run_name="__main__", alter_sys=True)
 def command(code, *arguments, **environment):
     """A command's arguments and environment for subprocess."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path} | environment
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path} | environment
     return {"args": [sys.executable, "-c", code, *map(str, arguments)], "env": environment}
 
 

@@ -154,6 +154,7 @@ def test_a_step_moves_nothing_to_its_devices():
 
 def test_nothing_is_compiled_after_the_first_epoch(config, tmp_path, caplog):
     """Training and validation, whose last batches are partly padding."""
+    config.model.name, config.optim.multipliers.features = "pooled", 0.0  # which compiles soon
     config.epochs = 3
     validations = []  # done before each compilation
 

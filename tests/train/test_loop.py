@@ -47,6 +47,12 @@ from mlic_jax.train.step import TrainState, make_train_step
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def quick(config):
+    """A pooled model on a backbone of which the statistics alone move: it compiles soon."""
+    config.model.name, config.optim.multipliers.features = "pooled", 0.0
+    return config
+
+
 def metric_lines(workdir):
     """metrics.jsonl without what depends on the clock."""
     found = []
@@ -306,7 +312,7 @@ def test_msrn_trains_and_its_checkpoint_knows_the_labels(config, tmp_path):
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "Global stream" not in page
     config.epochs = 2
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", evaluate=False)
     assert [line["step"] for line in metric_lines(tmp_path / "run") if "loss" in line][-1] == 6
 
 
@@ -343,7 +349,7 @@ def test_train_leaves_everything_a_person_and_a_program_want(config, tmp_path, c
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
-    config.optim.learning_rate = 1e30
+    config.model.name, config.optim.learning_rate = "pooled", 1e30
     config.checkpoint_every = 1
     with pytest.raises(Failure) as error:
         train(config, tmp_path)
@@ -357,8 +363,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 def test_a_damaged_checkpoint_stops_the_run_until_it_recovers(config, tmp_path, capsys):
     """It then goes on from the one before, whose validation, here, a kill had cut off."""
+    config = quick(config)
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    train(config, alone)
+    train(config, alone, evaluate=False)
     shutil.copytree(alone, broken)
     array = max((broken / "checkpoints/6/variables/d").iterdir(), key=lambda p: p.stat().st_size)
     array.write_bytes(array.read_bytes()[:-1] + b"?")
@@ -370,7 +377,7 @@ def test_a_damaged_checkpoint_stops_the_run_until_it_recovers(config, tmp_path, 
     with pytest.raises(Failure, match=rf"{array.name} is not as it was written.*--recover"):
         train(config, broken)
     capsys.readouterr()
-    train(config, broken, recover=True)
+    train(config, broken, recover=True, evaluate=False)
     printed = capsys.readouterr().out
     assert f"set aside in {broken}/damaged: {array} is not as it was written" in printed
     assert f"resuming {broken}/checkpoints/3" in printed
@@ -384,13 +391,14 @@ def test_a_damaged_checkpoint_stops_the_run_until_it_recovers(config, tmp_path, 
 
 
 def test_changed_options_are_told_and_remembered(config, tmp_path, capsys):
+    config = quick(config)
     config.epochs = 1
-    train(config, tmp_path)
+    train(config, tmp_path, evaluate=False)
     config.epochs, config.log_every, config.optim.learning_rate = 2, 2, 0.01
     with pytest.raises(UsageError, match=r"had optim\.learning_rate 0\.05 \(now 0\.01\)"):
         train(config, tmp_path)
     capsys.readouterr()
-    train(config, tmp_path, allow_changes=True)
+    train(config, tmp_path, allow_changes=True, evaluate=False)
     told = "epochs 1 (now 2), log_every 1 (now 2), optim.learning_rate 0.05 (now 0.01)"
     printed = capsys.readouterr().out
     assert "changed in resuming: " in printed
@@ -430,6 +438,7 @@ def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkey
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+    config = quick(config)
     config.epochs = 1
     train(config, tmp_path)
     assert "stopped before the final evaluation, saved" in capsys.readouterr().out
@@ -538,13 +547,9 @@ def test_killed_and_stopped_runs_end_as_one_left_alone(tmp_path, config):
 
 
 def averaged(make_config):
-    """A pooled model whose weights are averaged, with all that is drawn in a step.
-
-    Of its backbone the statistics alone move, which compiles sooner.
-    """
-    config = make_config()
-    config.optim.multipliers.features = 0.0
-    config.model.name, config.optim.ema, config.checkpoint_every = "pooled", 0.9, 1
+    """A model whose weights are averaged, with all that is drawn in a step."""
+    config = quick(make_config())
+    config.optim.ema, config.checkpoint_every = 0.9, 1
     config.keep_checkpoints, config.eval.weights = 6, "ema"
     config.augment.update(cutout=0.5, randaugment=1, mixup=0.4)
     return config
@@ -564,7 +569,7 @@ def test_averages_are_of_all_steps_and_a_resumed_run_has_the_same(
         patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
         train(config, tmp_path / "broken")
     assert latest_checkpoint(tmp_path / "broken").name == "4"
-    train(config, tmp_path / "broken")
+    train(config, tmp_path / "broken", evaluate=False)
     assert metric_lines(tmp_path / "alone") == metric_lines(tmp_path / "broken")
     last = [latest_checkpoint(tmp_path / run) for run in ("alone", "broken")]
     for weights in ("raw", "ema"):
@@ -611,10 +616,9 @@ def test_a_run_without_an_average_has_none_to_give(config, tmp_path, fresh_run):
 
 def test_training_stops_where_validation_gets_no_better(make_config, tmp_path, monkeypatch, capsys):
     """Of a rate of nothing the first is the best; stopped, killed and asked again, it is there."""
-    config = make_config()
-    config.model.name, config.freeze_statistics, config.epochs = "pooled", True, 5
-    config.optim.multipliers.features, config.optim.learning_rate = 0.0, 1e-30
-    config.early_stopping = 1
+    config = quick(make_config())
+    config.freeze_statistics, config.epochs = True, 5
+    config.optim.learning_rate, config.early_stopping = 1e-30, 1
 
     def interrupted(*arguments):
         validate_step(*arguments)

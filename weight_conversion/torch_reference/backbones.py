@@ -38,7 +38,7 @@ INVERTED_RESIDUALS = (
 
 
 def create_backbone(name: str, width: float = 1.0) -> nn.Module:
-    """A backbone by its name in `mlic_jax.models`; `width` is not for ResNets."""
+    """A backbone by its name in `mlic_jax.models`, of so many times its channels."""
     if name in convnext.SIZES:
         return convnext.ConvNeXt(name, width)
     if name in swin.SIZES:
@@ -53,7 +53,7 @@ def create_backbone(name: str, width: float = 1.0) -> nn.Module:
         return vit.ViT(name, width)
     if name == "mobilenet_v2":
         return MobileNetV2(width)
-    return ResNet(*RESNETS[name])
+    return ResNet(*RESNETS[name], width)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -95,18 +95,18 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """The maps of layer1 to layer4, at strides 4, 8, 16 and 32."""
 
-    def __init__(self, depths: tuple[int, ...], bottleneck: bool):
+    def __init__(self, depths: tuple[int, ...], bottleneck: bool, width: float = 1.0):
         super().__init__()
-        self.conv1 = _conv(3, 64, 7, 2)
-        self.bn1 = nn.BatchNorm2d(64)
-        channels = 64
+        first = channels = int(64 * width)
+        self.conv1 = _conv(3, first, 7, 2)
+        self.bn1 = nn.BatchNorm2d(first)
         for stage, depth in enumerate(depths, start=1):
-            width = 64 * 2 ** (stage - 1)
+            inner = first * 2 ** (stage - 1)
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
-                blocks.append(ResidualBlock(channels, width, stride, bottleneck))
-                channels = 4 * width if bottleneck else width
+                blocks.append(ResidualBlock(channels, inner, stride, bottleneck))
+                channels = 4 * inner if bottleneck else inner
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.channels = channels
 

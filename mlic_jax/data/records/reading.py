@@ -109,6 +109,10 @@ class Split(RandomAccess[Record]):
         """int8 [N, C], the labels of the whole split, without reading an image."""
         return self._index["labels"] if self._labels is None else self._labels
 
+    def has_boxes(self) -> bool:
+        """Whether any image has the box of an object; reads records up to the first that does."""
+        return any(len(record.boxes) for record in self)
+
     def with_labels(self, labels: np.ndarray) -> "Split":
         """The same photos with other labels, int8 `[N, C]`, in worker processes too."""
         return Split(self.directory, self.split, labels)

@@ -22,6 +22,8 @@ class Example:
     # (height, width) as the annotations give it: whether the boxes are of the stored or of the
     # upright image, where an EXIF tag turns it. Without it they are of the stored one.
     size: tuple[int, int] | None = None
+    # Boxes are float64 shares of the sides of the upright image, as YOLO has them, and not pixels.
+    relative: bool = False
 
 
 class RandomAccess(Protocol[Item]):

@@ -64,7 +64,8 @@ def digest_of_file(path: str | bytes | os.PathLike[str]) -> str:
 
 def truth_of(example: Example) -> str:
     """The digest of all that an example says beside its image."""
-    objects = (example.boxes.astype(np.int32), example.box_classes.astype(np.int32))
+    boxes = example.boxes.astype(np.float64 if example.relative else np.int32)
+    objects = (boxes, example.box_classes.astype(np.int32))
     parts = [array.tobytes() for array in (example.labels, *objects)]
     return digest_of(b"|".join([*parts, repr(example.size).encode()]))
 

@@ -199,13 +199,23 @@ def placed_boxes(example: Example, look: Look, upright: bool) -> tuple[np.ndarra
     """
     boxes = example.boxes.reshape(-1, 4)
     stored, shown = look.size(False), look.size(upright)
-    if upright and (example.size in (None, stored) or example.size != shown):
+    if example.relative:
+        boxes = _covering(boxes, look.size(True))
+        if not upright:
+            boxes = transforms.turn_boxes(boxes, look.turned_back())
+    elif upright and (example.size in (None, stored) or example.size != shown):
         boxes = transforms.turn_boxes(boxes, look)
     beyond = (boxes[:, :2] < -_BEYOND).any() or (boxes[:, 2:] > np.add(shown, _BEYOND)).any()
     clipped = np.clip(boxes, 0, [*shown, *shown])
     empty = (clipped[:, :2] >= clipped[:, 2:]).any()
     other_size = bool(len(boxes)) and example.size not in (None, stored, look.size(True))
     return boxes, not (beyond or empty or other_size)
+
+
+def _covering(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The smallest pixel boxes, int32, that cover shares of an image's sides, to hundredths."""
+    corners = np.round(boxes * np.array(size * 2), 2)
+    return np.hstack([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])]).astype(np.int32)
 
 
 def _encoded(example: Example, digest: str, where: str) -> bytes:

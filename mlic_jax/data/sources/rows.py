@@ -27,6 +27,8 @@ class Row(NamedTuple):
     present: Sequence[str]
     unknown: Sequence[str] = ()
     split: str = ""  # "": the table does not say
+    # Of objects, each with the name of its class: (y1, x1, y2, x2) as shares of the photo's sides.
+    boxes: Sequence[tuple[str, tuple[float, float, float, float]]] = ()
 
 
 class Rows(NamedTuple):
@@ -112,14 +114,16 @@ class RowSet:
             UsageError: a file or folder is missing; the rows know no such split.
             Failure: a row is malformed or names an unknown class; an image is listed twice.
         """
-        _, rows, labels = self._contents
+        names, rows, labels = self._contents
+        position = {name: i for i, name in enumerate(names)}
         return [
             Example(
                 image_id=printable(rows[i].image),
                 image=self._files[i],
                 labels=labels[i],
-                boxes=np.zeros((0, 4), np.int32),
-                box_classes=np.zeros(0, np.int32),
+                boxes=np.array([box for _, box in rows[i].boxes]).reshape(-1, 4),
+                box_classes=np.array([position[name] for name, _ in rows[i].boxes], np.int32),
+                relative=bool(rows[i].boxes),
             )
             for i in np.flatnonzero(self._members(split))
         ]

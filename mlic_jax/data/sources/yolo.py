@@ -36,6 +36,10 @@ _PLACES = (
 )
 
 
+# An object: the number of its class, and (y1, x1, y2, x2) as shares of the photo's sides.
+YoloObject = tuple[int, tuple[float, float, float, float] | None]
+
+
 class Yolo(RowSet):
     """Photos, and for each a text file with a line an object: the number of its class, and a box.
 
@@ -100,9 +104,9 @@ def read_yolo(root: Path, annotations: str, image_dir: str) -> Rows:
                 raise Failure(f"{photos}: {other} and {photo.name} would have the same labels")
         for stem in sorted(named.keys() | files):
             file = files.get(stem)
-            present = [] if file is None else _classes(file, names)
+            objects = [] if file is None else _objects(file, names)
             where = str(file or photos / named[stem])
-            rows.append(Row(where, named.get(stem, stem), present, split=split))
+            rows.append(_row(where, named.get(stem, stem), objects, names, split))
     used = {name for row in rows for name in row.present}
     return Rows(names, rows, [f"{len(names)} names of classes are those of {source}"] * bool(used))
 
@@ -152,9 +156,9 @@ def _read_listed(root: Path, annotations: str, images: Path) -> Rows:
             if not file.is_file():
                 raise Failure(f"{where}: there is no photo {printable(file.name)} in {images}")
             labels = files[file]
-            present = [] if labels is None else _classes(labels, names)
+            objects = [] if labels is None else _objects(labels, names)
             image = Path(os.path.relpath(file, images)).as_posix()
-            rows.append(Row(where, image, present, split=split))
+            rows.append(_row(where, image, objects, names, split))
     told = f"photos and splits are those of {Path(annotations).name}: {', '.join(photos)}"
     return Rows(names, rows, [told, f"{len(names)} names of classes are those of {source}"])
 
@@ -201,8 +205,19 @@ def _differ(file: Path, names: list[str]) -> bool:
         return False
 
 
-def _classes(file: Path, names: list[str]) -> list[str]:
-    numbers = set()
+def _row(where: str, image: str, objects: list[YoloObject], names: list[str], split: str) -> Row:
+    present = [names[number] for number in sorted({number for number, _ in objects})]
+    boxes = [(names[number], box) for number, box in objects if box is not None]
+    return Row(where, image, present, split=split, boxes=boxes)
+
+
+def _objects(file: Path, names: list[str]) -> list[YoloObject]:
+    """The objects in a file of labels.
+
+    Raises:
+        Failure: a line begins with what is no number of a class.
+    """
+    objects = []
     for number, line in enumerate(read_text(file)[0].splitlines(), 1):
         if words := line.split():
             if not words[0].isdecimal() or int(words[0]) >= len(names):
@@ -210,8 +225,25 @@ def _classes(file: Path, names: list[str]) -> list[str]:
                     f"{file}, line {number}: {words[0][:20]!r} is not the number of a class, "
                     f"0 to {len(names) - 1}"
                 )
-            numbers.add(int(words[0]))
-    return [names[number] for number in sorted(numbers)]
+            objects.append((int(words[0]), _box(words[1:])))
+    return objects
+
+
+def _box(words: list[str]) -> tuple[float, float, float, float] | None:
+    """(y1, x1, y2, x2) of a middle and sides, or around a polygon; None of anything else."""
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        return None
+    if not all(-1 <= value <= 2 for value in values):  # shares of the photo's sides
+        return None
+    if len(values) == 4:
+        x, y, width, height = values
+        return y - height / 2, x - width / 2, y + height / 2, x + width / 2
+    if len(values) < 6 or len(values) % 2:
+        return None
+    xs, ys = values[::2], values[1::2]
+    return min(ys), min(xs), max(ys), max(xs)
 
 
 def _texts(folder: Path) -> list[Path]:

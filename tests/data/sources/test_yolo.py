@@ -1,7 +1,15 @@
 """YOLO's text files: where they lie, who names the classes, and what is refused."""
 
-import pytest
+import io
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_jax.data.records import Example, open_split, prepare
+from mlic_jax.data.records.writing import placed_boxes
+from mlic_jax.data.transforms import Look, turn_boxes
 from mlic_jax.errors import Failure, UsageError
 
 LINES = {"a": "1 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.1 0.1\n1 .2 .2 .1 .1\n", "b": "1 .1 .2 .3 .4 .5 .6\n"}
@@ -99,3 +107,57 @@ def test_two_files_that_name_other_classes(plant, read_own):
     told = "2 names of classes are those of data.yaml"
     own = read_own(plant(files | {"classes.txt": "dog\ncat\n"}, ["images/a.jpg"]))
     assert f"{told}, and not those of classes.txt, which differ" in own.source.notes
+
+
+def test_boxes_are_those_of_the_photo_as_it_is_seen(plant, read_own, tmp_path):
+    """Of a photo that is stored on its side too; a polygon has the box around it."""
+    lines = ["1 0.5 0.25 0.5 0.5", "0 0.25 0.5 0.75 0.5 0.5 1", "1", "0 x 1 1 1", "0 nan 1 1 1"]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored 40 x 20, seen 20 x 40
+    photos = {}
+    for name, exif in (("flat", Image.Exif()), ("square", turned), ("turned", turned)):
+        file = io.BytesIO()
+        Image.new("RGB", (20 if name == "square" else 40, 20)).save(file, "JPEG", exif=exif)
+        photos |= {f"images/{name}.jpg": file.getvalue()}
+    labels = {f"labels/{name}.txt": "\n".join(lines) for name in ("flat", "square", "turned")}
+    source = read_own(plant(photos | labels | NAMES)).source
+    folder = prepare(source, tmp_path / "prepared", upright=True)
+    records = [record for split in source.splits for record in open_split(folder, split)]
+    sizes = {"flat": (20, 40), "square": (20, 20), "turned": (40, 20)}
+    assert len(records) == len(sizes)
+    for record in records:
+        height, width = sizes[Path(record.image_id).stem]
+        assert (record.height, record.width) == (height, width)
+        expected = [
+            [0, 0.25 * width, 0.5 * height, 0.75 * width],
+            [0.5 * height, 0.25 * width, height, 0.75 * width],
+        ]
+        np.testing.assert_array_equal(record.boxes, expected)
+        np.testing.assert_array_equal(record.box_classes, [1, 0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_photos_that_are_not_turned_are_turned_back(orientation):
+    look = Look(20, 40, orientation)
+    boxes = np.array([[0.1, 0.2, 0.5, 0.4], [0, 0, 1, 0.25]])
+    example = Example("a", b"", np.zeros(1), boxes, np.zeros(2), relative=True)
+    (seen, fit), (stored, fits) = (
+        placed_boxes(example, look, upright) for upright in (True, False)
+    )
+    np.testing.assert_array_equal(seen, boxes * np.array(look.size(True) * 2))
+    np.testing.assert_array_equal(turn_boxes(stored, look), seen)
+    assert fit and fits
+
+
+def test_other_boxes_are_another_set(plant, read_own, tmp_path):
+    """Though classes and labels stay the same."""
+    files = {"labels/a.txt": "0 0.5 0.5 0.2 0.2", "labels/b.txt": "0 0.5 0.5 1 1"}
+    folder = plant(files | NAMES, ["images/a.jpg", "images/b.jpg"])
+    for text, expected in (("", [[3, 3, 5, 5]]), ("0 0.25 0.5 0.4 0.9", [[0, 0, 8, 4]])):
+        if text:
+            (folder / "labels" / "a.txt").write_text(text)
+        source = read_own(folder).source
+        prepared = prepare(source, tmp_path / "prepared", upright=True)
+        records = [record for split in source.splits for record in open_split(prepared, split)]
+        (box,) = (record.boxes for record in records if record.image_id.endswith("a.jpg"))
+        np.testing.assert_array_equal(box, expected)
