@@ -309,7 +309,7 @@ def test_whatever_ends_one_process_ends_both_and_each_says_its_own_reason(tmp_pa
     defect = "error: JaxRuntimeError, which should not be: "
     cases = {
         ("second", "disk"): "error: No space left on device; what was saved stays",
-        ("first", "memory"): f"{defect}RESOURCE_EXHAUSTED",
+        ("first", "memory"): "error: memory is full; fewer photos",
         ("second", "sign"): f"{defect}ABORTED: of this process alone",
         ("second", "abort"): f"error: {processes.ABORTED}",
     }
