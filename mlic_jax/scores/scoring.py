@@ -105,7 +105,7 @@ def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> C
 
     Args:
         class_maps: give the class activation maps `[B, T, h, w]` of the regions as well, where
-            regions are found.
+            regions are found in the step.
     """
 
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -114,7 +114,7 @@ def eval_step_of(model: nn.Module, options: ScoreOptions, class_maps: bool) -> C
         run: Callable[..., Any] = model.apply  # what it returns depends on `mutable`
 
         def apply(view: jax.Array) -> dict[str, jax.Array]:
-            if not class_maps:
+            if seen or not class_maps:  # the maps are of the global stream
                 return run(variables, view, **second_look)
             outputs, beside = run(variables, view, mutable=["intermediates"])
             return with_class_maps(outputs, beside)

@@ -108,7 +108,7 @@ def test_each_rate_is_chosen_on_val_and_test_is_scored_once(matrix):
         assert (second["seed"], second["rate"], len(second["tries"])) == (4, first["rate"], 1)
         assert first["seconds"] > 0
     assert "localisation" not in of_set["methods"]["ridge"]  # it has no regions
-    for method in (csra + ", bce", "pooled, asl"):
+    for method in (csra + ", bce", "pooled, bce"):
         of_method = of_set["methods"][method]
         for measure in ("pointing", "iou", "energy"):
             of_runs = [
