@@ -61,9 +61,9 @@ def said_of_tree(values: Mapping[str, Any]) -> str:
 def localisation_text(located: Mapping[str, Any]) -> str:
     """The figures of `summarise_looks` over all, beside those of a random and a central region."""
     said = [
-        f"{name} {found['model']:.1f} (random {found['random']:.1f}, central "
+        f"{called} {found['model']:.1f} (random {found['random']:.1f}, central "
         f"{found['central']:.1f})"
-        for name in ("pointing", "iou", "energy")
+        for name, called in (("pointing", "pointing"), ("iou", "IoU"), ("energy", "energy"))
         if (found := located.get(name)) and found["model"] is not None
     ]
     return "  ".join([*said, f"{located['regions']} of {located['objects']} objects have a region"])
