@@ -29,7 +29,6 @@ HOW = (
     *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
     *(
         "data.annotations",
-        "data.corrections",
         "data.cache",
         "data.cache_gib",
         "eval.every",

@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str]) -> LabelTree:
             is not, or closes a circle.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise UsageError(f"label tree {path} cannot be read: {why}") from error

@@ -5,6 +5,7 @@ figures in `diagnosis.json`.
 """
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlic_jax.data.objects import Objects, read_objects
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Split
 from mlic_jax.diagnose import causes, figures
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.costs import average_precision_costs
 from mlic_jax.metrics.localisation import localise, summarise_looks
@@ -90,8 +91,10 @@ def read_scores(workdir: Path, split: str) -> Scores:
     """
     path = workdir / f"scores_{split}.npz"
     if not path.is_file():
-        raise UsageError(f"no score file {path}: run --mode evaluate --workdir {workdir} first")
+        raise UsageError(f"no score file {path}: give the same command with --mode evaluate first")
     scores = Scores.load(path)
+    if not np.isfinite(scores.logits).all():
+        raise Failure(f"{path}: its scores are not finite; the checkpoint is damaged")
     if not scores.labels.any():
         raise UsageError(f"{path}: no label of the split is known, so none can be wrong")
     return scores
@@ -108,7 +111,7 @@ def check_same_split(scores: Scores, split: Split, workdir: Path) -> None:
         if one != other:
             raise UsageError(
                 f"the set {split.name} {split.split} has other {what} than the score file of "
-                f"{workdir}: run --mode evaluate --workdir {workdir} again"
+                f"{workdir}: give the same command with --mode evaluate again"
             )
 
 
@@ -191,8 +194,12 @@ def read_doubtful(path: Path) -> dict[str, Any] | None:
     """The heading and the first rows of a list of doubtful labels; None where there is none."""
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="", errors="replace") as file:
-        rows = [row for row, _ in zip(csv.reader(file), range(DOUBTFUL_SHOWN + 1), strict=False)]
+    try:
+        with path.open(encoding="utf-8", newline="", errors="replace") as file:
+            rows = list(itertools.islice(csv.reader(file), DOUBTFUL_SHOWN + 1))
+    except csv.Error as error:
+        print(f"{path} is left out, it is no table: {error}")
+        return None
     return {"columns": rows[0], "rows": rows[1:]} if len(rows) > 1 else None
 
 

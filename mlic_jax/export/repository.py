@@ -39,7 +39,9 @@ def write(folder: Path, description: dict[str, Any], server: str, out: Path, nam
         raise UsageError(f"{folder} is not for OpenVINO, which has other scores of it: use triton")
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise UsageError(f"--name is {name!r}; it must be of letters, digits, _ and - alone")
-    if out.exists():
+    if folder.resolve() in out.resolve().parents:
+        raise UsageError(f"--out {out} lies in the bundle, which would be no bundle any more")
+    if out.exists() or out.is_symlink():
         raise UsageError(f"{out} is in the way: give another --out, or remove it")
     try:
         (out / name / "1").mkdir(parents=True)

@@ -10,6 +10,8 @@ already, the lists of Lightroom and digiKam are written too: where such a list i
 reads no other.
 """
 
+import errno
+import shutil
 import xml.dom.minidom as minidom
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from xml.parsers.expat import ExpatError
 
 from mlic_jax.data.image_files import printable
 from mlic_jax.errors import reason
-from mlic_jax.files.atomic import write_bytes
+from mlic_jax.files.atomic import written_whole
 
 SUFFIX = ".xmp"
 LEVELS = "|/"  # what stands between the levels of a class name
@@ -35,7 +37,12 @@ class _List(NamedTuple):
 SUBJECT = _List("http://purl.org/dc/elements/1.1/", "dc:subject")
 LIGHTROOM = _List("http://ns.adobe.com/lightroom/1.0/", "lr:hierarchicalSubject")
 DIGIKAM = _List("http://www.digikam.org/ns/1.0/", "digiKam:TagsList")
-OURS = _List("urn:mlic_jax:1.0:", "mlic:keywords")  # of all the others, what was written here
+# Of each, what was written here.
+OURS = {
+    kind: _List("urn:mlic_jax:1.0:", f"mlic:{kind.name.partition(':')[2]}")
+    for kind in (SUBJECT, LIGHTROOM, DIGIKAM)
+}
+NO_PHOTOS = (".txt", ".json", ".xml", ".csv", ".md")  # may lie beside a photo, with its name
 
 _EMPTY = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
@@ -61,14 +68,15 @@ def write_sidecars(
     has_levels = any(len(levels(name)) > 1 for name in class_names)
     changed, failed = 0, []
     for photo, names in labels.items():
-        sidecar = sidecar_of(photo)
+        sidecar = photo.with_name(photo.name + SUFFIX)
         try:
+            sidecar = sidecar_of(photo)
             before = sidecar.read_bytes() if sidecar.exists() else b""
             after = merged(before, names, has_levels)
             if after != before:
-                write_bytes(sidecar, after)
+                _replace(sidecar, after)
                 changed += 1
-        except (OSError, ValueError, ExpatError) as error:
+        except (OSError, ValueError, LookupError, RecursionError, ExpatError) as error:
             failed.append(f"{printable(sidecar)} ({reason(error)})")
     return changed, failed
 
@@ -81,8 +89,27 @@ def sidecar_of(photo: Path) -> Path:
     whole, stem = photo.with_name(photo.name + SUFFIX), photo.with_suffix(SUFFIX)
     if whole.exists() or not stem.exists():
         return whole
-    siblings = {path for path in photo.parent.iterdir() if path.stem == photo.stem}
+    siblings = {
+        path
+        for path in photo.parent.iterdir()
+        if path.stem == photo.stem and path.suffix.lower() not in NO_PHOTOS and path.is_file()
+    }
     return stem if siblings <= {photo, stem} else whole
+
+
+def _replace(sidecar: Path, content: bytes) -> None:
+    """Writes a sidecar, or what its link points at; its mode stays.
+
+    Raises:
+        OSError: it is read-only, or cannot be written.
+    """
+    sidecar = sidecar.resolve()
+    with written_whole(sidecar) as partial:
+        partial.write_bytes(content)
+        if sidecar.exists():
+            if not sidecar.stat().st_mode & 0o222:
+                raise PermissionError(errno.EACCES, "it is read-only", str(sidecar))
+            shutil.copymode(sidecar, partial)
 
 
 def levels(name: str) -> list[str]:
@@ -109,32 +136,56 @@ def merged(sidecar: bytes, labels: Sequence[str], has_levels: bool) -> bytes:
     if not packets:
         raise ValueError("it is XML and no XMP")
     packet = packets[0]
-    before = {kind: _keywords(packet, kind) for kind in (SUBJECT, LIGHTROOM, DIGIKAM, OURS)}
+    before = {kind: _keywords(packet, kind) for kind in OURS}
+    earlier = {kind: _keywords(packet, ours) or [] for kind, ours in OURS.items()}
     paths = [levels(label) for label in labels]
     wanted = {
         SUBJECT: [level for path in paths for level in path],
         LIGHTROOM: ["|".join(path) for path in paths],
         DIGIKAM: ["/".join(path) for path in paths],
     }
-    earlier = before.pop(OURS) or []
-    after: dict[_List, list[str]] = {OURS: []}
+    changed: dict[_List, list[str]] = {}
     for kind, there in before.items():
         if kind is not SUBJECT and there is None:
             if not (has_levels and labels):
                 continue
             # It would hide the plain keywords of people from its program, so it begins with them.
-            there = before[SUBJECT]
-        kept = [keyword for keyword in there or () if keyword not in earlier]
-        added = [keyword for keyword in dict.fromkeys(wanted[kind]) if keyword not in kept]
-        after[kind] = kept + added
-        after[OURS] += [keyword for keyword in added if keyword not in after[OURS]]
-    before[OURS] = earlier
-    changed = {kind: after[kind] for kind in after if after[kind] != (before[kind] or [])}
-    for kind, keywords in changed.items():
-        _set_keywords(document, packet, kind, keywords)
-    if not changed:
-        return sidecar
-    return "\n".join(node.toxml() for node in document.childNodes).encode()
+            keywords = [key for key in before[SUBJECT] or () if key not in earlier[SUBJECT]]
+        else:
+            keywords = [key for key in there or () if key not in earlier[kind]]
+        added = [key for key in dict.fromkeys(wanted[kind]) if key not in keywords]
+        for of, now, was in (
+            (kind, keywords + added, there or []),
+            (OURS[kind], added, earlier[kind]),
+        ):
+            if now != was:
+                changed[of] = now
+    for of, now in changed.items():
+        _set_keywords(document, packet, of, now)
+    return _serialised(document) if changed else sidecar
+
+
+def _serialised(document: minidom.Document) -> bytes:
+    """The bytes of a document, which can be read again; of line ends as they are meant.
+
+    Raises:
+        ExpatError: of a keyword with characters that XML has not.
+    """
+    escaped = {char: chr(0xF8F0 + number) for number, char in enumerate("\n\r\t")}
+    nodes: list[minidom.Node] = [document]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.childNodes
+        if isinstance(node, minidom.Element):
+            for name, value in list(node.attributes.items()):
+                node.setAttribute(name, "".join(escaped.get(char, char) for char in value))
+        elif isinstance(node, minidom.Text):
+            node.data = node.data.replace("\r", escaped["\r"])
+    text = "\n".join(node.toxml() for node in document.childNodes)
+    for char, stand_in in escaped.items():
+        text = text.replace(stand_in, f"&#{ord(char)};")
+    minidom.parseString(text.encode())
+    return text.encode()
 
 
 def _children(parent: minidom.Element, namespace: str, name: str) -> list[minidom.Element]:
@@ -149,6 +200,8 @@ def _children(parent: minidom.Element, namespace: str, name: str) -> list[minido
 def _find(packet: minidom.Element, kind: _List) -> minidom.Element | None:
     """The element of a list, which is in any of the descriptions of the photo."""
     for description in _children(packet, RDF, "Description"):
+        if description.hasAttributeNS(kind.namespace, kind.name.partition(":")[2]):
+            raise ValueError(f"its {kind.name} is no list, and is left as it is")
         for element in _children(description, kind.namespace, kind.name.partition(":")[2]):
             return element
     return None
@@ -158,8 +211,20 @@ def _keywords(packet: minidom.Element, kind: _List) -> list[str] | None:
     """What a list holds; None: there is none."""
     if (element := _find(packet, kind)) is None:
         return None
-    items = element.getElementsByTagNameNS(RDF, "li")
-    texts = ([of for of in item.childNodes if isinstance(of, minidom.Text)] for item in items)
+    items = [
+        item
+        for container in element.childNodes
+        for item in container.childNodes
+        if isinstance(item, minidom.Element)
+    ]
+    texts = [[of for of in item.childNodes if isinstance(of, minidom.Text)] for item in items]
+    is_plain = not element.hasAttributeNS(RDF, "parseType") and all(
+        item.localName == "li" and not item.attributes.length and len(of) == len(item.childNodes)
+        for item, of in zip(items, texts, strict=True)
+    )
+    beside = [of.data for of in element.childNodes if isinstance(of, minidom.Text)]
+    if not is_plain or "".join(beside).strip():
+        raise ValueError(f"its {kind.name} is more than a list of words, and is left as it is")
     return ["".join(of.data for of in parts) for parts in texts]
 
 
@@ -173,7 +238,8 @@ def _set_keywords(
         return
 
     def of_rdf(name: str) -> minidom.Element:
-        return document.createElementNS(RDF, f"{packet.prefix}:{name}")  # which is known there
+        prefix = f"{packet.prefix}:" if packet.prefix else ""  # which is known there
+        return document.createElementNS(RDF, f"{prefix}{name}")
 
     bag = of_rdf("Bag")
     for keyword in keywords:

@@ -27,11 +27,18 @@ from typing import Any
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.config_checks import check_config
 from mlic_jax.config_paths import seen_from
-from mlic_jax.data import card, co_occurrence, corrections, plan, sources, word_vectors
+from mlic_jax.data import (
+    card,
+    co_occurrence,
+    corrections,
+    label_tree,
+    plan,
+    sources,
+    word_vectors,
+)
 from mlic_jax.data.detect import FORMATS, detect
 from mlic_jax.data.image_files import is_image
 from mlic_jax.data.kept_labels import keep_labels
-from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import Source, open_split, prepare
 from mlic_jax.data.word_vectors import WordVectors
@@ -176,6 +183,7 @@ def _run(options: argparse.Namespace) -> None:
         source = sources.create(DataOptions.of(configured(settings).data))
         if not source.class_names:
             raise Failure("no photo has a label")
+        label_tree.of_options(DataOptions.of(configured(settings).data), source.class_names)
         for split in source.splits:
             source.examples(split)
     except Failure as error:
@@ -196,9 +204,7 @@ def _run(options: argparse.Namespace) -> None:
     data = DataOptions.of(configured(settings).data)
     as_annotated = {split: open_split(folder, split) for split in dict.fromkeys(roles.values())}
     people = corrections.of_file(as_annotated, data.corrections)
-    splits = {
-        name: complete_labels(people.corrected(split), data) for name, split in as_annotated.items()
-    }
+    splits = sources.with_labels(as_annotated, data)
     train = splits[roles["train"]]
     kept = keep_labels(train, data)
 

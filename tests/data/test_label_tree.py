@@ -81,6 +81,11 @@ def test_what_is_no_tree_is_one_line(tmp_path, text, message):
         label_tree.read(path, NAMES)
 
 
+def test_a_file_of_notepad(tmp_path):
+    (tmp_path / "tree.txt").write_text("dog < animal", encoding="utf-8-sig")
+    assert label_tree.read(tmp_path / "tree.txt", NAMES).named() == [["dog", "animal"]]
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         label_tree.read(tmp_path / "missing", NAMES)

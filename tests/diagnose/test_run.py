@@ -10,7 +10,7 @@ from mlic_jax.data import sources
 from mlic_jax.data.objects import read_objects
 from mlic_jax.data.options import DataOptions
 from mlic_jax.diagnose import run
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.operating_point import OperatingPoint
 from mlic_jax.metrics.precision_recall import predicted_labels
 from mlic_jax.reports import diagnosis
@@ -131,8 +131,25 @@ def test_an_operating_point_decides_and_its_probabilities_stand_beside(scores, s
 
 
 def test_without_a_score_file_it_says_what_to_run(tmp_path):
-    with pytest.raises(UsageError, match=r"no score file .*: run --mode evaluate"):
+    with pytest.raises(
+        UsageError, match=r"no score file .*: give the same command with --mode evaluate"
+    ):
         run.read_scores(tmp_path, "test")
+
+
+def test_scores_that_are_not_finite(scores, tmp_path):
+    logits = scores.logits.copy()
+    logits[0, 0] = np.nan
+    dataclasses.replace(scores, logits=logits).save(tmp_path / "scores_test.npz")
+    with pytest.raises(Failure, match="its scores are not finite"):
+        run.read_scores(tmp_path, "test")
+
+
+def test_a_list_of_doubtful_labels_that_is_none_is_left_out(tmp_path, capsys):
+    path = tmp_path / "doubtful.csv"
+    path.write_text(f"photo,class\n{'a' * 200_000},dog\n")
+    assert run.read_doubtful(path) is None
+    assert "doubtful.csv is left out, it is no table" in capsys.readouterr().out
 
 
 def test_a_split_without_known_labels_has_no_errors(scores, tmp_path):

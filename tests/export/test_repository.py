@@ -130,6 +130,12 @@ def test_what_cannot_be_served(folder, tmp_path, given, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bundle_stays_a_bundle(folder):
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        repository.write(folder, bundle.read(folder), "triton", folder / "models", "scenes")
+    bundle.read(folder)
+
+
 def test_openvino_is_not_given_what_it_has_other_scores_of(folder, tmp_path):
     description = bundle.read(folder) | {"runtimes": ["onnxruntime"]}
     with pytest.raises(UsageError, match="is not for OpenVINO, which has other scores of it"):

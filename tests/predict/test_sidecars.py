@@ -86,6 +86,8 @@ def test_where_a_sidecar_lies(tmp_path):
     assert sidecar_of(photo) == whole
     stem.touch()
     assert sidecar_of(photo) == stem
+    (tmp_path / "a.txt").touch()  # no photo
+    assert sidecar_of(photo) == stem
     raw = tmp_path / "a.nef"  # whose sidecar that may be
     raw.touch()
     assert sidecar_of(photo) == whole
@@ -107,6 +109,78 @@ def test_what_is_no_sidecar_is_left_and_named(tmp_path):
     assert ["no XMP" in failed[0], "b.jpg.xmp" in failed[1], len(failed)] == [True, True, 2]
     assert (tmp_path / "a.jpg.xmp").read_bytes() == b"<html/>"
     assert keywords((tmp_path / "c.jpg.xmp").read_bytes()) == ["dog"]
+
+
+def test_a_keyword_of_people_in_another_list_stays():
+    """They have `cat` among those with levels alone; here it comes to the plain ones."""
+    their_list = b"""<lr:hierarchicalSubject xmlns:lr="http://ns.adobe.com/lightroom/1.0/">
+        <r:Bag><r:li>cat</r:li></r:Bag></lr:hierarchicalSubject>"""
+    people = OF_PEOPLE.replace(b"<!-- of mine -->", their_list)
+    added = merged(people, ["cat"], has_levels=False)
+    assert keywords(added) == ["holiday", "dog", "cat"]
+    removed = merged(added, [], has_levels=False)
+    assert (keywords(removed), keywords(removed, LIGHTROOM)) == (["holiday", "dog"], ["cat"])
+
+
+def test_any_prefix_and_line_ends_in_attributes():
+    sidecar = (
+        OF_PEOPLE.replace(b"<r:", b"<").replace(b"</r:", b"</").replace(b"xmlns:r=", b"xmlns=")
+    )
+    sidecar = sidecar.replace(b' r:about=""', b"").replace(b'"4"', b'"one&#xA;two&#13;"')
+    added = merged(sidecar, ["cat"], has_levels=False)
+    assert keywords(added) == ["holiday", "dog", "cat"]
+    (rating,) = (
+        value
+        for part in ET.fromstring(added).iter()
+        for name, value in part.items()
+        if "Rat" in name
+    )
+    assert rating == "one\ntwo\r"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b'<r:li r:parseType="Resource"><r:value>holiday</r:value></r:li>',
+        b'<r:li xml:lang="en">holiday</r:li>',
+    ],
+)
+def test_keywords_that_are_more_than_words_are_left(other):
+    with pytest.raises(ValueError, match="more than a list of words"):
+        merged(OF_PEOPLE.replace(b"<r:li>holiday</r:li>", other), ["cat"], has_levels=False)
+
+
+def test_other_forms_of_keywords_are_left():
+    attribute = OF_PEOPLE.replace(b"<dc:subject>", b"<dc:title>").replace(
+        b"</dc:subject>", b"</dc:title>"
+    )
+    attribute = attribute.replace(b'elements/1.1/">', b'elements/1.1/" dc:subject="mine">')
+    with pytest.raises(ValueError, match="no list"):
+        merged(attribute, ["cat"], has_levels=False)
+    with pytest.raises(ValueError, match="more than a list"):
+        merged(OF_PEOPLE.replace(b"<dc:subject>", b"<dc:subject>mine"), ["cat"], has_levels=False)
+
+
+def test_mode_and_link_of_a_sidecar_stay_and_odd_ones_stop_no_other(tmp_path):
+    names = [f"{name}.jpg" for name in "abcde"] + ["f" * 250 + ".jpg"]
+    photos = [tmp_path / name for name in names]
+    for photo in photos:
+        photo.touch()
+    private, closed, linked, odd = (tmp_path / f"{name}.jpg.xmp" for name in "abcd")
+    for sidecar in (private, closed, tmp_path / "elsewhere"):
+        sidecar.write_bytes(OF_PEOPLE)
+    private.chmod(0o600)
+    closed.chmod(0o444)
+    linked.symlink_to("elsewhere")
+    odd.write_bytes(b'<?xml version="1.0" encoding="foo-bar"?><a/>')
+    changed, failed = write_sidecars({photo: ["cat"] for photo in photos}, ["cat"])
+    assert changed == 3 and len(failed) == 3
+    assert [name[-30:] in " ".join(failed) for name in ("b.jpg.xmp", "d.jpg.xmp")] == [True, True]
+    assert private.stat().st_mode & 0o777 == 0o600 and linked.is_symlink()
+    assert "cat" in keywords((tmp_path / "elsewhere").read_bytes())
+    assert keywords((tmp_path / "e.jpg.xmp").read_bytes()) == ["cat"]
+    assert "control" not in failed
+    assert write_sidecars({tmp_path / "e.jpg": ["a\x01b"]}, ["a\x01b"])[0] == 0
 
 
 def test_exiftool_reads_them(tmp_path):

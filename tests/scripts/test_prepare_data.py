@@ -16,7 +16,7 @@ import pytest
 
 from mlic_jax.checkpoint_config import set_up
 from mlic_jax.config_checks import check_config
-from mlic_jax.data import co_occurrence, label_inputs, sources, word_vectors
+from mlic_jax.data import co_occurrence, corrections, label_inputs, sources, word_vectors
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.scenes import CLASS_NAMES, render
 from mlic_jax.models import create_model
@@ -193,11 +193,26 @@ def test_a_recipe_with_a_label_tree(run, table):
     assert card["splits"]["train"]["positives"][0] == (blue == 1).sum()
 
 
+def test_what_people_say_stands_beside_a_label_tree(run, table):
+    request = ("--images", "data", "--name", "ours", "--word-vectors", "none")
+    Path("tree.txt").write_text("green < blue\n")
+    assert run(*request, "--label-tree", "tree.txt") == 0
+    config = read_module(Path("own/ours/ours.py")).get_config()
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    position = int(np.flatnonzero(split.labels()[:, 1] == 1)[0])
+    photo = split.image_id(position)
+    answer = corrections.Answer(photo, "train", "blue", "absent", "anna", corrections.now())
+    corrections.append(config.data.corrections, [answer])
+    split = sources.open_splits(DataOptions.of(config.data))["train"]
+    assert split.labels()[position, :2].tolist() == [-1, 1]
+
+
 def test_a_label_tree_of_other_labels(run, table, capsys):
     Path("tree.txt").write_text("gren < blue\n")
     request = ("--images", "data", "--name", "ours", "--word-vectors", "none")
     assert run(*request, "--label-tree", "tree.txt") == 2
     assert "line 1: no label 'gren'; did you mean 'green'?" in capsys.readouterr().err
+    assert not Path("prepared").exists()  # it is said before photos are read
 
 
 def test_no_path_of_the_recipe_is_of_this_machine(run, table):

@@ -1,12 +1,12 @@
 """Where images and labels come from: `create` makes the Source that a configuration names."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlic_jax.data import scenes
-from mlic_jax.data.corrections import correct
+from mlic_jax.data.corrections import correct, of_file
 from mlic_jax.data.kept_labels import keep_labels
 from mlic_jax.data.label_tree import complete_labels
 from mlic_jax.data.options import DataOptions
@@ -154,8 +154,20 @@ def open_splits(data: DataOptions) -> dict[str, Split]:
     Raises:
         UsageError, Failure: see `open_prepared`, `corrections.read` and `label_tree.read`.
     """
-    splits = correct(open_prepared(data), data.corrections)
-    return {role: complete_labels(split, data) for role, split in splits.items()}
+    return with_labels(open_prepared(data), data)
+
+
+def with_labels(splits: Mapping[str, Split], data: DataOptions) -> dict[str, Split]:
+    """Prepared splits, by any name, with labels as `open_splits` has them.
+
+    What people said of a parent stands, whatever of its children is there.
+    """
+    corrected = correct(splits, data.corrections)
+    completed = {name: complete_labels(split, data) for name, split in corrected.items()}
+    if not data.fill_parents:
+        return completed
+    people = of_file(completed, data.corrections)
+    return {name: people.corrected(split) for name, split in completed.items()}
 
 
 def open_to_train(data: DataOptions) -> dict[str, Split]:
