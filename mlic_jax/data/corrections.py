@@ -18,6 +18,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ VALUES = {"present": 1, "absent": -1, "unknown": 0}
 UNDO = "undo"
 ANSWERS = (*VALUES, UNDO)
 NAMES = {value: name for name, value in VALUES.items()}
+LONGEST, LONGEST_WHO = 4096, 100  # characters of what is added; no path is longer
 
 
 class Answer(NamedTuple):
@@ -76,12 +78,20 @@ def append(path: str | os.PathLike[str], answers: Sequence[Answer]) -> None:
     that a killed process left unfinished goes.
 
     Raises:
-        UsageError: an answer is none of `ANSWERS`, or a name is empty or of several lines.
+        UsageError: an answer is none of `ANSWERS`, or a name is empty, of several lines or longer
+            than `LONGEST`, that of a person than `LONGEST_WHO`.
         Failure: the disk does not take them, or the file is no such file.
     """
     for answer in answers:
         if answer.answer not in ANSWERS or not all(map(_is_line, answer)):
-            raise UsageError(f"{list(answer)} is no correction: see mlic_jax/data/corrections.py")
+            raise UsageError(
+                f"{_cut(repr(list(answer)))} is no correction: see mlic_jax/data/corrections.py"
+            )
+        if len(answer.who) > LONGEST_WHO or max(map(len, answer)) > LONGEST:
+            raise UsageError(
+                f"a correction by {_cut(answer.who)!r} is too long: a name may have {LONGEST_WHO} "
+                f"characters, all else {LONGEST:,}"
+            )
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +129,31 @@ def read(path: str | os.PathLike[str]) -> list[Answer]:
     return _parse(content, path)[0]
 
 
+def require_usable(path: str | os.PathLike[str]) -> None:
+    """Changes nothing, and makes no file where there is none.
+
+    Raises:
+        Failure: see `read`; or no rows can be added.
+    """
+    path = Path(path).absolute()
+    read(path)
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_APPEND))
+        else:
+            folder = next(folder for folder in path.parents if folder.exists())
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}") from error
+
+
 def _is_line(text: str) -> bool:
-    return bool(text.strip()) and not re.search(r"[\r\n\0]", text)
+    """Whether a line can hold it: half a character that JSON spells out has no bytes."""
+    return bool(text.strip()) and not re.search(r"[\r\n\0\ud800-\udc7f\udd00-\udfff]", text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
@@ -146,30 +179,52 @@ def _heal(file: int, path: Path) -> int:
 def _parse(content: bytes, path: Path) -> tuple[list[Answer], int]:
     """The answers of a file, and how many of its bytes are whole lines of them."""
     text = content.decode("utf-8-sig", "surrogateescape")
+    if _is_begun(text, ",".join(COLUMNS)):
+        return [], 0
     answers: list[Answer] = []
     for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", text), 1):
-        row = next(csv.reader([line]), [])
-        if not line.endswith("\n") and not _is_finished(row, number):
-            torn = len(line.encode("utf-8", "surrogateescape"))
-            return answers, 0 if number == 1 else len(content) - torn
+        row = _row(line, number, path)
         if number == 1:
             if tuple(row) != COLUMNS:
-                raise Failure(f"{path} is no file of corrections: its columns are {row}")
+                raise Failure(f"{path} is no file of corrections: its columns are {_cut(str(row))}")
+        elif not line.endswith("\n") and _is_torn(row):
+            return answers, len(content) - len(line.encode("utf-8", "surrogateescape"))
         elif row:
             if len(row) != len(COLUMNS) or row[3] not in ANSWERS or not all(map(_is_line, row)):
                 raise Failure(
                     f"{path}, line {number}: it must be {','.join(COLUMNS)} with an answer of "
-                    f"{', '.join(ANSWERS)}, and is {line.strip()!r}"
+                    f"{', '.join(ANSWERS)}, and is {_cut(line.strip())!r}"
                 )
             answers.append(Answer(*row))
     return answers, len(content)
 
 
-def _is_finished(row: Sequence[str], number: int) -> bool:
-    """Whether a line without an end is all there, by the last thing that is written of it."""
-    if number == 1:
-        return tuple(row) == COLUMNS
-    return len(row) == len(COLUMNS) and bool(re.fullmatch(r"[\d-]{10}T[\d:]{8}Z", row[-1]))
+def _row(line: str, number: int, path: Path) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise Failure(
+            f"{path}, line {number}: it is no line of CSV, as a field is longer than "
+            f"{csv.field_size_limit():,} characters or lines end as on an old Mac: "
+            f"{_cut(line.strip())!r}"
+        ) from error
+
+
+def _is_torn(row: Sequence[str]) -> bool:
+    """Whether a line without an end is not all there, by the time that is written last of it.
+
+    People may write another time, or none but the date, and their editors may end no line.
+    """
+    if len(row) != len(COLUMNS):
+        return len(row) < len(COLUMNS)
+    when = row[-1]
+    is_date = bool(re.fullmatch(r"\d{4}-\d\d-\d\d", when))
+    return not is_date and _is_begun(re.sub("[0-9]", "0", when), "0000-00-00T00:00:00Z")
+
+
+def _is_begun(text: str, whole: str) -> bool:
+    """Whether a text is a beginning of another, and not all of it."""
+    return text != whole and whole.startswith(text)
 
 
 def _put(file: int, rows: bytes, end: int) -> None:
@@ -224,7 +279,7 @@ class Corrections:
         found = cls(list(answers), named, dict(places), {}, [])
         held: dict[Any, dict[str, list[Answer]]] = {}
         for answer in answers:
-            of_label = held.setdefault(found.label_of(answer) or answer[:3], {})
+            of_label = held.setdefault(found._subject(answer), {})
             of_person = of_label.setdefault(answer.who, [])
             if answer.answer != UNDO:
                 of_person.append(answer)
@@ -248,6 +303,25 @@ class Corrections:
         if answer.class_name not in names:
             return None
         return Label(split, found[split], names.index(answer.class_name))
+
+    def _subject(self, answer: Answer) -> Any:
+        """What answers have in common that take each other back, also of what is gone."""
+        return self.label_of(answer) or answer[:3]
+
+    def holding(self, who: str) -> list[Answer]:
+        """The answers of a person that are not taken back, in their order."""
+        left: dict[int, Answer] = {}
+        places: dict[Any, list[int]] = defaultdict(list)  # of each label, in `left`
+        for place, answer in enumerate(self.answers):
+            if answer.who != who:
+                continue
+            of_label = places[self._subject(answer)]
+            if answer.answer != UNDO:
+                of_label.append(place)
+                left[place] = answer
+            elif of_label:
+                del left[of_label.pop()]
+        return list(left.values())
 
     def value(self, label: Label) -> int:
         """What a label is now: 1, -1 or 0."""
@@ -332,19 +406,6 @@ class Corrections:
             "is": NAMES[self.value(label)],
             "answers": [_short(answer) for answer in people],
         }
-
-
-def holding(answers: Iterable[Answer], who: str) -> list[Answer]:
-    """The answers of a person that are not taken back, in their order."""
-    left: list[Answer] = []
-    for answer in answers:
-        if answer.who != who:
-            continue
-        if answer.answer != UNDO:
-            left.append(answer)
-        elif before := [i for i, one in enumerate(left) if one[:3] == answer[:3]]:
-            del left[before[-1]]
-    return left
 
 
 def of_file(splits: Mapping[str, Split], path: str) -> Corrections:

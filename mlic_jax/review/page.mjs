@@ -15,6 +15,7 @@ let list = "doubtful"; // which of the two is shown
 let shown = null; // the question
 let passed = []; // [photo, class] of all that were shown
 let busy = false;
+let named = ""; // the --who of the server
 
 async function ask(path, content = {}) {
   const response = await fetch(path, {
@@ -130,11 +131,12 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   work();
 });
-at("who").addEventListener("change", () => localStorage.setItem("who", at("who").value));
+at("who").addEventListener("change", () => localStorage.setItem(`who ${named}`, at("who").value));
 
 once(async () => {
   const { who, open } = await ask("/start");
-  at("who").value = localStorage.getItem("who") || who;
+  named = who;  // another --who is another person, whatever name was typed before
+  at("who").value = localStorage.getItem(`who ${named}`) || who;
   for (const [name, count] of Object.entries(open)) at(name).disabled = !count;
   list = open.doubtful || !open.unlabelled ? "doubtful" : "unlabelled";
   for (const id of ["doubtful", "unlabelled"]) at(id).ariaPressed = String(id === list);

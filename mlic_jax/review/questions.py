@@ -139,12 +139,19 @@ class Questions:
     def answer_rest(self, row: int, who: str) -> int:
         """Keeps that the `open_classes` of a photo are absent; gives how many these are.
 
+        But the parents of what is present, as a label tree has them, are present too.
+
         Raises:
             UsageError, Failure: see `answer`.
         """
         with self._lock:
             left = self.open_classes(row)
-            self.answer([(row, c, "absent") for c in left], who)
+            split, position = self.photo(row)
+            labels = self.corrections().labels_of(split.split, position)[None]
+            if self._tree is not None:
+                labels = self._tree.filled(labels)
+            words = ["present" if labels[0, c] > 0 else "absent" for c in left]
+            self.answer([(row, c, word) for c, word in zip(left, words, strict=True)], who)
             return len(left)
 
     def undo(self, who: str) -> Question | None:
@@ -155,7 +162,7 @@ class Questions:
         """
         with self._lock:
             people = self.corrections()
-            for answer in reversed(corrections.holding(people.answers, who)):
+            for answer in reversed(people.holding(who)):
                 if (label := people.label_of(answer)) is not None:
                     row, class_index = self._place(label)
                     self.answer([(row, class_index, UNDO)], who)

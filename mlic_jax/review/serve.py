@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mlic_jax.data import sources
-from mlic_jax.data.corrections import NAMES, Corrections
+from mlic_jax.data.corrections import NAMES, Corrections, require_usable
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.label_tree import of_options
 from mlic_jax.errors import Failure, UsageError, reason
@@ -85,6 +85,7 @@ def review_run(
             "it; for another say --config.data.corrections=own/NAME/corrections.csv, here and in "
             "training"
         )
+    require_usable(config.data.corrections)
     options, path = ScoreOptions.of(config), find_checkpoint(Path(checkpoint))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

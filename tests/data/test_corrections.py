@@ -155,6 +155,51 @@ def test_a_header_that_was_cut_short_is_written_again(file):
     assert read(file) == [said("photo1", "bee", "absent")]
 
 
+@pytest.mark.parametrize("content", ['{"important": "data of mine"}', "my only notes"])
+def test_another_file_is_left_as_it_is(file, content):
+    file.parent.mkdir()
+    file.write_text(content)
+    for use in (read, lambda path: append(path, [said("photo", "bee", "absent")])):
+        with pytest.raises(Failure, match="is no file of corrections"):
+            use(file)
+    assert file.read_text() == content
+
+
+@pytest.mark.parametrize("when", ["by hand", "2026-11-26", "2026-11-26T21:03:11Z"])
+def test_a_last_row_by_hand_without_an_end_counts(file, when):
+    append(file, [said("photo0", "bee", "absent")])
+    with file.open("a") as rows:
+        rows.write(f"photo1,train,bee,absent,anna,{when}")
+    assert [answer.photo for answer in read(file)] == ["photo0", "photo1"]
+    append(file, [said("photo2", "bee", "absent")])
+    assert [answer.photo for answer in read(file)] == ["photo0", "photo1", "photo2"]
+
+
+@pytest.mark.parametrize("row", ["x" * 200_000 + ",train,bee,absent,anna,now", "a\rb,train,bee"])
+def test_a_line_that_is_no_csv_is_named(file, row):
+    append(file, [said("photo0", "bee", "absent")])
+    with file.open("a", newline="") as rows:
+        rows.write(f"{row}\n")
+    with pytest.raises(Failure, match="line 3"):
+        read(file)
+
+
+def test_names_too_long_to_be_read_again_are_refused(file):
+    answer = said("photo0", "bee", "absent")
+    with pytest.raises(UsageError, match="a name may have 100 characters"):
+        append(file, [answer._replace(who="a" * 101)])
+    assert not file.exists()
+
+
+def test_an_answer_on_a_photo_that_moved_can_be_taken_back(splits):
+    split = splits["train"]
+    answer = said(split.image_id(7), split.class_names[0], "absent")
+    moved = answer._replace(split="val")
+    undone = Corrections.of(splits.values(), [moved, answer._replace(answer="undo")])
+    assert undone.holding(answer.who) == []
+    assert Corrections.of(splits.values(), [moved]).holding(answer.who) == [moved]
+
+
 def test_a_file_of_excel_is_read(file):
     file.parent.mkdir()
     line = f"photo1,train,bee,absent,anna,{WHEN}"
