@@ -165,7 +165,10 @@ def _csv(rows: Iterable[Sequence[str]]) -> bytes:
 def _heal(file: int, path: Path) -> int:
     """Has the file end in a whole line; gives its size."""
     size = os.fstat(file).st_size
-    if size == 0 or os.pread(file, 1, size - 1) == b"\n":
+    if size == 0:
+        return size
+    if os.pread(file, 1, size - 1) == b"\n":
+        _parse(os.pread(file, LONGEST, 0).partition(b"\n")[0] + b"\n", path)  # the columns
         return size
     content = os.pread(file, size, 0)
     whole = _parse(content, path)[1]

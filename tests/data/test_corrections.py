@@ -155,7 +155,9 @@ def test_a_header_that_was_cut_short_is_written_again(file):
     assert read(file) == [said("photo1", "bee", "absent")]
 
 
-@pytest.mark.parametrize("content", ['{"important": "data of mine"}', "my only notes"])
+@pytest.mark.parametrize(
+    "content", ['{"important": "data of mine"}', "my only notes", "my notes\nof two lines\n"]
+)
 def test_another_file_is_left_as_it_is(file, content):
     file.parent.mkdir()
     file.write_text(content)
