@@ -44,6 +44,16 @@ def run_openvino(model, x):
     return {name: found[output] for output in compiled.outputs for name in output.get_names()}
 
 
+def assert_what_jax_says(model, function, x):
+    """In both runtimes, within 1e-4 of the largest value of an output."""
+    expected = jax.jit(function)(x)
+    for runtime in (run, run_openvino):
+        found = runtime(model, x)
+        for name, of in expected.items():
+            atol = 1e-4 * np.abs(of).max()
+            np.testing.assert_allclose(found[name], of, rtol=0, atol=atol)
+
+
 def convolved(x, kernel, strides=(1, 1), padding="SAME", **options):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=CONV, **options)
 
@@ -223,12 +233,7 @@ def test_every_model_with_a_batch_of_any_size(name):
     exported = to_onnx(logits, jax.ShapeDtypeStruct((batch, 64, 64, 3), jnp.uint8))
     for rows in (1, 3):
         pixels = RNG.integers(0, 256, (rows, 64, 64, 3), np.uint8)
-        expected = jax.jit(logits)(pixels)
-        for runtime in (run, run_openvino):
-            found = runtime(exported, pixels)
-            for output, of in expected.items():
-                atol = 1e-4 * np.abs(of).max()
-                np.testing.assert_allclose(found[output], of, rtol=0, atol=atol)
+        assert_what_jax_says(exported, logits, pixels)
 
 
 TINY_VIT = {"depth": 4, "features": 8, "heads": 2}
@@ -264,12 +269,7 @@ def test_every_family_with_a_batch_of_any_size(monkeypatch, name, family, size, 
     (batch,) = jax.export.symbolic_shape("batch")
     model = to_onnx(maps, jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32))
     images = rng.uniform(0, 255, (3, pixels, pixels, 3)).astype(np.float32)
-    expected = jax.jit(maps)(images)
-    for runtime in (run, run_openvino):
-        found = runtime(model, images)
-        for depth, of in expected.items():
-            atol = 1e-4 * np.abs(of).max()
-            np.testing.assert_allclose(found[depth], of, rtol=0, atol=atol)
+    assert_what_jax_says(model, maps, images)
 
 
 @pytest.mark.parametrize(
