@@ -255,7 +255,12 @@ class Questions:
             return first, 1 + sum(1 for _ in open_now)
 
     def open_classes(self, row: int) -> list[int]:
-        """The classes of a photo that came without labels of which nobody has said anything."""
+        """The classes of a photo that came without labels of which nobody has said anything.
+
+        Raises:
+            UsageError: there is no such photo.
+        """
+        self.photo(row)
         if self._given[row].any():
             return []
         people = self.corrections()

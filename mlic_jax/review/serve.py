@@ -16,12 +16,14 @@ import ipaddress
 import json
 import logging
 import math
+import re
 import signal
 import socket
 import threading
 import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mlic_jax.data import sources
-from mlic_jax.data.corrections import NAMES, Corrections, require_usable
+from mlic_jax.data.corrections import NAMES, VALUES, Corrections, require_usable
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.label_tree import of_options
 from mlic_jax.errors import Failure, UsageError, reason
+from mlic_jax.names import require_one_of
 from mlic_jax.predict.serve import PHOTO_SIDE, address, listen, shrunk, warm_up
 from mlic_jax.review.look import Look
 from mlic_jax.review.questions import Question, Questions
@@ -126,7 +129,7 @@ class Review:
 
         With what could not be read on the way, a line a photo.
         """
-        passed = {(int(row), int(c)) for row, c in asked["passed"]}
+        passed = {(index(row), index(c)) for row, c in asked["passed"]}
         notes: list[str] = []
         while True:
             question, count = self.questions.next(asked["list"], passed, self._unreadable)
@@ -140,18 +143,20 @@ class Review:
                 self._unreadable.add(question.row)
 
     def answer(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Keeps `answers`, each photo, class and word, of the person `who`."""
-        answers = [(int(row), int(c), str(word)) for row, c, word in given["answers"]]
-        self.questions.answer(answers, str(given["who"]).strip())
+        """Keeps `answers`, each photo, class and word of `VALUES`, of the person `who`."""
+        answers = [(index(row), index(c), str(word)) for row, c, word in given["answers"]]
+        for _, _, word in answers:
+            require_one_of("the answer", word, VALUES)
+        self.questions.answer(answers, person(given))
         return {"kept": len(answers)}
 
     def rest(self, given: dict[str, Any]) -> dict[str, Any]:
         """Keeps that nothing more is present in the photo `row`, which came without labels."""
-        return {"kept": self.questions.answer_rest(int(given["row"]), str(given["who"]).strip())}
+        return {"kept": self.questions.answer_rest(index(given["row"]), person(given))}
 
     def undo(self, given: dict[str, Any]) -> dict[str, Any]:
         """Takes back the last answer of `who`, and shows its question again."""
-        question = self.questions.undo(str(given["who"]).strip())
+        question = self.questions.undo(person(given))
         shown = None if question is None else self._shown(question)
         return {"question": shown, "notes": [] if shown else ["there is no answer to take back"]}
 
@@ -198,6 +203,13 @@ class Review:
             "open_classes": len(self.questions.open_classes(question.row)),
             "image": f"/photo/{question.row}",
         }
+
+
+def person(given: dict[str, Any]) -> str:
+    """The name of who asks; raises TypeError where it is no text."""
+    if not isinstance(given["who"], str):
+        raise TypeError("who must be a name")
+    return given["who"].strip()
 
 
 def shares(box: tuple[int, int, int, int], image: Image.Image) -> list[float]:
@@ -247,8 +259,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path in PAGE:
             name, kind = PAGE[path]
             self._send(200, kind, Path(__file__).with_name(name).read_bytes())
-        elif path.startswith("/photo/") and path[7:].isdecimal():
-            self._answer("image/jpeg", lambda: self.server.review.photo(int(path[7:])))
+        elif photo := re.fullmatch("/photo/([0-9]{1,9})", path):
+            self._answer("image/jpeg", lambda: self.server.review.photo(int(photo[1])))
         else:
             self._send(404, "text/plain", b"there is nothing here")
 
@@ -291,11 +303,11 @@ class Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             raise
         except UsageError as error:
-            self._send(400, "text/plain; charset=utf-8", str(error).encode())
+            self._send(400, "text/plain; charset=utf-8", str(error).encode(errors="replace"))
         except Exception as error:
             if not isinstance(error, Failure):
                 logger.warning("%s failed", self.path, exc_info=True)
-            self._send(500, "text/plain; charset=utf-8", reason(error).encode())
+            self._send(500, "text/plain; charset=utf-8", reason(error).encode(errors="replace"))
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)

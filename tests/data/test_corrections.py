@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from mlic_jax.data import records
-from mlic_jax.data.corrections import COLUMNS, Answer, Corrections, append, correct, now, read
+from mlic_jax.data.corrections import (
+    COLUMNS,
+    Answer,
+    Corrections,
+    append,
+    correct,
+    now,
+    read,
+    require_usable,
+)
 from mlic_jax.errors import Failure, UsageError
 
 HEADER = ",".join(COLUMNS)
@@ -202,6 +211,52 @@ def test_an_answer_on_a_photo_that_moved_can_be_taken_back(splits):
     assert Corrections.of(splits.values(), [moved]).holding(answer.who) == [moved]
 
 
+def test_a_byte_order_mark_alone_is_no_file_yet(file):
+    file.parent.mkdir()
+    file.write_bytes("\ufeffphoto,".encode())
+    append(file, [said("photo1", "bee", "absent")])
+    assert read(file) == [said("photo1", "bee", "absent")]
+
+
+@pytest.mark.parametrize("foreign", ["photo1.jpg,dog", "my notes", HEADER + ",note", "\0"])
+def test_a_file_of_something_else_stays_as_it_is(file, foreign):
+    file.parent.mkdir()
+    file.write_text(foreign)
+    for work in (read, lambda path: append(path, [said("photo1", "bee", "absent")])):
+        with pytest.raises(Failure, match="is no file of corrections"):
+            work(file)
+    assert file.read_text() == foreign
+
+
+@pytest.mark.parametrize("when", ["by hand", "2026-11-26", "26.11.2026", "2026-11-26 21:03"])
+def test_a_last_row_by_hand_is_kept_without_its_end(file, when):
+    by_hand = said("photo1", "bee", "absent")._replace(when=when)
+    file.parent.mkdir()
+    file.write_text(f"{HEADER}\n{','.join(by_hand)}")
+    assert read(file) == [by_hand]
+    append(file, [said("photo2", "bee", "absent")])
+    assert read(file) == [by_hand, said("photo2", "bee", "absent")]
+
+
+def test_a_last_row_by_hand_that_is_malformed_is_told(file):
+    file.parent.mkdir()
+    file.write_text(f"{HEADER}\nphoto1,train,bee,no,anna,by hand")
+    with pytest.raises(Failure, match="line 2: it must be"):
+        read(file)
+
+
+def test_a_file_is_usable_or_not(file):
+    require_usable(file)
+    assert not file.parent.exists()
+    append(file, [said("photo1", "bee", "absent")])
+    before = file.read_bytes()
+    require_usable(file)
+    assert file.read_bytes() == before
+    for path, why in ((file / "below", "cannot be written"), (file.parent, "cannot be read")):
+        with pytest.raises(Failure, match=why):
+            require_usable(path)
+
+
 def test_a_file_of_excel_is_read(file):
     file.parent.mkdir()
     line = f"photo1,train,bee,absent,anna,{WHEN}"
@@ -217,23 +272,34 @@ def test_a_file_of_excel_is_read(file):
         (f"{HEADER}\nphoto1,train,bee,prsent,anna,{WHEN}\n", "line 2: it must be photo,split"),
         (f"{HEADER}\nphoto1,train,bee,present,anna,{WHEN}\nphoto1\n", "line 3: it must be"),
         (f"{HEADER}\n,train,bee,present,anna,{WHEN}\n", "line 2: it must be"),
+        (f"{HEADER}\nphoto1,train,bee,present,{140_000 * 'a'},{WHEN}\n", "line 2: it is no line"),
+        (f"{HEADER}\nphoto1,tr\rain,bee,present,anna,{WHEN}\n", "line 2: it is no line of CSV"),
+        (f"{HEADER}\rphoto1,train,bee,present,anna,{WHEN}\r", "line 1: it is no line of CSV"),
         (f"photo;split;class\nphoto1;train;bee;{WHEN}\n", "is no file of corrections"),
     ],
 )
 def test_what_is_malformed_names_its_place(file, content, message):
     file.parent.mkdir()
-    file.write_text(content)
+    file.write_bytes(content.encode())
     with pytest.raises(Failure, match=f"^{re.escape(str(file))}.*{message}"):
         read(file)
 
 
 @pytest.mark.parametrize(
-    "change", [{"answer": "perhaps"}, {"who": " "}, {"photo": "a\nb"}, {"class_name": ""}]
+    "change",
+    [{"answer": "perhaps"}, {"who": " "}, {"photo": "a\nb"}, {"class_name": ""}, {"who": "\ud800"}],
 )
 def test_what_no_row_can_say_is_refused(file, change):
     with pytest.raises(UsageError, match="is no correction"):
         append(file, [said("photo1", "bee", "absent")._replace(**change)])
     assert not file.exists()
+
+
+@pytest.mark.parametrize("change", [{"who": 101 * "a"}, {"photo": 4097 * "a"}])
+def test_what_is_too_long_is_refused(file, change):
+    with pytest.raises(UsageError, match="is too long") as error:
+        append(file, [said("photo1", "bee", "absent")._replace(**change)])
+    assert len(str(error.value)) < 400 and not file.exists()
 
 
 def test_a_full_disk_leaves_what_was_there(file, files_of_at_most):

@@ -5,6 +5,7 @@ import pytest
 
 from mlic_jax.data import corrections, sources
 from mlic_jax.data.corrections import Answer, append, read
+from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import UsageError
 from mlic_jax.review.questions import Questions
@@ -82,6 +83,22 @@ def test_undo_goes_back_answer_by_answer_of_one_person(questions):
     assert [label.position for label in standing] == [2]
 
 
+def test_the_answer_of_a_photo_that_moved_is_undone_once(questions):
+    moved = questions.splits[0]
+    place = moved.image_id(4), "where it was", moved.class_names[0]
+    append(questions.file, [Answer(*place, "present", "anna", corrections.now())])
+    assert questions.undo("anna").row == 4 and questions.undo("anna") is None
+    photo, _, name = place  # the undo names the split where the photo is now
+    assert [answer[:4] for answer in read(questions.file)] == [
+        (*place, "present"),
+        (photo, moved.split, name, "undo"),
+    ]
+    # An undo that has the split where the photo is now takes it back too.
+    back = Answer(place[0], moved.split, place[2], "undo", "anna", corrections.now())
+    append(questions.file, [Answer(*place, "absent", "anna", corrections.now()), back])
+    assert questions.undo("anna") is None and not questions.corrections().standing
+
+
 def test_disagreements_come_before_all_else(questions):
     for who, word in (("anna", "present"), ("bert", "absent")):
         questions.answer([(15, 2, word)], who)
@@ -129,6 +146,19 @@ def test_photos_without_labels_are_asked_for_photo_by_photo(questions):
     assert questions.next("unlabelled")[1] == 2
 
 
+def test_what_a_present_label_lies_within_is_present(planted, tmp_path):
+    names = planted[0][0].class_names
+    tree = LabelTree(names, ((0, 1), (1, 2)))  # 0 is below 1, and that below 2
+    questions = Questions(*planted, tmp_path / "corrections.csv", tree)
+    row = UNLABELLED[0]
+    questions.answer([(row, 0, "present")], "anna")
+    assert questions.answer_rest(row, "anna") == len(names) - 1
+    said = {answer.class_name: answer.answer for answer in read(questions.file)}
+    assert [said[name] for name in names] == 3 * ["present"] + (len(names) - 3) * ["absent"]
+    assert row not in [one.row for one in asked(questions, "unlabelled")]
+    assert questions.next("unlabelled")[1] == len(UNLABELLED) - 1
+
+
 def test_a_set_without_any_label_is_asked_for_by_diversity(splits, tmp_path):
     nothing = np.zeros((40, len(splits[0].class_names)), np.int8)
     features = np.eye(40)
@@ -143,6 +173,9 @@ def test_what_there_is_not_is_refused(questions):
     for row, class_index, word in ((99, 0, "present"), (0, 99, "present"), (0, 0, "maybe")):
         with pytest.raises(UsageError):
             questions.answer([(0, 1, "absent"), (row, class_index, word)], "anna")
+    for row in (-1, 40):
+        with pytest.raises(UsageError, match="no photo"):
+            questions.answer_rest(row, "anna")
     with pytest.raises(UsageError, match="no correction"):
         questions.answer([(0, 0, "present")], " ")
     with pytest.raises(UsageError, match="doubtful, unlabelled"):

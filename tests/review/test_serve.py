@@ -3,12 +3,14 @@
 import csv
 import http.client
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -23,11 +25,13 @@ from mlic_jax.data.corrections import Answer, append, now, read
 from mlic_jax.data.options import DataOptions
 from mlic_jax.data.records import open_split
 from mlic_jax.data.scenes import CLASS_NAMES, render
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
+from mlic_jax.predict.serve import listen
 from mlic_jax.prepare import own_data
 from mlic_jax.review.look import Seen
 from mlic_jax.review.questions import Questions
 from mlic_jax.review.serve import Review, is_named, review_run
+from mlic_jax.review.serve import Server as ReviewServer
 from mlic_jax.runtime.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,13 +161,54 @@ def test_what_is_malformed_is_one_line(server, own):
         ("/answer", {"answers": [[999, 0, "present"]], "who": "anna"}),
         ("/answer", {"answers": 3, "who": "anna"}),
         ("/answer", {"answers": [[0, 0, "present"]], "who": " "}),
+        ("/answer", {"answers": [[0, 0, "present"]], "who": 200_000 * "a"}),
+        ("/answer", {"answers": [[0, 0, "present"]], "who": None}),
+        ("/answer", {"answers": [[math.inf, 0, "present"]], "who": "anna"}),
+        ("/answer", {"answers": [[0.5, 0, "present"]], "who": "anna"}),
+        ("/answer", {"answers": [[0, 0, "undo"]], "who": "anna"}),
+        ("/rest", {"row": 999, "who": "anna"}),
+        ("/rest", {"row": -1, "who": "anna"}),
+        ("/undo", {"who": None}),
+        ("/next", {"list": "doubtful", "passed": [[math.inf, 0]]}),
+        ("/next", {"list": "\ud800", "passed": []}),
         ("/next", {"list": "other", "passed": []}),
         ("/next", []),
     ):
         status, said = server.ask(path, content)
         assert status == 400 and said and b"\n" not in said, (path, content)
     assert server.ask("/photo/999", method="GET")[0] == 400
+    assert server.ask(f"/photo/{5000 * '9'}", method="GET")[0] == 404
     assert not own.file.exists()
+
+
+def test_a_name_that_was_typed_gives_way_to_a_new_one_of_the_program(
+    chromium, make_config, tmp_path
+):
+    def opened(who):
+        review = Review(questions, lambda row, photo, name: Seen(0.5, None), who)
+        server.review = review
+        chromium.open(url)
+        chromium.wait_for(f"{QUESTION} && document.body.ariaBusy !== 'true'")
+        return chromium.value("who.value")
+
+    splits = list(sources.open_splits(DataOptions.of(make_config().data)).values())
+    features = np.concatenate([split.labels() for split in splits]).astype(float)
+    questions = Questions(splits, features, tmp_path / "corrections.csv")
+    with (
+        listen("127.0.0.1", 0) as listener,
+        ReviewServer(listener, Review(questions, None, "")) as server,
+    ):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert opened("anna") == "anna"
+            chromium.value("who.value = 'bert'; who.dispatchEvent(new Event('change'))")
+            assert opened("anna") == "bert"
+            assert opened("ben") == "ben"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def place(row):
@@ -268,13 +313,15 @@ def test_two_reviewers_disagree_and_agree(server, own):
     assert ask_next(server)["kind"] != "disagreement"
 
 
-def test_killed_it_has_lost_no_answer_and_all_hold_in_training(server, own):
-    """The last test of `server`, which it ends; answers of the others count here too."""
+def test_killed_it_has_lost_no_answer_and_all_hold_in_training(tmp_path, fresh_run):
+    own = Own(tmp_path, fresh_run)
+    server = Server(own.run, tmp_path / "log.txt")
     before = [
         split.labels() for split in sources.open_prepared(DataOptions.of(own.config.data)).values()
     ]
-    for row in range(3):
-        content = {"answers": [[row, 0, "unknown"]], "who": "carl"}
+    said = [(0, 0, "anna", "present"), (0, 0, "bert", "absent"), (1, 1, "anna", "present")]
+    for row, c, who, word in [*said, *[(row, 2, "carl", "unknown") for row in range(3)]]:
+        content = {"answers": [[row, c, word]], "who": who}
         assert server.ask("/answer", content)[0] == 200
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
@@ -290,6 +337,7 @@ def test_killed_it_has_lost_no_answer_and_all_hold_in_training(server, own):
     card, page = own.prepare()
     corrected = card["corrections"]
     rows = corrected["changed"] + [row for row in corrected["conflicts"] if row["was"] != row["is"]]
+    assert len(corrected["conflicts"]) == 1 and len(corrected["changed"]) >= 2
     assert changed == sum(1 + (row["split"] == "val") for row in rows)  # val is test too
     assert "carl" in corrected["people"]
     assert [row["photo"] for row in corrected["gone"]] == ["gone.jpg"]
@@ -327,6 +375,14 @@ def test_a_photo_that_cannot_be_read_is_a_line_and_the_next_is_shown(make_config
     notes += answer["notes"]
     assert passed and notes and len(set(notes)) == len(notes)
     assert all("split val" in note and "is left out" in note for note in notes)
+
+
+def test_a_file_of_no_use_is_told_before_the_model_is_loaded(tmp_path):
+    config = default_config()
+    config.data.corrections = str(tmp_path / "notes.csv")
+    Path(config.data.corrections).write_text("my notes\n")
+    with pytest.raises(Failure, match="is no file of corrections"):
+        review_run(config, tmp_path / "no run", "anna")
 
 
 def test_a_recipe_without_a_file_of_corrections_is_told_how(tmp_path):
