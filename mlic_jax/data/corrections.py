@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlic_jax.data.records import Split
+from mlic_jax.data.records.stamps import digest_of_file
 from mlic_jax.errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)
@@ -423,9 +424,23 @@ def of_file(splits: Mapping[str, Split], path: str) -> Corrections:
 def correct(splits: Mapping[str, Split], path: str) -> dict[str, Split]:
     """Splits by role, with the labels that a file corrects, see `of_file`; a line says how many."""
     found = of_file(splits, path)
+    if path and not os.path.exists(path):
+        logger.info("%s: there is no such file yet, labels are as annotated", path)
     if said := found.said():
         logger.info("%s: %s", path, said)
     return {role: found.corrected(split) for role, split in splits.items()}
+
+
+def noted(path: str) -> dict[str, Any] | None:
+    """What figures say of the file that they were computed with; None where nobody has answered.
+
+    `answers`, how many rows there are, and `digest`, of the file.
+
+    Raises:
+        Failure: see `read`.
+    """
+    answers = read(path) if path else []
+    return {"answers": len(answers), "digest": digest_of_file(path)} if answers else None
 
 
 def _told(answer: Answer) -> dict[str, str]:

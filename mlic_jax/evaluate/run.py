@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_tree, sources
+from mlic_jax.data.corrections import noted
 from mlic_jax.data.fitting import Fit
 from mlic_jax.data.label_policy import LabelPolicy, resolve_unknown
 from mlic_jax.data.objects import objects_of_square, read_objects
@@ -76,11 +77,12 @@ def evaluate_run(
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
-    summary. The metrics say too of which checkpoint they are and with which `overrides`; of MSRN
-    the `groups`, of each group of labels their names; `localisation`, where the model looks, if the
-    set has boxes and it has regions; and with `data.label_tree` in how many photos `labels` and
-    `scores` go against each of its `rules`. Of a split without any known label (VOC 2012 test) only
-    the scores are written, and nothing is returned.
+    summary. The metrics say too of which checkpoint they are and with which `overrides`; with which
+    `corrections` of labels (see `noted`), if there are any; of MSRN the `groups`, of each
+    group of labels their names; `localisation`, where the model looks, if the set has boxes and it
+    has regions; and with `data.label_tree` in how many photos `labels` and `scores` go against each
+    of its `rules`. Of a split without any known label (VOC 2012 test) only the scores are written,
+    and nothing is returned.
 
     Args:
         profile: trace a few batches into `<workdir>/profile`, see `profiling.profiled`.
@@ -112,6 +114,8 @@ def evaluate_run(
     step = metadata.get("step", "unknown")  # to earlier versions
     values["checkpoint"] = metadata.get("source") or f"step {step}"
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
+    if people := noted(options.data.corrections):
+        values["corrections"] = people
     if located := where_it_looks(scores, split, options.data.fit):
         values["localisation"] = located
     if (tree := label_tree.of_options(options.data, split.class_names)) is not None:

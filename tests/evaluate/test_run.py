@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from mlic_jax.data import co_occurrence, label_inputs, sources
+from mlic_jax.data.corrections import Answer, append, now
 from mlic_jax.data.options import DataOptions
+from mlic_jax.data.records.stamps import digest_of_file
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import run
 from mlic_jax.evaluate.run import MetricOptions
@@ -427,6 +429,25 @@ def test_labels_and_scores_agree_with_a_label_tree(config, tmp_path, fresh_run, 
     np.testing.assert_array_equal(agree.logits[:, 0], plain.logits.max(axis=1))
     np.testing.assert_array_equal(agree.logits[:, 1:], plain.logits[:, 1:])
     np.testing.assert_array_equal(agree.labels[:, 0] > 0, (plain.labels > 0).any(axis=1))
+
+
+def test_metrics_note_the_corrections_that_they_were_computed_with(config, tmp_path, fresh_run):
+    config.model.name = "pooled"
+    variables, info = fresh_run(config)
+    save_weights(tmp_path / "weights", variables, info)
+    file, name = tmp_path / "corrections.csv", info["class_names"][0]
+    config.data.corrections = str(file)
+    noted = []
+    for photo in (None, 0, 1):
+        if photo is not None:
+            image_id = sources.open_splits(DataOptions.of(config.data))["test"].image_id(photo)
+            append(file, [Answer(image_id, "test", name, "unknown", "anna", now())])
+        run.evaluate_run(config, tmp_path / "run", tmp_path / "weights")
+        noted.append(
+            json.loads((tmp_path / "run/metrics_test.json").read_text()).get("corrections")
+        )
+    assert noted[0] is None and [said["answers"] for said in noted[1:]] == [1, 2]
+    assert noted[1]["digest"] != noted[2]["digest"] == digest_of_file(file)
 
 
 def test_of_a_split_without_known_labels_only_the_scores_are_written(config, tmp_path, capsys):
