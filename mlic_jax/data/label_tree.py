@@ -139,15 +139,22 @@ def of_options(data: DataOptions, class_names: Sequence[str]) -> LabelTree | Non
     return read(data.label_tree, class_names) if data.label_tree else None
 
 
-def complete_labels(split: Split, data: DataOptions) -> Split:
-    """The split with the parents of present labels present, where the options say so."""
-    tree = of_options(data, split.class_names)
+def complete_labels(splits: Mapping[str, Split], data: DataOptions) -> dict[str, Split]:
+    """Splits with the parents of present labels present, where the options say so.
+
+    Raises:
+        UsageError: see `read`.
+    """
+    tree = of_options(data, next(iter(splits.values())).class_names)
     if tree is None or not data.fill_parents:
-        return split
-    labels, filled = split.labels(), tree.filled(split.labels())
-    logger.info(
-        "data.fill_parents: %d labels of %s are present for what is below them",
-        np.count_nonzero(labels != filled),
-        split.split,
-    )
-    return split.with_labels(filled)
+        return dict(splits)
+    completed = {}
+    for name, split in splits.items():
+        labels, filled = split.labels(), tree.filled(split.labels())
+        logger.info(
+            "data.fill_parents: %d labels of %s are present for what is below them",
+            np.count_nonzero(labels != filled),
+            split.split,
+        )
+        completed[name] = split.with_labels(filled)
+    return completed

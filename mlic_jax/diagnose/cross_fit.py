@@ -7,11 +7,12 @@ machines", 1999), so that those of rare and of frequent classes say the same; it
 which are fitted on these scores themselves. The penalty is the one with the least log loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.linalg
 
+from mlic_jax.data.records import Split
 from mlic_jax.data.splitting import stratified_parts
 from mlic_jax.errors import Failure, UsageError
 
@@ -24,7 +25,7 @@ LEAST = 2  # photos of either side that a class needs, so that no fold has all o
 def cross_fit(
     features: np.ndarray,
     labels: np.ndarray,
-    photo_ids: Sequence[str],
+    ids: Sequence[str],
     folds: int = FOLDS,
     seed: int = 0,
 ) -> np.ndarray:
@@ -35,7 +36,7 @@ def cross_fit(
     Args:
         features: float `[N, D]`, finite.
         labels: int8 `[N, C]` in {+1, 0, -1}.
-        photo_ids: N of them, each once; with the seed they say which fold a photo is in.
+        ids: N of photos, each once; with the seed they say which fold a photo is in.
         folds: how many, at least 2.
         seed: of the folds.
 
@@ -57,7 +58,7 @@ def cross_fit(
             f"no class is known to be present in {LEAST} photos and absent in {LEAST} others: no "
             "label can be judged"
         )
-    fold = folds_of(photo_ids, labels, folds, seed)
+    fold = folds_of(ids, labels, folds, seed)
     of_judged = labels[:, judged]
     best, least = np.empty(0), np.inf
     for scores in ridge_scores(principal(features), of_judged, fold):
@@ -69,11 +70,16 @@ def cross_fit(
     return found
 
 
-def folds_of(photo_ids: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def photo_ids(splits: Iterable[Split]) -> list[str]:
+    """An id for each photo of some splits, one split after the other, each once for `cross_fit`."""
+    return [f"{split.split}/{split.image_id(i)}" for split in splits for i in range(len(split))]
+
+
+def folds_of(ids: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """The fold of each photo, int `[N]`: each has its share of every label, rare ones too."""
     shares = {f"{number:03}": 1 / folds for number in range(1, folds)}
-    parts = stratified_parts(photo_ids, labels, shares, "000", seed)
-    fold = np.empty(len(photo_ids), int)
+    parts = stratified_parts(ids, labels, shares, "000", seed)
+    fold = np.empty(len(ids), int)
     for part, photos in parts.items():
         fold[photos] = int(part)
     return fold

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from mlic_jax.data import sources
 from mlic_jax.data.records import Split
 from mlic_jax.diagnose import alike
-from mlic_jax.diagnose.cross_fit import cross_fit
+from mlic_jax.diagnose.cross_fit import cross_fit, photo_ids
 from mlic_jax.diagnose.doubtful import Doubt, doubtful_labels, label_quality, photo_quality
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files.atomic import write_text
@@ -126,9 +126,8 @@ def judge(options: ScoreOptions, path: Path, splits: Sequence[Split]) -> Labelle
     model, variables, _ = load_model(options, path, splits[0])
     features = np.concatenate([mean_features(model, variables, of, options) for of in splits])
     labels = np.concatenate([split.labels() for split in splits])
-    ids = [f"{split.split}/{split.image_id(i)}" for split in splits for i in range(len(split))]
     split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
-    return Labelled(splits, split_of, labels, cross_fit(features, labels, ids))
+    return Labelled(splits, split_of, labels, cross_fit(features, labels, photo_ids(splits)))
 
 
 def has_seen(metadata: Mapping[str, Any], config: ConfigDict) -> bool:

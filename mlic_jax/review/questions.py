@@ -19,7 +19,7 @@ from mlic_jax.data import corrections
 from mlic_jax.data.corrections import UNDO, Answer, Corrections, Label
 from mlic_jax.data.label_tree import LabelTree
 from mlic_jax.data.records import Split
-from mlic_jax.diagnose.cross_fit import cross_fit
+from mlic_jax.diagnose.cross_fit import cross_fit, photo_ids
 from mlic_jax.diagnose.doubtful import doubtful_labels
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.metrics.average_precision import average_precision
@@ -183,12 +183,9 @@ class Questions:
         labels = np.concatenate([people.labels(split.split) for split in self.splits])
         if self._tree is not None:
             labels = self._tree.filled(labels)
-        ids = [
-            f"{split.split}/{split.image_id(i)}" for split in self.splits for i in range(len(split))
-        ]
         value = None
         try:
-            probabilities = cross_fit(self._features, labels, ids)
+            probabilities = cross_fit(self._features, labels, photo_ids(self.splits))
         except Failure:  # of too few labels
             probabilities = np.full(labels.shape, np.nan)
             doubts = []

@@ -162,8 +162,7 @@ def with_labels(splits: Mapping[str, Split], data: DataOptions) -> dict[str, Spl
 
     What people said of a parent stands, whatever of its children is there.
     """
-    corrected = correct(splits, data.corrections)
-    completed = {name: complete_labels(split, data) for name, split in corrected.items()}
+    completed = complete_labels(correct(splits, data.corrections), data)
     if not data.fill_parents:
         return completed
     people = of_file(completed, data.corrections)
