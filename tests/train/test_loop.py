@@ -38,7 +38,7 @@ from mlic_jax.runtime.checkpoint import (
     read_metadata,
     save_weights,
 )
-from mlic_jax.train.loop import train, validate_step
+from mlic_jax.train.loop import train
 from mlic_jax.train.optim import create_optimizer, create_schedule
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables, label_constants, shared_modules, start_weights
@@ -430,20 +430,15 @@ def test_one_process_at_a_time_trains_in_a_folder(config, tmp_path):
     assert not any((tmp_path / "run").iterdir())
 
 
-def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, monkeypatch, capsys):
+def test_a_request_to_stop_after_the_last_step_is_heard(config, tmp_path, asked_to_stop, capsys):
     """It comes in the last validation, and the final evaluation would take long."""
 
-    def interrupted(*arguments):
-        validate_step(*arguments)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("mlic_jax.train.loop.validate_step", interrupted)
     config = quick(config)
     config.epochs = 1
-    train(config, tmp_path)
+    with asked_to_stop(signal.SIGINT):
+        train(config, tmp_path)
     assert "stopped before the final evaluation, saved" in capsys.readouterr().out
     assert not (tmp_path / "metrics_test.json").exists()
-    monkeypatch.undo()
     train(config, tmp_path)
     assert (tmp_path / "metrics_test.json").exists()
 
@@ -556,17 +551,12 @@ def averaged(make_config):
 
 
 def test_averages_are_of_all_steps_and_a_resumed_run_has_the_same(
-    make_config, tmp_path, monkeypatch
+    make_config, tmp_path, asked_to_stop
 ):
     config = averaged(make_config)
     train(config, tmp_path / "alone")
 
-    def interrupted(*arguments):
-        validate_step(*arguments)
-        signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+    with asked_to_stop():
         train(config, tmp_path / "broken")
     assert latest_checkpoint(tmp_path / "broken").name == "4"
     train(config, tmp_path / "broken", evaluate=False)
@@ -614,18 +604,15 @@ def test_a_run_without_an_average_has_none_to_give(config, tmp_path, fresh_run):
         evaluate_run(setup.config, setup.workdir, setup.path)
 
 
-def test_training_stops_where_validation_gets_no_better(make_config, tmp_path, monkeypatch, capsys):
+def test_training_stops_where_validation_gets_no_better(
+    make_config, tmp_path, asked_to_stop, capsys
+):
     """Of a rate of nothing the first is the best; stopped, killed and asked again, it is there."""
     config = quick(make_config())
     config.freeze_statistics, config.epochs = True, 5
     config.optim.learning_rate, config.early_stopping = 1e-30, 1
 
-    def interrupted(*arguments):
-        validate_step(*arguments)
-        signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+    with asked_to_stop():
         for said in ("stopped at step 4 of 15", "before the final evaluation"):
             train(config, tmp_path)
             assert said in capsys.readouterr().out

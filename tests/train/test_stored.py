@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import signal
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from mlic_jax.features.regions import open_regions
 from mlic_jax.models import create_model
 from mlic_jax.runtime import devices
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights
-from mlic_jax.train.loop import train, training_order, validate_step
+from mlic_jax.train.loop import train, training_order
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import first_state_and_step, initial_variables
 from mlic_jax.train.stored import compile_stored_step, open_training_store
@@ -80,15 +79,11 @@ def test_a_run_is_that_which_computes_the_same_views(frozen, tmp_path, name):
         np.testing.assert_allclose(scores[0][array], scores[1][array], atol=1e-4)
 
 
-def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, asked_to_stop, capsys):
     """Each with a store of its own, so that none has what the other looked at.
 
     With a loss that remembers labels, from the second epoch of three steps on.
     """
-
-    def interrupted(*arguments):
-        validate_step(*arguments)
-        signal.raise_signal(signal.SIGTERM)
 
     for run in ("alone", "broken"):
         config = frozen()
@@ -96,8 +91,7 @@ def test_an_interrupted_run_ends_as_one_left_alone(frozen, tmp_path, monkeypatch
         config.loss.update(name="large_loss", large="correct_permanently", delta=0.1)
         config.data.prepared_dir = str(tmp_path / f"prepared_{run}")
         if run == "broken":
-            with monkeypatch.context() as patch:
-                patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+            with asked_to_stop():
                 train(config, tmp_path / run)
             assert "stopped at step 7 of 12, saved" in capsys.readouterr().out
         train(config, tmp_path / run)

@@ -1,7 +1,6 @@
 """A backbone without batch statistics goes through all that there is as the others do."""
 
 import json
-import signal
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from mlic_jax.models import create_model
 from mlic_jax.models.backbones import convnext, vit
 from mlic_jax.predict import Predictor
 from mlic_jax.runtime.checkpoint import latest_checkpoint, load_weights, read_metadata
-from mlic_jax.train.loop import train, validate_step
+from mlic_jax.train.loop import train
 from mlic_jax.train.options import TrainOptions
 from mlic_jax.train.start import initial_variables, start_weights
 
@@ -38,7 +37,7 @@ def curves(workdir):
     ]
 
 
-def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch):
+def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, asked_to_stop):
     """On eight devices, in parts, with blocks that are dropped and an average of all weights."""
     config.model.backbone, config.model.remat = "vit_tiny_patch16", "block"
     config.batch_size, config.accumulation, config.model.drop_path = 16, 2, 0.5
@@ -46,12 +45,7 @@ def test_a_run_is_saved_resumed_evaluated_and_used(config, tmp_path, monkeypatch
     config.freeze_statistics = True  # of which there are none
     train(config, tmp_path / "alone")
 
-    def interrupted(*arguments):
-        validate_step(*arguments)
-        signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mlic_jax.train.loop.validate_step", interrupted)
+    with asked_to_stop():
         train(config, tmp_path / "broken", evaluate=False)
     assert latest_checkpoint(tmp_path / "broken").name == "3"
     train(config, tmp_path / "broken", evaluate=False)
