@@ -350,11 +350,6 @@ class Corrections:
                 labels[label[1:]] = self.value(label)
         return labels
 
-    def labels_of(self, split: str, position: int) -> np.ndarray:
-        """int8 `[C]`, the corrected labels of a photo."""
-        classes = range(len(self.splits[split].class_names))
-        return np.array([self.value(Label(split, position, c)) for c in classes], np.int8)
-
     def corrected(self, split: Split) -> Split:
         """A split, of these, with its corrected labels."""
         if any(label.split == split.split for label in self.standing):

@@ -106,6 +106,16 @@ class Questions:
     def _place(self, label: Label) -> tuple[int, int]:
         return self._first_row[label.split] + label.position, label.class_index
 
+    def labels(self) -> np.ndarray:
+        """int8 `[N, C]`, what is known now; parents of what is present are, but as people say."""
+        people = self.corrections()
+        labels = np.concatenate([people.labels(split.split) for split in self.splits])
+        if self._tree is not None:
+            labels = self._tree.filled(labels)
+            for label in people.standing:
+                labels[self._place(label)] = people.value(label)
+        return labels
+
     # --- answers
 
     def corrections(self) -> Corrections:
@@ -146,11 +156,8 @@ class Questions:
         """
         with self._lock:
             left = self.open_classes(row)
-            split, position = self.photo(row)
-            labels = self.corrections().labels_of(split.split, position)[None]
-            if self._tree is not None:
-                labels = self._tree.filled(labels)
-            words = ["present" if labels[0, c] > 0 else "absent" for c in left]
+            labels = self.labels()[row]
+            words = ["present" if labels[c] > 0 else "absent" for c in left]
             self.answer([(row, c, word) for c, word in zip(left, words, strict=True)], who)
             return len(left)
 
@@ -179,10 +186,7 @@ class Questions:
             nothing can be said; how many labels are `doubtful` and photos `unlabelled`.
         """
         start = time.monotonic()
-        people = self.corrections()
-        labels = np.concatenate([people.labels(split.split) for split in self.splits])
-        if self._tree is not None:
-            labels = self._tree.filled(labels)
+        labels = self.labels()
         value = None
         try:
             probabilities = cross_fit(self._features, labels, photo_ids(self.splits))

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mlic_jax.data import sources
-from mlic_jax.data.corrections import NAMES, VALUES, Corrections, require_usable
+from mlic_jax.data.corrections import NAMES, VALUES, require_usable
 from mlic_jax.data.image_files import printable
 from mlic_jax.data.label_tree import of_options
 from mlic_jax.errors import Failure, UsageError, reason
@@ -199,7 +199,10 @@ class Review:
             "probability": None if math.isnan(probability) else probability,
             "model": seen.probability,
             "box": seen.box and shares(seen.box, image),
-            "present": present_names(people, split.split, position),
+            "present": [
+                split.class_names[c]
+                for c in np.flatnonzero(self.questions.labels()[question.row] > 0)
+            ],
             "open_classes": len(self.questions.open_classes(question.row)),
             "image": f"/photo/{question.row}",
         }
@@ -217,13 +220,6 @@ def shares(box: tuple[int, int, int, int], image: Image.Image) -> list[float]:
     y1, x1, y2, x2 = box
     width, height = image.size
     return [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
-
-
-def present_names(people: Corrections, split: str, position: int) -> list[str]:
-    """The labels that a photo has now."""
-    of_set = people.splits[split]
-    labels = people.labels_of(split, position)
-    return [of_set.class_names[c] for c in np.flatnonzero(labels > 0)]
 
 
 # --- the server

@@ -139,7 +139,7 @@ def test_photos_without_labels_are_asked_for_photo_by_photo(questions):
     questions.answer([(rows[0], 2, "present")], "bert")
     assert questions.answer_rest(rows[0], "anna") == classes - 1
     assert questions.answer_rest(rows[0], "anna") == questions.answer_rest(0, "anna") == 0
-    labels = questions.corrections().labels_of(*questions.label(rows[0], 0)[:2])
+    labels = questions.labels()[rows[0]]
     assert np.flatnonzero(labels > 0).tolist() == [2] and (labels != 0).all()
     assert rows[0] not in [one.row for one in asked(questions, "unlabelled")]
     assert questions.rank()["unlabelled"] == 3  # of which one has all its answers
@@ -152,6 +152,10 @@ def test_what_a_present_label_lies_within_is_present(planted, tmp_path):
     questions = Questions(*planted, tmp_path / "corrections.csv", tree)
     row = UNLABELLED[0]
     questions.answer([(row, 0, "present")], "anna")
+    assert np.flatnonzero(questions.labels()[row] > 0).tolist() == [0, 1, 2]
+    questions.answer([(row, 2, "absent")], "anna")
+    assert np.flatnonzero(questions.labels()[row] > 0).tolist() == [0, 1]
+    questions.undo("anna")
     assert questions.answer_rest(row, "anna") == len(names) - 1
     said = {answer.class_name: answer.answer for answer in read(questions.file)}
     assert [said[name] for name in names] == 3 * ["present"] + (len(names) - 3) * ["absent"]
