@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mlic_jax.checkpoint_config import as_predicted
 from mlic_jax.config_checks import check_config
 from mlic_jax.data import label_tree, sources
 from mlic_jax.data.corrections import noted
@@ -23,6 +24,7 @@ from mlic_jax.files.atomic import write_text
 from mlic_jax.metrics.average_precision import average_precision, mean_average_precision
 from mlic_jax.metrics.classification import evaluate_scores
 from mlic_jax.metrics.localisation import localise, summarise_looks
+from mlic_jax.metrics.operating_point import OperatingPoint, measure
 from mlic_jax.metrics.ties import Ties
 from mlic_jax.options import Options
 from mlic_jax.reports import evaluation_page, text
@@ -77,12 +79,13 @@ def evaluate_run(
     """Evaluates a checkpoint on the test split; by default it is the best of the run in `workdir`.
 
     Writes `scores_<split>.npz`, `metrics_<split>.json` and the report into `workdir`, and prints a
-    summary. The metrics say too of which checkpoint they are and with which `overrides`; with which
-    `corrections` of labels (see `noted`), if there are any; of MSRN the `groups`, of each
-    group of labels their names; `localisation`, where the model looks, if the set has boxes and it
-    has regions; and with `data.label_tree` in how many photos `labels` and `scores` go against each
-    of its `rules`. Of a split without any known label (VOC 2012 test) only the scores are written,
-    and nothing is returned.
+    summary. The metrics say too of which checkpoint they are and with which `overrides`; its
+    `operating_point`, if it was calibrated, with the `figures` there (see `measure`), which are
+    those of predicted labels; with which `corrections` of labels (see `noted`), if there are any;
+    of MSRN the `groups`, of each group of labels their names; `localisation`, where the model
+    looks, if the set has boxes and it has regions; and with `data.label_tree` in how many photos
+    `labels` and `scores` go against each of its `rules`. Of a split without any known label
+    (VOC 2012 test) only the scores are written, and nothing is returned.
 
     Args:
         profile: trace a few batches into `<workdir>/profile`, see `profiling.profiled`.
@@ -116,6 +119,9 @@ def evaluate_run(
     values["overrides"] = {name: new for name, (_, new) in (overrides or {}).items()}
     if people := noted(options.data.corrections):
         values["corrections"] = people
+    if (point := operating_point(metadata, config, path)) is not None:
+        figures = measure(scores, point)["at_operating_point"]
+        values["operating_point"] = point.to_dict() | {"figures": figures}
     if located := where_it_looks(scores, split, options.data.fit):
         values["localisation"] = located
     if (tree := label_tree.of_options(options.data, split.class_names)) is not None:
@@ -131,6 +137,20 @@ def evaluate_run(
         log = (run_of(path) or workdir) / "metrics.jsonl"
         write_results(scores, values, split, options, metadata, workdir, log, label_graph)
     return values
+
+
+def operating_point(
+    metadata: Mapping[str, Any], config: ConfigDict, path: Path
+) -> OperatingPoint | None:
+    """A checkpoint's; None where it has none, or where prediction would look otherwise than here.
+
+    Raises:
+        Failure: it is damaged.
+    """
+    stored = metadata.get("operating_point")
+    if not stored or as_predicted(metadata, config, path):
+        return None
+    return OperatingPoint.from_dict(stored)
 
 
 def where_it_looks(scores: Scores, split: Split, fit: Fit) -> dict[str, Any] | None:

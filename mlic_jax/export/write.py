@@ -316,8 +316,13 @@ def _card(source: Source, description: dict[str, Any], checkpoint: str) -> str:
     metrics = {}
     for path in sorted(run.glob("metrics_*.json")):
         values = json_text.read(path)
+        point, at = values.get("operating_point", {}), "at these thresholds"
+        if point.get("thresholds") != source.thresholds.tolist():  # calibrated since, or never
+            point, at = {"figures": values}, f"at a probability of {values['threshold']:g}"
         metrics[path.stem.removeprefix("metrics_")] = {
-            name: value for name, value in values.items() if isinstance(value, float)
+            "mAP": values["mAP"],
+            "at": at,
+            **{name: point["figures"][name] for name in ("OF1", "CF1") if name in point["figures"]},
         }
     template = page_template(Path(__file__).with_name("card.md.jinja"), {"plain": _plain})
     return template.render(description=description, metrics=metrics)

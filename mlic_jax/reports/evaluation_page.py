@@ -28,6 +28,7 @@ from mlic_jax.reports.charts import (
 from mlic_jax.reports.label_graph import LabelGraph, describe
 from mlic_jax.reports.page import LEAST_GLOBAL, REGION_COLOURS, page_template
 from mlic_jax.reports.picture import colours_of_regions, picture_of
+from mlic_jax.reports.text import said_of_point
 from mlic_jax.scores.files import Scores
 
 GALLERY_SIZE = 24
@@ -93,6 +94,7 @@ def write_report(
         scores=scores,
         metrics=metrics,
         tied=said_of_ties(metrics),
+        point_text=said_of_point(point) if (point := metrics.get("operating_point")) else "",
         stream_map={stream: mean_average_precision(values) for stream, values in ap.items()},
         class_rows=_class_rows(names, ap, metrics["positives"]),
         class_charts=class_charts,

@@ -34,6 +34,8 @@ def summary(values: dict[str, Any], name: str) -> str:
     if swept := values.get("swept"):
         at = f"at logit >= {swept['threshold']:g}, swept on these scores"
         lines.append(figures_of(f"all labels {at}", swept))
+    if point := values.get("operating_point"):
+        lines.append(figures_of(f"labels as predicted, {said_of_point(point)}", point["figures"]))
     if "ranking_loss" in values:
         lines.append(
             f"  ranking:  coverage error {values['coverage_error']:.2f} labels  label ranking AP "
@@ -45,6 +47,11 @@ def summary(values: dict[str, Any], name: str) -> str:
     if said := said_of_tree(values):
         lines.append(f"  label tree: {said}")
     return "\n".join(lines)
+
+
+def said_of_point(point: Mapping[str, Any]) -> str:
+    """What an operating point is, of what `OperatingPoint.to_dict` says, and where it is from."""
+    return f"with {point['rule']}, from {point['set']} {point['split']}"
 
 
 def said_of_tree(values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from mlic_jax.data import sources
 from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.evaluate import calibrate, calibrate_score_file
+from mlic_jax.evaluate.run import evaluate_run
 from mlic_jax.metrics import operating_point
 from mlic_jax.metrics.operating_point import (
     OperatingPoint,
@@ -416,6 +417,18 @@ def test_a_checkpoint_learns_its_operating_point(run, capsys):
 
     again = Scores.load(workdir / "scores_val.npz")
     assert learn_operating_point(again) == point
+
+    # Evaluation then says what the labels of prediction are worth.
+    values = evaluate_run(config, workdir, checkpoint)
+    figures = operating_point.measure(Scores.load(workdir / "scores_test.npz"), point)
+    said = values["operating_point"]
+    assert said == point.to_dict() | {"figures": figures["at_operating_point"]}
+    line = f"labels as predicted, with {point.rule}, from tiny_scenes val"
+    assert line in capsys.readouterr().out
+    assert f"with {point.rule}, from" in (workdir / "report" / "index.html").read_text()
+    config.eval.flip = True  # as prediction does not look
+    assert "operating_point" not in evaluate_run(config, workdir, checkpoint)
+    config.eval.flip = False
     split = sources.open_splits(DataOptions.of(config.data))["val"]
     assert list(again.image_ids) == [split.image_id(i) for i in range(9)]
     np.testing.assert_array_equal(again.labels, split.labels())

@@ -82,6 +82,27 @@ def test_a_bundle_is_whole(exported, checkpoint):
     assert r'a "b" \& \<c\> \`ж\` \\ d, ' in card
 
 
+def test_the_card_names_the_thresholds_of_its_figures(checkpoint, tmp_path):
+    """Those of the checkpoint, if it was evaluated with them."""
+    run = tmp_path / "run" / "checkpoints"
+    source = write.Source(str(shutil.copytree(checkpoint, run / "1")), "float32", None)
+    figures = {"mAP": 80.04, "OF1": 70.0, "CF1": 60.0, "threshold": 0.5}
+    point = {"thresholds": source.thresholds.tolist(), "figures": {"OF1": 75.0, "CF1": 65.0}}
+    description = {
+        **{"model": {"name": "", "backbone": ""}, "class_names": [], "formats": [], "outputs": {}},
+        **{"licence": "", "written_by": "", "input": {"shape": []}, "data": ""},
+        "operating_point": {"temperature": 1.0, "rule": ""},
+    }
+    for stored, said in (
+        ({}, "at a probability of 0.5 OF1 70.0, CF1 60.0"),
+        ({"operating_point": point}, "at these thresholds OF1 75.0, CF1 65.0"),
+        ({"operating_point": point | {"thresholds": [0.5]}}, "at a probability of 0.5 OF1 70.0"),
+    ):
+        (run.parent / "metrics_test.json").write_text(json.dumps(figures | stored))
+        card = write._card(source, description, str(run / "1"))
+        assert f"On `test`: mAP 80.0; {said}" in card
+
+
 def test_its_checkpoint_proves_it(exported, checkpoint, tmp_path, capsys):
     """The model's own code; and no other model is taken for it."""
     verify = ["verify", str(exported), "--runtime"]
