@@ -62,7 +62,7 @@ def calibrate_run(
             if earlier := metadata.get("operating_point"):
                 before = OperatingPoint.from_dict(earlier)
                 stored += f", in place of: {before.rule} (of {before.set_name} {before.split})"
-        print(summary(point))
+        print(summary(point, values["classes"]))
         print(figures_text(values, "on the images that it was learned from"))
         print(f"{stored}; see also {workdir}/calibration_{scores.split}.json and .png")
     return point

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         point = learn_operating_point(scores, options.rule, options.target, on_test=on_test)
         values = measure(scores, point)
-        print(summary(point))
+        print(summary(point, values["classes"]))
         print(class_table(values["classes"]))
         print(figures_text(values, f"{scores.set_name} {scores.split}, learned from"))
         if applied is not None:

@@ -22,11 +22,16 @@ from mlic_jax.metrics.operating_point import (
 from mlic_jax.metrics.precision_recall import sigmoid
 from mlic_jax.scores.files import Scores
 
+FEW = 5  # positives, of which a threshold says little
 _BEFORE, _AFTER, _LINE = "#d55e00", "#0072b2", "#888888"
 
 
-def summary(point: OperatingPoint) -> str:
-    """A few lines: what was learned, and on what."""
+def summary(point: OperatingPoint, classes: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A few lines: what was learned, and on what.
+
+    With the `classes` of `measure` also which of them have no threshold of their own, or one that
+    says little.
+    """
     lines = [
         f"learned on {point.set_name} {point.split}, {point.images} images: {point.rule}",
         f"  temperature {point.temperature:.4g}: expected calibration error "
@@ -41,10 +46,17 @@ def summary(point: OperatingPoint) -> str:
     distinct = sorted(set(point.thresholds))
     several = f" to {distinct[-1]:.4f}" if len(distinct) > 1 else ""
     lines.append(f"  threshold {distinct[0]:.4f}{several}")
-    if point.fallback:
+    if others := [row for row in classes if row["fallback"]]:
         lines.append(
-            f"  {len(point.fallback)} classes have the one threshold, for want of positives or of "
-            f"a threshold that reaches the target: {', '.join(point.fallback)}"
+            f"  the one threshold, {others[0]['threshold']:.4f}, for want of positives or of one "
+            f"that reaches the target: {', '.join(row['name'] for row in others)}"
+        )
+    few = [row for row in classes if row["positives"] < FEW and not row["fallback"]]
+    if few and several:
+        named = ", ".join(f"{row['name']} ({row['positives']})" for row in few)
+        lines.append(
+            f"  by fewer than {FEW} positives, and so perhaps not for other photos (the rule `one` "
+            f"learns from all classes together): {named}"
         )
     return "\n".join(lines)
 

@@ -235,8 +235,8 @@ def test_a_target_out_of_reach_is_named():
     one = learn_operating_point(scores).thresholds[0]
     assert point.fallback == ("cat",) and point.thresholds[1] == one
     assert point.rule == "a threshold for each class, the least with a precision of 0.9"
-    assert "reaches the target: cat" in calibration.summary(point)
     rows = operating_point.measure(scores, point)["classes"]
+    assert "reaches the target: cat" in calibration.summary(point, rows)
     assert [row["fallback"] for row in rows] == [False, True]
     with pytest.raises(Failure, match=r"made val reaches a precision of 0\.9"):
         learn_operating_point(make_scores(logits[:, 1:], labels[:, 1:]), "precision", 0.9)
@@ -327,6 +327,20 @@ def test_the_figures_before_and_after():
         assert row["recall"] == pytest.approx(100 * h / n)
     assert values["classes"][4]["F1"] is None and values["classes"][4]["fallback"]
     assert "class4" in calibration.class_table(values["classes"])
+
+
+def test_thresholds_that_say_little_are_named():
+    labels = np.array([[1, 1, -1]] * 4 + [[1, -1, -1]] * 4 + [[-1, -1, -1]] * 4)
+    scores = make_scores(3.0 * labels + np.arange(36).reshape(12, 3) / 40, labels)
+    point = learn_operating_point(scores, "per_class")
+    said = calibration.summary(point, operating_point.measure(scores, point)["classes"])
+    one = point.thresholds[2]
+    assert f"the one threshold, {one:.4f}, for want of positives" in said
+    assert "learns from all classes together): class1 (4)" in said
+    assert "class0" not in said
+    point = learn_operating_point(scores, "one")
+    classes = operating_point.measure(scores, point)["classes"]
+    assert calibration.summary(point, classes) == calibration.summary(point)
 
 
 def test_an_operating_point_through_json_and_back():
