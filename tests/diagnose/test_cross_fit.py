@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
@@ -119,3 +120,19 @@ def test_what_is_refused():
         cross_fit(features, np.ones_like(labels), ids)
     with pytest.raises(Failure, match="not finite"):
         cross_fit(features * np.inf, labels, ids)
+
+
+def test_small_systems_are_solved_by_one_thread(monkeypatch):
+    threads = []
+
+    def looked(*arguments):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if is_blas(pool))
+        return ridge_scores(*arguments)
+
+    def is_blas(pool):
+        return pool["user_api"] == "blas"
+
+    monkeypatch.setattr("mlic_jax.diagnose.cross_fit.ridge_scores", looked)
+    labels = np.where(np.arange(20)[:, None] % 2, 1, -1)
+    cross_fit(np.random.default_rng(0).normal(size=(20, 3)), labels, [str(i) for i in range(20)])
+    assert set(threads) == {1}

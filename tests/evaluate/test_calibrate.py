@@ -331,7 +331,9 @@ def test_the_figures_before_and_after():
 
 def test_thresholds_that_say_little_are_named():
     labels = np.array([[1, 1, -1]] * 4 + [[1, -1, -1]] * 4 + [[-1, -1, -1]] * 4)
-    scores = make_scores(3.0 * labels + np.arange(36).reshape(12, 3) / 40, labels)
+    logits = labels + np.arange(36).reshape(12, 3) / 40
+    logits[0, :2] = -3.0  # a present one that looks absent
+    scores = make_scores(logits, labels)
     point = learn_operating_point(scores, "per_class")
     said = calibration.summary(point, operating_point.measure(scores, point)["classes"])
     one = point.thresholds[2]
