@@ -120,20 +120,26 @@ def start_weights(
     modules: set[str] = set()
     if options.init_from:
         loaded, info = load_weights(Path(options.init_from))
+        name = info.get("config", {}).get("model", {}).get("name", options.model.name)
+        source = f"{options.init_from} ({info.get('arch', name)})"
+        _check_backbone(options.model.backbone, info, source)
         if fit is not None and BACKBONE in loaded["params"]:
             fresh = variables["params"][BACKBONE]
             loaded["params"][BACKBONE] = fit(loaded["params"][BACKBONE], fresh)
-        name = info.get("config", {}).get("model", {}).get("name", options.model.name)
         ours, theirs = (jax.tree.map(jnp.shape, v["params"]) for v in (variables, loaded))
         is_same_model = name == options.model.name or ours == theirs  # MCAR's are pooled's
         whole = is_same_model and info.get("class_names") == class_names
         modules = set(variables["params"]) if whole else shared_modules(variables, loaded)
-        source = f"{options.init_from} ({info.get('arch', name)})"
         variables = merge_weights(variables, loaded, modules, source)
-        _check_backbone(options.model.backbone, info, source)
         logger.info("Starting from %s: %s", source, ", ".join(sorted(modules)))
         if others := other_preprocessing(info, options):
             logger.warning("%s saw other photos than this run: %s", source, describe(others))
+    elif options.optim.multipliers.get(BACKBONE) == 0:
+        logger.warning(
+            "the backbone stays as it is (optim.multipliers.features is 0) and is random, for "
+            "init_from names no weights: nothing much can be learned from it; name some, or train "
+            "it with --config.optim.multipliers.features=1 --config.freeze_statistics=False"
+        )
     (classifier,) = CLASSIFIERS & variables["params"].keys()
     if options.init_prior and classifier not in modules:
         layer = variables["params"][classifier]
@@ -150,12 +156,12 @@ def start_weights(
 
 
 def _check_backbone(backbone: str, info: Mapping[str, Any], source: str) -> None:
-    """Refuses the weights of another network whose arrays have the same names and shapes."""
+    """Refuses the weights of another network, of which some have the same names and shapes."""
     theirs = info.get("arch") or info.get("config", {}).get("model", {}).get("backbone", backbone)
     if theirs != backbone:
         raise UsageError(
             f"the weights of {source} are of the backbone {theirs}, and model.backbone is "
-            f"{backbone}, which computes something else with the same arrays: make it {theirs}"
+            f"{backbone}: make it {theirs}, or init_from weights of {backbone}, or empty for none"
         )
 
 

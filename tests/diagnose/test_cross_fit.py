@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_info
 
 from mlic_jax.diagnose import cross_fit as module
 from mlic_jax.diagnose.cross_fit import cross_fit, folds_of, ridge_scores

@@ -128,3 +128,23 @@ def test_the_weights_of_another_backbone_of_the_same_arrays_are_refused(
     config.init_from = str(tmp_path / "weights")
     with pytest.raises(UsageError, match="are of the backbone resnet_of_another_padding, and"):
         start_weights(variables, TrainOptions.of(config), metadata["class_names"])
+
+
+def test_the_weights_of_a_backbone_of_other_arrays_are_refused_by_its_name(
+    config, fresh_run, tmp_path
+):
+    variables, metadata = fresh_run(config)
+    save_weights(tmp_path / "weights", variables, metadata)
+    config.init_from, config.model.backbone = str(tmp_path / "weights"), "mobilenet_v2"
+    options = TrainOptions.of(config)
+    other = jax.eval_shape(lambda: initial_variables(create_model(options.model, 5), options))
+    with pytest.raises(UsageError, match=r"are of the backbone resnet10, and .* is mobilenet_v2"):
+        start_weights(other, options, metadata["class_names"])
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [(0.0, True), (0.1, False)])
+def test_a_random_backbone_that_stays_as_it_is_is_told_of(config, fresh_run, caplog, rate, is_told):
+    variables, metadata = fresh_run(config)
+    config.optim.multipliers.features = rate
+    start_weights(variables, TrainOptions.of(config), metadata["class_names"])
+    assert ("and is random, for init_from names no weights" in caplog.text) == is_told
