@@ -8,7 +8,8 @@ A cell of the matrix is a head, a loss, labels and a recipe on a set with a seed
 a run is made of every rate, of which the best on `val` is taken; other seeds take that rate. The
 best checkpoint on `val` is scored on `test`, once. With `features.store` only heads are trained;
 without, whole models. A run that has ended is never done again: the same command goes on where it
-was killed. A run that fails is red, and the others are done.
+was killed, unless options, labels, photos or weights are others by then. A run that fails is red,
+and the others are done; where the disk is full the matrix ends, and the same command goes on.
 
 Where a set has boxes, it also says where methods that have regions look, see `localisation`.
 
@@ -17,24 +18,27 @@ On every axis options may stand beside a name, as in `csra:model.csra_heads=4,in
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matrix import results
-from matrix.cells import ALL_LABELS, AS_THE_SET, RIDGE, Cell, Method, methods
-from matrix.page import draw_ranks, render, to_markdown
+from matrix.cells import ALL_LABELS, AS_THE_SET, AXES, RIDGE, Cell, Method, methods
+from matrix.data import Digests
+from matrix.page import draw_ranks, render, said_of_runs, to_markdown
 from matrix.results import Done
-from matrix.runs import LOG, OUTCOME, Outcome, Worker, earlier, evaluate, run
+from matrix.runs import LOG, Outcome, Stopped, Worker, earlier, evaluate, run
 from tqdm import tqdm
 
 from mlic_jax import recipes
 from mlic_jax.command_line import Parser, exit_code
 from mlic_jax.errors import Failure, UsageError
-from mlic_jax.files.atomic import write_text
+from mlic_jax.files.atomic import locked, write_text
 from mlic_jax.files.marked import split_page, update_page
 
+RESULTS = "comparison.json"
 # Options that decide what a figure is of.
 PROTOCOL = ("eval.protocol", "eval.label_policy", "eval.ties")
 
@@ -71,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, given = parser.parse_known_args(arguments)
         if options.backbone:
             given.append(f"--config.model.backbone={options.backbone}")
+        for option in ("model.name", "loss.name", "seed"):
+            if any(one.startswith(f"--config.{option}=") for one in given):
+                raise UsageError(f"--config.{option} is for {AXES[option]} to say")
         if options.page:
             split_page(options.page, mark_of(options.out))
         sets = {recipe: recipes.load(recipe).data.name for recipe in options.sets}
@@ -81,17 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"--baseline {baseline} is not compared; these are: {known}")
         seeds, rates = (list(dict.fromkeys(of)) for of in (options.seeds, options.rates))
         cells = matrix(sets, tuple(given), compared, seeds)
-        to_do = look_at_what_is_done(cells, rates, options.out, options.retry)
-        done: list[Done] = []
-        try:
-            for one in run_all(cells, rates, options.out, to_do):
-                done.append(one)
-        finally:  # of what was killed or stopped, what there is
-            if done:
-                content = write_results(done, baseline, rates, options.out)
-        if options.page:
-            update_documents(options.page, options.out, content)
-        if failed := sum(bool(one.outcome.error) for one in done):
+        digests = Digests()
+        data = {cell: digests(cell.config()) for cell in cells}
+        plan = Plan(cells, rates, options.out, data, options.retry)
+        to_do = look_at_what_is_done(plan)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with locked(options.out):
+            done = do_all(plan, to_do, baseline)
+            if options.page:
+                content = json.loads((options.out / RESULTS).read_text())
+                update_documents(options.page, options.out, content)
+        if failed := sum(one.has_failed for one in done):
             raise Failure(
                 f"{failed} of {len(done)} cells failed: the page says why; --retry does them again"
             )
@@ -132,80 +139,151 @@ def matrix(
     return cells
 
 
-def look_at_what_is_done(
-    cells: Sequence[Cell], rates: Sequence[float], out: Path, retry: bool
-) -> int:
-    """How many runs there are to do yet; with `retry` those that failed are forgotten.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be there in the end.
+
+    Attributes:
+        cells: those of the first seed choose the rate of their method.
+        rates: to choose among; none: the recipe's.
+        out: the folder of all.
+        data: of each cell the digests of what it reads.
+        retry: what failed, and what cannot be read, is done again.
+    """
+
+    cells: Sequence[Cell]
+    rates: Sequence[float]
+    out: Path
+    data: Mapping[Cell, dict[str, str]]
+    retry: bool
+
+    def earlier(self, cell: Cell, rate: float | None) -> Outcome | None:
+        """How a run ended, if it has; see `runs.earlier`."""
+        return earlier(cell, rate, cell.folder(self.out, rate), self.data[cell], self.retry)
+
+    def grid(self, cell: Cell) -> list[float | None]:
+        """The rates to choose among; None: the recipe's. The probe has none."""
+        is_probe = cell.method.head.name == RIDGE
+        return [None] if is_probe or not self.rates else list(self.rates)
+
+    def choose(self, cell: Cell, tries: Mapping[float | None, Outcome]) -> Done:
+        """The cell, of whose runs the best on val counts."""
+        worth = {rate: outcome.mean_ap for rate, outcome in tries.items()}
+        good = {rate: value for rate, value in worth.items() if value is not None}
+        rate = max(good, key=good.__getitem__) if good else next(iter(tries))
+        named = {"" if rate is None else repr(rate): outcome for rate, outcome in tries.items()}
+        return Done(
+            cell,
+            rate,
+            tries[rate],
+            cell.folder(self.out, rate),
+            {name: outcome.mean_ap for name, outcome in named.items()},
+            {name: outcome.error for name, outcome in named.items() if outcome.error},
+        )
+
+
+def look_at_what_is_done(plan: Plan) -> int:
+    """How many runs there are to do yet.
 
     Raises:
-        UsageError: one that is done is of other options.
+        UsageError: one that is done, or begun, is of other options or data.
     """
     to_do = 0
-    for cell in cells:
-        grid = grid_of(cell, rates)
-        outcomes = [earlier(cell, rate, cell.folder(out, rate)) for rate in grid]
-        for rate, outcome in zip(grid, outcomes, strict=True):
-            if retry and outcome is not None and outcome.error:
-                (cell.folder(out, rate) / OUTCOME).unlink()
-        there = [one for one in outcomes if one is not None and not (retry and one.error)]
-        is_first = cell.seed == cells[0].seed  # whose runs choose the rate
-        to_do += len(grid) - len(there) if is_first else not there
+    for cell in plan.cells:
+        outcomes = [plan.earlier(cell, rate) for rate in plan.grid(cell)]
+        there = [one for one in outcomes if one is not None]
+        is_first = cell.seed == plan.cells[0].seed  # whose runs choose the rate
+        to_do += len(outcomes) - len(there) if is_first else not there
     return to_do
 
 
-def run_all(cells: Sequence[Cell], rates: Sequence[float], out: Path, to_do: int) -> Iterator[Done]:
+def do_all(plan: Plan, to_do: int, baseline: str) -> list[Done]:
+    """Does every run that is not done, and writes the results; when stopped, of what there is."""
+    done: dict[Cell, Done] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for one in run_all(plan, to_do):
+            done[one.cell] = one
+    finally:
+        done |= not_reached(plan, done)
+        in_order = [done[cell] for cell in plan.cells if cell in done]
+        if in_order:
+            write_results(in_order, baseline, plan.rates, plan.out)
+    return in_order
+
+
+def run_all(plan: Plan, to_do: int) -> Iterator[Done]:
     """Does every run that is not done, `to_do` of them."""
     chosen: dict[tuple[str, Method], float | None] = {}
     with Worker() as worker, tqdm(total=to_do, unit="run", smoothing=0.1) as bar:
-        bar.write(f"what a run says is in {out}/cells/SET/METHOD/SEED/RATE/{LOG}")
-        for cell in cells:
+        bar.write(f"what a run says is in {plan.out}/cells/SET/METHOD/SEED/RATE/{LOG}")
+        for cell in plan.cells:
             method = cell.set_name, cell.method
-            grid = [chosen[method]] if method in chosen else grid_of(cell, rates)
+            grid = [chosen[method]] if method in chosen else plan.grid(cell)
             what = f"{cell.set_name}: {cell.method}, seed {cell.seed}"
             bar.set_description(what[:60])
-            done = run_cell(worker, cell, grid, out, bar)
+            done = run_cell(plan, worker, cell, grid, bar)
             if error := done.outcome.error:
                 bar.write(f"failed: {what}: {error}")
+            else:
+                for rate, error in done.errors.items():
+                    bar.write(f"failed: {what}, rate {rate}: {error}")
             chosen.setdefault(method, done.rate)
             yield done
 
 
-def grid_of(cell: Cell, rates: Sequence[float]) -> list[float | None]:
-    """The rates to choose among; None: the recipe's. The probe has none."""
-    return [None] if cell.method.head.name == RIDGE or not rates else list(rates)
-
-
 def run_cell(
-    worker: Worker, cell: Cell, grid: Sequence[float | None], out: Path, bar: tqdm
+    plan: Plan, worker: Worker, cell: Cell, grid: Sequence[float | None], bar: tqdm
 ) -> Done:
     """A run for every rate, of which the best on val is scored on test."""
-    tries: list[tuple[float | None, Outcome, Path]] = []
+    tries = {}
     for rate in grid:
-        folder = cell.folder(out, rate)
-        outcome = earlier(cell, rate, folder)
+        outcome = plan.earlier(cell, rate)
         if outcome is None:
-            outcome = run(worker, cell, rate, folder)
+            outcome = run(worker, cell, rate, cell.folder(plan.out, rate), plan.data[cell])
             bar.update()
-        tries.append((rate, outcome, folder))
-    good = [one for one in tries if one[1].mean_ap is not None]
-    rate, outcome, folder = max(good, key=lambda one: one[1].mean_ap) if good else tries[0]
-    if good and not list(folder.glob("metrics_*.json")):
-        try:
-            worker.do(evaluate, cell, rate, folder)
-        except Failure as error:
-            outcome = dataclasses.replace(outcome, mean_ap=None, error=str(error))
-    values = {"" if of is None else repr(of): tried.mean_ap for of, tried, _ in tries}
-    return Done(cell, rate, outcome, folder, values)
+        tries[rate] = outcome
+    done = plan.choose(cell, tries)
+    if done.outcome.mean_ap is None:
+        return done
+    try:
+        if not (done.is_readable() if plan.retry else done.is_scored()):
+            worker.do(evaluate, cell, done.rate, done.folder)
+        done.scores(), done.metrics()
+    except Stopped:
+        raise
+    except Failure as error:
+        outcome = dataclasses.replace(done.outcome, mean_ap=None, error=str(error))
+        return dataclasses.replace(done, outcome=outcome)
+    return done
 
 
-def write_results(
-    done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path
-) -> dict[str, Any]:
-    """Writes `comparison.json`, which it returns, and `index.html`; prints a line a method."""
+def not_reached(plan: Plan, done: Mapping[Cell, Done]) -> dict[Cell, Done]:
+    """The cells that were not come to before the end, and have ended earlier."""
+    found: dict[Cell, Done] = {}
+    chosen: dict[tuple[str, Method], float | None] = {}
+    for cell in plan.cells:
+        method, one = (cell.set_name, cell.method), done.get(cell)
+        if one is None:
+            grid = [chosen[method]] if method in chosen else plan.grid(cell)
+            tries = {rate: plan.earlier(cell, rate) for rate in grid}
+            ended = {rate: outcome for rate, outcome in tries.items() if outcome is not None}
+            if len(ended) < len(grid):
+                continue
+            one = plan.choose(cell, ended)
+            if not (one.outcome.error or one.is_readable()):
+                continue
+            found[cell] = one
+        chosen.setdefault(method, one.rate)
+    return found
+
+
+def write_results(done: Sequence[Done], baseline: str, rates: Sequence[float], out: Path) -> None:
+    """Writes `comparison.json` and `index.html`; prints a line a method."""
     names = dict.fromkeys(one.cell.set_name for one in done)
     by_set = [[one for one in done if one.cell.set_name == name] for name in names]
     content = results.summed_up([results.of_set(of, baseline) for of in by_set], rates)
-    write_text(out / "comparison.json", json.dumps(content, indent=1))
+    write_text(out / RESULTS, json.dumps(content, indent=1))
     write_text(out / "index.html", render(content))
     for of in content["sets"]:
         print(f"{of['set']}:")
@@ -215,12 +293,12 @@ def write_results(
                 continue
             low, high = values["interval"]
             line = f"  {method}: mAP {values['mAP']:.1f} ({low:.1f} to {high:.1f})"
+            line += said_of_runs(values)
             if "difference" in values:
                 line += f", {values['difference']:+.1f} to {baseline}, "
                 line += f"p {values['holm']:.3f} (Holm)"
             print(line)
-    print(f"page and figures: {out / 'index.html'}, {out / 'comparison.json'}")
-    return content
+    print(f"page and figures: {out / 'index.html'}, {out / RESULTS}")
 
 
 def mark_of(out: Path) -> str:

@@ -215,7 +215,7 @@ class Store:
             "weights": self.backbone.digest,
             "backbone": f"{backbone.backbone} {backbone.width:g} {backbone.dtype}",
             "precision": [backbone.precision, self.views.training, jax.default_backend()],
-            "photos": _digest_of_photos(self.split),
+            "photos": digest_of_photos(self.split),
             "decoding": [self.split.upright, self.split.value_range, *transforms.versions()],
             "image_size": self.image_size,
             "views": dict(self.views.origin),
@@ -322,7 +322,7 @@ def _union(numbers: Iterator[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(list(numbers)))
 
 
-def _digest_of_photos(split: Split) -> str:
+def digest_of_photos(split: Split) -> str:
     """Of the encoded photos of a split, in their order."""
     try:
         made = Made.load(stamps_file(split.directory, split.split)).readable()

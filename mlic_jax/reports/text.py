@@ -17,9 +17,10 @@ def summary(values: dict[str, Any], name: str) -> str:
         f"  {', '.join(figures)}",
     ]
     if "mAP_frequent" in values:
+        value = values["mAP_frequent"]
         lines.append(
-            f"  mAP {values['mAP_frequent']:.1f} over the {values['num_frequent']} classes with "
-            "enough positives in both splits"
+            f"  mAP {'n/a' if value is None else format(value, '.1f')} over the "
+            f"{values['num_frequent']} classes with enough positives in both splits"
         )
     if said := said_of_ties(values):
         lines.append(f"  {said}")

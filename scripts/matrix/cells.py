@@ -22,7 +22,13 @@ from mlic_jax.names import LOSSES, MODELS, RECIPES, require_one_of
 RIDGE = "ridge"  # no head that is trained, but the probe that every head has to beat
 ALL_LABELS = "all"
 AS_THE_SET = "own"  # the recipe of the set, and no other
-RATE, SEED = "optim.learning_rate", "seed"  # options that the matrix itself sets
+RATE = "optim.learning_rate"
+# Options that the matrix itself sets, and which argument of its says what.
+AXES = {
+    **{RATE: "--rates", "seed": "--seeds", "model.name": "--heads", "loss.name": "--losses"},
+    **{"recipe": "--recipes", "data.keep_labels": "--labels", "data.one_positive": "--labels"},
+    "data.dropped_labels": "--labels",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Cell:
     def arguments(self, rate: float | None = None) -> list[str]:
         """What a run has beside its recipe, as on a command line."""
         of_rate = [] if rate is None else [f"--config.{RATE}={rate!r}"]
-        return [*self.given, *self.method.arguments, f"--config.{SEED}={self.seed}", *of_rate]
+        return [*self.given, *self.method.arguments, f"--config.seed={self.seed}", *of_rate]
 
     def folder(self, out: Path, rate: float | None) -> Path:
         """Where a run is."""
@@ -130,15 +136,13 @@ def methods(
         require_one_of("--heads", head.name, (*MODELS, RIDGE))
     for loss in axes[1]:
         require_one_of("--losses", loss.name, LOSSES)
-    for of_labels in axes[2]:
-        if of_labels.name != ALL_LABELS:
-            labels_arguments(of_labels.name)
+    axes[2] = [dataclasses.replace(one, name=labels_name(one.name)) for one in axes[2]]
     for recipe in axes[3]:
         require_one_of("--recipes", recipe.name, (AS_THE_SET, *RECIPES))
     for setting in itertools.chain(*axes):
-        for option in (RATE, SEED):
+        for option, axis in AXES.items():
             if any(one.startswith(f"{option}=") for one in setting.options):
-                raise UsageError(f"{setting}: {option} is for --rates and --seeds to say")
+                raise UsageError(f"{setting}: {option} is for {axis} to say")
     made = [
         Method(head, axes[1][0] if head.name == RIDGE else loss, of_labels, recipe)
         for of_labels in axes[2]
@@ -149,18 +153,28 @@ def methods(
     return list(dict.fromkeys(made))
 
 
-def labels_arguments(name: str) -> list[str]:
-    """Those of what of the labels is kept and what the rest is, as in `0.4-absent`.
+def labels_name(text: str) -> str:
+    """What a place on the axis of labels is called: one name for one thing.
 
     Raises:
-        UsageError: it is neither a share nor `one_positive`, with `-absent` or `-unknown`.
+        UsageError: it is neither `all`, nor a share or `one_positive` with `-absent` or `-unknown`.
     """
-    found = re.fullmatch(r"([\d.]+|one_positive)-(absent|unknown)", name)
+    if text == ALL_LABELS:
+        return text
+    found = re.fullmatch(r"(\d*\.?\d+|one_positive)-(absent|unknown)", text)
     if not found:
         raise UsageError(
-            f"--labels {name}: it is {ALL_LABELS}, or as in 0.4-absent, 0.4-unknown, "
+            f"--labels {text}: it is {ALL_LABELS}, or as in 0.4-absent, 0.4-unknown, "
             "one_positive-absent, one_positive-unknown"
         )
-    one_positive = found[1] == "one_positive"
-    kept = "one_positive=True" if one_positive else f"keep_labels={found[1]}"
-    return [f"--config.data.{kept}", f"--config.data.dropped_labels={found[2]}"]
+    kept, dropped = found.groups()
+    if kept == "one_positive":
+        return text
+    return ALL_LABELS if float(kept) == 1 else f"{float(kept):g}-{dropped}"
+
+
+def labels_arguments(name: str) -> list[str]:
+    """Those of what of the labels is kept and what the rest is, of a `labels_name`."""
+    kept, _, dropped = name.partition("-")
+    option = "one_positive=True" if kept == "one_positive" else f"keep_labels={kept}"
+    return [f"--config.data.{option}", f"--config.data.dropped_labels={dropped}"]

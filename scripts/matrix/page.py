@@ -85,7 +85,7 @@ def _cell(values: Mapping[str, Any] | None) -> str:
     if values["mAP"] is None:
         return "failed"
     low, high = values["interval"]
-    text = f"{values['mAP']:.1f} ({low:.1f} to {high:.1f})"
+    text = f"{values['mAP']:.1f} ({low:.1f} to {high:.1f}){said_of_runs(values)}"
     if "difference" in values:
         text += f", {values['difference']:+.1f}{'*' if values['holm'] < 0.05 else ''}"
     return text
@@ -100,8 +100,16 @@ def _ordered(methods: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(methods.items(), key=lambda item: -(item[1]["mAP"] or 0.0))
 
 
+def said_of_runs(values: Mapping[str, Any]) -> str:
+    """How many of a method's runs its figures are of, where that is not all of them."""
+    good, all_of_them = len(values["runs"]), len(values["cells"])
+    return f" of {good} of {all_of_them} runs" if good < all_of_them else ""
+
+
 def _mean_seconds(cells: Sequence[Mapping[str, Any]]) -> str:
-    return f"{sum(cell['seconds'] for cell in cells) / len(cells):.0f}"
+    """Of the runs that were not killed on the way."""
+    known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
+    return f"{sum(known) / len(known):.0f}" if known else "n/a"
 
 
 def draw_intervals(of_set: Mapping[str, Any]) -> Figure:

@@ -1,20 +1,23 @@
 """What came out of a matrix: a JSON for programs, and with `page.py` a page for people."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matrix.cells import Cell, Method
-from matrix.runs import Outcome
+from matrix.cells import RIDGE, Cell, Method
+from matrix.runs import KILLED, Outcome
 
 from mlic_jax.data.label_policy import resolve_unknown
-from mlic_jax.errors import UsageError
+from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
 from mlic_jax.metrics import methods
 from mlic_jax.metrics.localisation import LOOKERS, MEASURES
 from mlic_jax.scores.files import Scores
+
+SCORES, METRICS = "scores_{}.npz", "metrics_{}.json"  # of a split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Done:
         outcome: of the run at that rate, or of the first where all failed.
         folder: of that run.
         tries: the mAP on val of every rate, None where it failed.
+        errors: of every rate that failed why.
     """
 
     cell: Cell
@@ -33,21 +37,45 @@ class Done:
     outcome: Outcome
     folder: Path
     tries: Mapping[str, float | None]
+    errors: Mapping[str, str]
 
     @property
     def method(self) -> Method:
         """Of the cell."""
         return self.cell.method
 
+    @property
+    def has_failed(self) -> bool:
+        """And not by its own doing at one rate of several, as where that is too great."""
+        return bool(self.outcome.error) or KILLED in self.errors.values()
+
+    def _file(self, pattern: str) -> Path:
+        return self.folder / pattern.format(self.outcome.config["data"]["splits"]["test"])
+
     def scores(self) -> Scores:
-        """What its run said of the test split."""
-        (path,) = self.folder.glob("scores_*.npz")
-        return Scores.load(path)
+        """What its run said of the test split. Raises Failure where that cannot be read."""
+        return Scores.load(self._file(SCORES))
 
     def metrics(self) -> dict[str, Any]:
-        """What that is worth."""
-        (path,) = self.folder.glob("metrics_*.json")
-        return json_text.read(path)
+        """What that is worth. Raises Failure where that cannot be read."""
+        values = json_text.read(path := self._file(METRICS))
+        if not isinstance(values, dict) or "mAP" not in values:
+            raise Failure(f"{path} has no metrics: remove it to have it written again")
+        return values
+
+    def is_scored(self) -> bool:
+        """Whether scores and metrics are there."""
+        return all(self._file(pattern).exists() for pattern in (SCORES, METRICS))
+
+    def is_readable(self) -> bool:
+        """Whether scores and metrics are there, and whole."""
+        if not self.is_scored():
+            return False
+        try:
+            self.scores(), self.metrics()
+        except (Failure, UsageError):
+            return False
+        return True
 
 
 def of_set(done: Sequence[Done], baseline: str) -> dict[str, Any]:
@@ -143,6 +171,7 @@ def _about(done: Done) -> dict[str, Any]:
         "rate": done.rate,
         "val_mAP": outcome.mean_ap,
         "tries": dict(done.tries),
+        "errors": dict(done.errors),
         "seconds": outcome.seconds,
         "memory_mib": outcome.memory_mib,
         "error": outcome.error,
@@ -155,8 +184,8 @@ def _about(done: Done) -> dict[str, Any]:
 def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Ranks of the methods that every set has, over sets and seeds.
 
-    A block is a seed of a set that all methods have; a method of one run alone, such as the ridge
-    probe, has it in every block. Blocks of one set are alike, so that the critical difference is
+    A block is a seed of a set that all methods have; the ridge probe, which has none, is in every
+    block. Blocks of one set are alike, so that the critical difference is
     too small rather than too large.
 
     Returns:
@@ -172,7 +201,7 @@ def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     for of in sets:
         cells = [cell for method in has_all for cell in of["methods"][method]["cells"]]
         for seed in sorted({cell["seed"] for cell in cells}):
-            row = [_run(of["methods"][method], seed) for method in has_all]
+            row = [_run(method, of["methods"][method], seed) for method in has_all]
             blocks += [row] if None not in row else []
     if min(len(sets), len(has_all), len(blocks)) < 2:
         return None
@@ -196,9 +225,9 @@ def over_sets(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _run(of_method: Mapping[str, Any], seed: int) -> float | None:
-    """The mAP of the run with a seed, None where there is none; of one cell that of any seed."""
-    if len(of_method["cells"]) == 1:
+def _run(method: str, of_method: Mapping[str, Any], seed: int) -> float | None:
+    """The mAP of the run with a seed, None where there is none; the probe's is of any seed."""
+    if re.match(rf"{RIDGE}\b", method):
         return of_method["mAP"]
     seeds = [cell["seed"] for cell in of_method["cells"] if not cell["error"]]
     return dict(zip(seeds, of_method["runs"], strict=True)).get(seed)

@@ -1,20 +1,22 @@
 """Doing the runs of a matrix, each in a process that may die: how they ended is kept on the disk.
 
 A run leaves `outcome.json` in its folder: what it is worth on `val`, and what it took; or the one
-line that says why it failed. Whatever has one is never run again; what was killed before goes on
-from its last checkpoint.
+line that says why it failed. Whatever has one is never run again; what was killed before, and has
+`begun.json` alone, goes on from its last checkpoint. Both say of which options and data they are.
 """
 
 import contextlib
 import dataclasses
+import errno
 import json
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -22,12 +24,21 @@ from typing import Any, Self
 from matrix.cells import RIDGE, Cell
 
 from mlic_jax import config_paths
-from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
+from mlic_jax.checkpoint_config import changed_options, describe, is_among
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
 
-OUTCOME, LOG = "outcome.json", "log.txt"
+OUTCOME, BEGUN, LOG = "outcome.json", "begun.json", "log.txt"
+KILLED = "its process was killed, perhaps for want of memory"
+# Options that change no figure. Where files lie does not either: their digests tell what they are.
+SAME = (
+    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
+    *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
+    *("data.annotations", "data.cache", "data.cache_gib", "eval.batch_size"),
+)
+# A disk is full or broken: what is told of a run then is not how it ended.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 ENDING = 20.0  # seconds that a process has to end by itself
 
 
@@ -39,29 +50,45 @@ class Outcome:
         recipe, arguments: what anyone can do it again with.
         config: the configuration that follows from them, as JSON, with absolute paths.
         mean_ap: of its best checkpoint on val, percent; None: it failed.
-        seconds: that it took.
+        seconds: that it took; None of a run that went on after it was killed.
         memory_mib: most of the process, where the system tells it.
         error: the line that says why it failed.
+        data: digests of what it read, see `data.py`; None: an earlier version kept none.
     """
 
     recipe: str
     arguments: list[str]
     config: dict[str, Any]
     mean_ap: float | None
-    seconds: float
+    seconds: float | None
     memory_mib: float | None
     error: str = ""
+    data: dict[str, str] | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> Self | None:
-        """That of a run; None where it has not ended."""
-        path = folder / OUTCOME
+    def load(cls, path: Path) -> Self | None:
+        """That of a file; None where there is none.
+
+        Raises:
+            Failure: it is no such file.
+        """
         if not path.exists():
             return None
-        try:
-            return cls(**json_text.read(path))
-        except TypeError:
-            raise Failure(f"{path} is no outcome of a run: remove it to run it again") from None
+        with contextlib.suppress(Failure, TypeError):
+            found = cls(**json_text.read(path))
+            value = found.mean_ap
+            is_value = value is None or (isinstance(value, float) and math.isfinite(value))
+            if is_value and isinstance(found.config, dict):
+                return found
+        raise Failure(f"{path} is no outcome of a run: remove it to run it again")
+
+    def save(self, path: Path) -> None:
+        """Writes it, whole or not at all."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
+
+
+class Stopped(Failure):
+    """A run could not go on for what is not its own doing; the same command goes on with it."""
 
 
 class Worker:
@@ -82,14 +109,17 @@ class Worker:
         """What `work` returns.
 
         Raises:
+            Stopped: the disk is full or broken.
             Failure: of `work`, in a line whatever it was; or the process dies of it.
         """
-        self._here.send((work, arguments))
-        try:
-            value, error = self._here.recv()
-        except EOFError:
+        if not self._process.is_alive():  # it was killed between two runs
             self._start()
-            raise Failure("its process was killed, perhaps for want of memory") from None
+        try:
+            self._here.send((work, arguments))
+            value, error = self._here.recv()
+        except (EOFError, BrokenPipeError):
+            self._start()
+            raise Failure(KILLED) from None
         if error is not None:
             raise error
         return value
@@ -118,11 +148,21 @@ def _serve(there: Connection) -> None:
             except KeyboardInterrupt as stop:
                 error = stop
             except (Failure, UsageError) as failure:
-                error = Failure(str(failure))
+                error = (Stopped if _is_of_the_disk(failure) else Failure)(str(failure))
             except Exception as failure:  # no memory on a GPU, or what nobody expected: see the log
                 line = (str(failure).splitlines() or [""])[0]
-                error = Failure(f"{type(failure).__name__}: {line}"[:300])
+                kind = Stopped if _is_of_the_disk(failure) else Failure
+                error = kind(f"{type(failure).__name__}: {line}"[:300])
             there.send((value, error))
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, one of `OF_THE_DISK`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _end_with_parent() -> None:
@@ -133,37 +173,62 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def earlier(cell: Cell, rate: float | None, folder: Path) -> Outcome | None:
-    """How a run ended, if it has.
+def earlier(
+    cell: Cell, rate: float | None, folder: Path, data: Mapping[str, str], retry: bool = False
+) -> Outcome | None:
+    """How a run ended, if it has; with `retry` one that failed has not.
+
+    Args:
+        data: the digests of what it would read now.
 
     Raises:
-        UsageError: what is in its folder is a run of another configuration.
+        UsageError: what is in its folder is a run of another configuration, or of other data.
     """
-    done = Outcome.load(folder)
-    if done is not None:
+    done = Outcome.load(folder / OUTCOME)
+    if done is not None and done.error and retry:
+        return None
+    begun = done or Outcome.load(folder / BEGUN)
+    if begun is not None:
         now = config_paths.absolute(json.loads(cell.config(rate).to_json()))
-        changes = changed_options(done.config, now)
-        changes = {name: of for name, of in changes.items() if not is_among(name, HOW)}
+        changes = changed_options(begun.config, now)
+        changes = {name: of for name, of in changes.items() if not is_among(name, SAME)}
         if changes:
             raise UsageError(
                 f"{folder} is a run of other options: {describe(changes)}; give another --out"
             )
+        if begun.data is not None and begun.data != data:
+            names = sorted({*begun.data.items()} ^ {*data.items()})
+            raise UsageError(
+                f"{folder} is a run of other data: {', '.join(dict(names))} changed since; give "
+                "another --out"
+            )
     return done
 
 
-def run(worker: Worker, cell: Cell, rate: float | None, folder: Path) -> Outcome:
-    """Does a run up to its last validation, from where it was, and keeps how it ended."""
+def run(
+    worker: Worker, cell: Cell, rate: float | None, folder: Path, data: dict[str, str]
+) -> Outcome:
+    """Does a run up to its last validation, from where it was, and keeps how it ended.
+
+    Raises:
+        Stopped: it could not go on for want of a sound disk; nothing is kept of that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    is_new = not (folder / BEGUN).exists()
     config = config_paths.absolute(json.loads(cell.config(rate).to_json()))
-    begun = Outcome(cell.recipe, cell.arguments(rate), config, None, 0.0, None)
+    begun = Outcome(cell.recipe, cell.arguments(rate), config, None, None, None, data=data)
+    begun.save(folder / BEGUN)
     start = time.monotonic()
     try:
         mean_ap, memory = worker.do(train, cell, rate, folder)
         outcome = dataclasses.replace(begun, mean_ap=mean_ap, memory_mib=memory)
+    except Stopped:
+        raise
     except Failure as error:
         outcome = dataclasses.replace(begun, error=str(error))
-    outcome = dataclasses.replace(outcome, seconds=time.monotonic() - start)
-    write_text(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1))
+    if is_new:
+        outcome = dataclasses.replace(outcome, seconds=time.monotonic() - start)
+    outcome.save(folder / OUTCOME)
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from mlic_jax import recipes
+from mlic_jax.data import sources
+from mlic_jax.data.corrections import Answer, append, now
+from mlic_jax.data.options import DataOptions
 from mlic_jax.errors import Failure, UsageError
+from mlic_jax.files.atomic import locked
 from mlic_jax.scores.files import Scores
 from mlic_jax.train.loop import train
 
@@ -22,9 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def matrix_modules():
     """The modules of the script."""
     sys.path.insert(0, str(ROOT / "scripts"))
-    from matrix import cells, page, results, runs
+    import compare
+    from matrix import cells, data, page, results, runs
 
-    yield {"cells": cells, "page": page, "results": results, "runs": runs}
+    modules = {"cells": cells, "data": data, "page": page, "results": results, "runs": runs}
+    yield modules | {"compare": compare}
     sys.path.remove(str(ROOT / "scripts"))
 
 
@@ -171,8 +178,14 @@ def test_what_differs_in_its_protocol_is_not_compared(recipe, refusal, tmp_path)
     assert "pooled (eval.protocol=asl), bce differs in eval.protocol, 'asl' and" in said
 
 
-def test_a_cell_that_fails_is_red_and_the_others_are_done(matrix, recipe):
-    out, _, _ = matrix
+@pytest.fixture
+def copied(matrix, tmp_path):
+    """A copy of the matrix to tamper with."""
+    return Path(shutil.copytree(matrix[0], tmp_path / "matrix"))
+
+
+def test_a_cell_that_fails_is_red_and_the_others_are_done(copied, recipe):
+    out = copied
     heads = ["mcar:model.local_size=33", "pooled"]
     ended = compare(recipe, out, "--heads", *heads, "--rates", "0.3", "--seeds", "3")
     assert ended.returncode == 1
@@ -188,6 +201,119 @@ def test_a_cell_that_fails_is_red_and_the_others_are_done(matrix, recipe):
     before = failed.stat().st_mtime_ns
     compare(recipe, out, "--heads", *heads, "--rates", "0.3", "--seeds", "3", "--retry")
     assert failed.stat().st_mtime_ns > before
+
+
+def plan_of(modules, recipe, out, arguments):
+    """The plan of the command with these arguments."""
+    cells, compare = modules["cells"], modules["compare"]
+    heads = arguments[1:4]
+    made = cells.methods(heads, ["bce"], ["all"], ["own"])
+    all_cells = compare.matrix({str(recipe): "tiny_scenes"}, (), made, [3, 4])
+    digests = modules["data"].Digests()
+    data = {cell: digests(cell.config()) for cell in all_cells}
+    return compare.Plan(all_cells, [0.02, 0.3, 1e38], out, data, False)
+
+
+def test_what_is_stopped_leaves_the_results_of_all_that_ended(
+    matrix, matrix_modules, recipe, copied, monkeypatch, capsys
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+        yield
+
+    before = methods_of(copied)
+    script = matrix_modules["compare"]
+    monkeypatch.setattr(script, "run_all", stopped)
+    monkeypatch.setattr(script.signal, "signal", lambda *_: None)
+    plan = plan_of(matrix_modules, recipe, copied, matrix[1])
+    with pytest.raises(KeyboardInterrupt):
+        script.do_all(plan, 0, "pooled, bce")
+    after = methods_of(copied)
+    worth = [
+        {name: of["mAP"] for name, of in found["methods"].items()} for found in (before, after)
+    ]
+    assert worth[0] == worth[1] and len(worth[0]) == 3
+
+
+def test_what_is_done_of_other_data_is_refused(matrix, recipe, refusal, copied):
+    path = next(copied.glob("cells/*/pooled*/seed3/rate0.3/outcome.json"))
+    kept = json.loads(path.read_text())
+    assert set(kept["data"]) == {"train", "val", "test"}
+    for said in ("val", "init_from"):
+        path.write_text(json.dumps(kept | {"data": kept["data"] | {said: "other"}}))
+        told = refusal(recipe, copied, *matrix[1])
+        assert f"is a run of other data: {said} changed since; give another --out" in told
+    del kept["data"]  # as an earlier version kept it
+    path.write_text(json.dumps(kept))
+    assert "other options" in refusal(recipe, copied, *matrix[1], "--config.eval.every=1")
+
+
+def test_digests_tell_of_labels_and_of_files(make_config, matrix_modules, tmp_path):
+    config = make_config()
+    config.data.corrections = str(tmp_path / "corrections.csv")
+    config.init_from = str(tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "array").write_text("1")
+
+    def digests():
+        return matrix_modules["data"].Digests()(config)
+
+    before = digests()
+    assert set(before) == {"train", "val", "test", "init_from"} and digests() == before
+    train = sources.open_splits(DataOptions.of(config.data))["train"]
+    answer = [train.image_id(0), train.split, train.class_names[0], "unknown", "anna", now()]
+    append(config.data.corrections, [Answer(*answer)])
+    (tmp_path / "weights" / "array").write_text("2")
+    assert [name for name in before if digests()[name] != before[name]] == ["train", "init_from"]
+
+
+def test_one_command_at_a_time_and_a_begun_run_is_of_its_options(matrix, recipe, refusal, copied):
+    with locked(copied):
+        assert f"another process is writing to {copied}" in refusal(recipe, copied, *matrix[1])
+    for path in copied.rglob("outcome.json"):
+        path.unlink()  # as if it had been killed
+    told = refusal(recipe, copied, *matrix[1], "--config.epochs=7")
+    assert "is a run of other options: epochs 2 (now 7)" in told
+    assert not list(copied.rglob("outcome.json"))
+
+
+def test_what_was_killed_or_cannot_be_read_is_told_and_done_again(
+    matrix, matrix_modules, recipe, copied
+):
+    killed = matrix_modules["runs"].KILLED
+    path = next(copied.glob("cells/*/pooled*/seed3/rate0.02/outcome.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mean_ap": None, "error": killed}))
+    (scores,) = copied.glob("cells/*/csra*/seed4/rate*/scores_test.npz")
+    scores.write_bytes(scores.read_bytes()[:100])
+    ended = compare(recipe, copied, *matrix[1])
+    assert ended.returncode == 1 and "2 of 5 cells failed" in ended.stderr
+    assert f"pooled, bce, seed 3, rate 0.02: {killed}" in ended.stdout
+    assert f"rate 0.02: failed: {killed}" in (copied / "index.html").read_text()
+    assert "of 1 of 2 runs" in ended.stdout
+    before = path.stat().st_mtime_ns
+    ended = compare(recipe, copied, *matrix[1], "--retry")
+    assert ended.returncode == 0, ended.stderr
+    assert path.stat().st_mtime_ns > before
+    of = methods_of(copied)["methods"]
+    assert of["pooled, bce"]["mAP"] == methods_of(matrix[0])["methods"]["pooled, bce"]["mAP"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", '{"mean_ap": 1.0}', "NaN", "high", "config null"]
+)
+def test_an_outcome_that_is_none_is_told(matrix, matrix_modules, tmp_path, content):
+    sound = next(matrix[0].rglob("outcome.json"))
+    tampered = {
+        "NaN": {"mean_ap": float("nan")},
+        "high": {"mean_ap": "high"},
+        "config null": {"config": None},
+    }
+    if content in tampered:
+        content = json.dumps(json.loads(sound.read_text()) | tampered[content])
+    path = tmp_path / "outcome.json"
+    path.write_text(content)
+    with pytest.raises(Failure, match=r"outcome\.json is no outcome .* remove it to run it again"):
+        matrix_modules["runs"].Outcome.load(path)
 
 
 def made_up_set(name, runs, baseline="a"):
@@ -211,6 +337,9 @@ def test_ranks_are_of_seeds_that_all_methods_have(matrix_modules):
     assert found["ranks"] == pytest.approx(ranks)
     assert found["wins_and_losses"] == {"ridge": [1, 2], "b": [2, 1]}
     assert found["left_out"] == ["c"]
+    one["methods"]["c"] = {"mAP": 9.0, "runs": [9.0], "cells": [{"seed": 0, "error": ""}]}
+    # Of the one block that all have: an only run is no run of the other seeds.
+    assert matrix_modules["results"].over_sets([one, two]) is None
     assert matrix_modules["results"].over_sets([one]) is None
 
 
@@ -221,6 +350,11 @@ def test_a_process_that_dies_fails_its_cell_alone(matrix_modules):
         assert worker.do(abs, -3) == 3
         with pytest.raises(Failure, match="ZeroDivisionError: "):
             worker.do(divmod, 1, 0)
+        os.kill(worker._process.pid, signal.SIGKILL)  # while it waits
+        worker._process.join()
+        assert worker.do(abs, -3) == 3
+        with pytest.raises(matrix_modules["runs"].Stopped, match="No space left"):
+            worker.do(Path("/dev/full").write_text, "more than there is")
         with pytest.raises(KeyboardInterrupt):
             worker.do(signal.default_int_handler, signal.SIGINT, None)
 
@@ -269,7 +403,12 @@ def is_worker_of(parent, stat):
         (["--heads", "pooled", "--recipes", "asll"], "did you mean 'asl'"),
         (["--heads", "pooled", "--labels", "0.4"], "0.4-absent"),
         (["--heads", "pooled:loss.clip"], "'loss.clip' is no option=value"),
-        (["--heads", "pooled:seed=3"], "seed is for --rates and --seeds to say"),
+        (["--heads", "pooled:seed=3"], "seed is for --seeds to say"),
+        (["--heads", "pooled:loss.name=asl"], "loss.name is for --losses to say"),
+        (["--heads", "pooled", "--losses", "bce:model.name=msrn"], "is for --heads to say"),
+        (["--heads", "pooled", "--recipes", "asl:recipe=q2l"], "recipe is for --recipes to say"),
+        (["--heads", "pooled", "--config.seed=4"], "--config.seed is for --seeds to say"),
+        (["--heads", "pooled", "--labels", "1.5.2-absent"], "--labels 1.5.2-absent: it is all"),
         (["--heads", "pooled", "--baseline", "csra, bce"], "these are: pooled, bce"),
         (["--heads", "pooled", "--config.epocs=1"], "did you mean 'epochs'"),
     ],
@@ -296,4 +435,8 @@ def test_a_method_says_what_it_is(matrix_modules):
     folders = [cells.Cell("set", "", (), one, 0).folder(Path("x"), 0.1) for one in (plain, other)]
     assert folders[0] != folders[1]
     with pytest.raises(UsageError, match="one_positive-unknown"):
-        cells.labels_arguments("one_positive")
+        cells.labels_name("one_positive")
+    names = ["0.40-absent", ".4-absent", "1.0-unknown", "one_positive-absent"]
+    assert [cells.labels_name(name) for name in names] == [
+        *("0.4-absent", "0.4-absent", "all", "one_positive-absent")
+    ]
