@@ -1,7 +1,8 @@
 """Errors by likely cause: traits of labels, and how much more often a label with one is wrong.
 
 A trait is no proof of a cause. So beside the errors of labels that have it stand the errors of the
-labels that do not: a cause is likely where the first is the higher rate by two standard errors.
+labels that do not: a cause is likely where the first is the higher rate by more than chance makes
+it (see `is_likely`).
 
 Of labels that are present, and may be missed:
 
@@ -17,6 +18,7 @@ Of labels that are absent, and may be predicted:
 - `rare`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +39,8 @@ RARE = 10
 COMPANION, LIFT, LEAST_PHOTOS = EDGE_PROBABILITY, 2.0, 5
 # How near to an edge a box reaches it, as a share of the side, and the share that is overlapped.
 EDGE, OVERLAPPED = 0.005, 0.5
-SURE = 2.0  # standard errors
+# A cause is likely by intervals of so many standard errors, and of at least so many labels.
+SURE, LEAST_LABELS = 2.0, 5
 
 
 class Trait(NamedTuple):
@@ -157,15 +160,27 @@ def count_errors(
 
 
 def is_likely(errors: int, labels: int, other_errors: int, other_labels: int) -> bool:
-    """Whether labels with a trait are more often wrong than others, by two standard errors.
+    """Whether labels with a trait are more often wrong than others, by more than chance makes them.
 
-    Those of the difference of two shares, if both were that of all together.
+    That is where the interval of the difference of the two shares is above 0: Newcombe's hybrid
+    score interval (Statistics in Medicine 17, 1998, method 10), made of Wilson's of each share,
+    whose width is not 0 where all labels are wrong, or none. Of few labels nothing is likely.
     """
-    if not (labels and other_labels):
+    if min(labels, other_labels) < LEAST_LABELS:
         return False
-    share = (errors + other_errors) / (labels + other_labels)
-    variance = share * (1 - share) * (1 / labels + 1 / other_labels)
-    return errors / labels - other_errors / other_labels > SURE * variance**0.5
+    share, other_share = errors / labels, other_errors / other_labels
+    below = share - wilson_interval(errors, labels)[0]
+    above = wilson_interval(other_errors, other_labels)[1] - other_share
+    return share - other_share > math.hypot(below, above)
+
+
+def wilson_interval(errors: int, labels: int) -> tuple[float, float]:
+    """The interval (low, high) of the share of errors among labels, of `SURE` standard errors."""
+    square = SURE**2
+    middle = (errors + square / 2) / (labels + square)
+    variance = errors * (labels - errors) / labels + square / 4
+    half = SURE * math.sqrt(variance) / (labels + square)
+    return middle - half, middle + half
 
 
 def errors_by_cause(

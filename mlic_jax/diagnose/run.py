@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mlic_jax.command_line import mode_command
 from mlic_jax.data import sources
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.data.objects import Objects, read_objects
@@ -59,12 +60,7 @@ def diagnose_run(config: ConfigDict, workdir: Path, checkpoint: Path) -> dict[st
     protocol = PROTOCOLS[config.eval.protocol]
     found = diagnose(scores, splits["train"].labels(), objects, point, protocol.threshold)
     if objects is None:
-        found["no_boxes"] = (
-            f"the set {split.name} has no boxes of objects: what is made from them is left out. "
-            "COCO, VOC and generated scenes have them, and own data in the formats of COCO, VOC "
-            f"and YOLO; a set that an earlier version prepared, {split.directory}, gets those of "
-            "YOLO when it is deleted and prepared again"
-        )
+        found["no_boxes"] = said_of_no_boxes(data, split)
     found["doubtful"] = read_doubtful(workdir / FOLDER / DOUBTFUL)
     folder = workdir / FOLDER
     figures_text = json.dumps(found, indent=1, allow_nan=False)
@@ -82,6 +78,19 @@ def diagnose_run(config: ConfigDict, workdir: Path, checkpoint: Path) -> dict[st
     return found
 
 
+def said_of_no_boxes(data: DataOptions, split: Split) -> str:
+    """What there is to say, and to do, of a set without boxes of objects."""
+    said = f"the set {split.name} has no boxes of objects: what is made from them is left out. "
+    if data.source == "yolo":
+        return said + (
+            f"If an earlier version prepared it, delete {split.directory} and prepare it again"
+        )
+    return said + (
+        "COCO, VOC and generated scenes have them, and own data in the formats of COCO, VOC and "
+        "YOLO"
+    )
+
+
 def read_scores(workdir: Path, split: str) -> Scores:
     """The score file of a split in a run's folder.
 
@@ -91,13 +100,18 @@ def read_scores(workdir: Path, split: str) -> Scores:
     """
     path = workdir / f"scores_{split}.npz"
     if not path.is_file():
-        raise UsageError(f"no score file {path}: give the same command with --mode evaluate first")
+        raise UsageError(f"no score file {path}: {evaluate_command(workdir)} writes it")
     scores = Scores.load(path)
     if not np.isfinite(scores.logits).all():
         raise Failure(f"{path}: its scores are not finite; the checkpoint is damaged")
     if not scores.labels.any():
         raise UsageError(f"{path}: no label of the split is known, so none can be wrong")
     return scores
+
+
+def evaluate_command(workdir: Path) -> str:
+    """What writes the score file of a run's folder, as `mlic` or the module takes it."""
+    return mode_command("evaluate", "--workdir", workdir)
 
 
 def check_same_split(scores: Scores, split: Split, workdir: Path) -> None:
@@ -111,7 +125,7 @@ def check_same_split(scores: Scores, split: Split, workdir: Path) -> None:
         if one != other:
             raise UsageError(
                 f"the set {split.name} {split.split} has other {what} than the score file of "
-                f"{workdir}: give the same command with --mode evaluate again"
+                f"{workdir}: {evaluate_command(workdir)} renews it"
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlic_jax.data.image_files import image_suffixes, printable
 from mlic_jax.errors import UsageError
+from mlic_jax.predict.sidecars import SUFFIX
 
 
 def check_is_there(where: str) -> None:
@@ -18,8 +19,9 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
     """The folder that all images lie in, and the images, sorted.
 
     In folders and patterns only what has a name that ends as Pillow's formats do counts, nothing
-    hidden, and nothing in `out`. How many other files there are is printed. Links to nothing, pipes
-    and folders that cannot be opened are among the images: their rows say what is wrong.
+    hidden, and nothing in `out`. How many other files there are is printed, sidecars of
+    photos apart. Links to nothing, pipes and folders that cannot be opened are among the images:
+    their rows say what is wrong.
 
     Raises:
         UsageError: there is no such folder or file, or no image in it.
@@ -42,7 +44,14 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
     ]
     suffixes = image_suffixes()
     images = [file for file in files if file.suffix.lower() in suffixes]
-    others = sorted({file.suffix.lower() or file.name for file in files} - suffixes)
+    photos = {name for image in images for name in (image, image.with_suffix(""))}
+    passed = [
+        file
+        for file in files
+        if file.suffix.lower() not in suffixes
+        and not (file.suffix.lower() == SUFFIX and file.with_suffix("") in photos)
+    ]
+    others = sorted({file.suffix.lower() or file.name for file in passed})
     seen = ", ".join(map(printable, others[:5]))
     if not images:
         raise UsageError(
@@ -51,7 +60,7 @@ def find_images(where: str, out: Path) -> tuple[Path, list[Path]]:
             + (f"; {printable(closed[0])} cannot be opened" if closed else "")
         )
     if others:
-        print(f"{len(files) - len(images)} files that are no images are passed over: {seen}")
+        print(f"{len(passed)} files that are no images are passed over: {seen}")
     root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in images]))
     return root, sorted([*images, *closed])
 

@@ -12,7 +12,10 @@ Box = tuple[int, int, int, int]  # (y1, x1, y2, x2) in pixels, upper bounds excl
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Where the model looked, and for which class: MCAR a second time, others the only one."""
+    """Where the model looked, and for which class: MCAR a second time, others the only one.
+
+    `box` is (y1, x1, y2, x2), rows before columns; Pillow's crop takes (x1, y1, x2, y2).
+    """
 
     class_name: str
     box: Box  # (y1, x1, y2, x2) in pixels of the upright photo, upper bounds exclusive

@@ -1,6 +1,7 @@
 """Traits of labels and the errors with them, each on a case that is plain to see."""
 
 import numpy as np
+import pytest
 
 from mlic_jax.diagnose.causes import (
     Trait,
@@ -9,6 +10,7 @@ from mlic_jax.diagnose.causes import (
     find_companions,
     find_traits,
     is_likely,
+    wilson_interval,
 )
 
 NONE = np.zeros((0, 4), np.int32), np.zeros(0, np.int32)
@@ -97,6 +99,24 @@ def test_a_cause_is_likely_where_chance_would_not_do_it():
     assert not is_likely(3, 20, 18, 180)  # 0.15 and 0.1
     assert not is_likely(0, 20, 90, 180)
     assert not is_likely(5, 5, 0, 0) and not is_likely(0, 0, 5, 9)
+
+
+def test_a_few_labels_make_no_cause_likely():
+    """All of 2 are wrong, or none: a share without a spread of its own, which proves nothing."""
+    assert not is_likely(2, 2, 10, 200) and not is_likely(180, 200, 0, 2)
+    assert not is_likely(5, 5, 60, 100)  # which comes by chance once in 13 times
+    assert is_likely(5, 5, 10, 100)
+    assert is_likely(40, 50, 10, 50)
+
+
+def test_intervals_are_those_of_wilson():
+    """The limits are the shares p from which errors / labels is two standard errors of p away."""
+    for errors, labels in ((0, 2), (2, 2), (3, 20), (40, 50)):
+        low, high = wilson_interval(errors, labels)
+        for p in (low, high):
+            distance = (errors / labels - p) ** 2
+            assert distance == pytest.approx(4 * p * (1 - p) / labels, abs=1e-12)
+        assert -1e-12 < low <= errors / labels <= high < 1 + 1e-12
 
 
 def test_missed_and_wrong_are_counted_apart_and_unknown_labels_not():

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from mlic_jax.config import default_config
 from mlic_jax.data import sources
 from mlic_jax.data.objects import read_objects
 from mlic_jax.data.options import DataOptions
@@ -86,6 +87,7 @@ def test_the_page_shows_the_figures_and_loads_nothing(scores, splits, tmp_path, 
     urls = [event["params"]["request"]["url"] for event in asked]
     assert all(url == page.as_uri() or url.startswith("data:") for url in urls), urls
     said = chromium.value("document.body.innerText")
+    assert chromium.value("document.querySelectorAll('nav a[href=\"#second\"]').length") == 1
     for heading in ("Errors by likely cause", "Where it looks", "Gained most", "Doubtful labels"):
         assert heading in said
     assert f"of {found['errors']['missed']['labels']} labels that are present" in said
@@ -108,6 +110,7 @@ def test_without_boxes_regions_or_a_second_look_the_rest_is_there(scores, splits
     assert "small" not in found["errors"]["missed"]["causes"]
     found |= {"no_boxes": "the set has no boxes", "doubtful": None}
     text = page_of(tmp_path, once, splits, found, None).read_text()
+    assert 'href="#second"' not in text
     for said in ("The set has no boxes", "The model looks once", "By the number of labels"):
         assert said in text
     objects = read_objects(splits["test"], SIZE)
@@ -132,9 +135,22 @@ def test_an_operating_point_decides_and_its_probabilities_stand_beside(scores, s
 
 def test_without_a_score_file_it_says_what_to_run(tmp_path):
     with pytest.raises(
-        UsageError, match=r"no score file .*: give the same command with --mode evaluate"
+        UsageError, match=r"no score file .*: python -m mlic_jax.main --mode evaluate --workdir"
     ):
         run.read_scores(tmp_path, "test")
+
+
+def test_users_of_the_short_command_are_told_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mlic diagnose"])
+    with pytest.raises(UsageError, match=r": mlic evaluate --workdir \S+ writes it"):
+        run.read_scores(tmp_path, "test")
+
+
+@pytest.mark.parametrize(("source", "is_told"), [("yolo", True), ("csv", False)])
+def test_preparing_again_is_advice_for_sets_in_yolos_format(source, is_told, splits):
+    data = dataclasses.replace(DataOptions.of(default_config().data), source=source)
+    said = run.said_of_no_boxes(data, splits["test"])
+    assert ("an earlier version" in said) == is_told
 
 
 def test_scores_that_are_not_finite(scores, tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import html.parser
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -251,6 +252,9 @@ def test_the_page_shows_every_photo_and_loads_only_what_lies_beside_it(predicted
         assert any(alt.startswith(f"{record['file']}: ") for alt in page.alts)
     assert page.text.count("at its peak") == 2 * len(good)
     source = (out / "index.html").read_text(encoding="utf-8")
+    badges = re.findall(r'<span class="badge".*?>(\d+)</span>', source, re.DOTALL)
+    beside_labels = re.findall(r'<li><span class="name"><span class="number".*?>(\d+)<', source)
+    assert sorted(beside_labels) == sorted(badges) != []  # which label a box is of
     assert source.count("<img") == source.count('<img loading="lazy"') > 0
 
 
@@ -405,6 +409,15 @@ def test_which_files_are_images(photos, tmp_path, capsys):
 
     assert found(photos) == (photos, NAMES)
     assert "1 files that are no images are passed over: .txt" in capsys.readouterr().out
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for name in ("a.jpg", "a.jpg.xmp", "b.png", "b.xmp"):
+        (beside / name).touch()
+    assert found(beside, tmp_path / "out")[1] == ["a.jpg", "b.png"]
+    assert "passed over" not in capsys.readouterr().out  # sidecars of these photos
+    (beside / "c.xmp").touch()
+    found(beside, tmp_path / "out")
+    assert "1 files that are no images are passed over: .xmp" in capsys.readouterr().out
     assert found(photos / "inner" / "*.jpg") == (photos / "inner", ["a.jpg", "cut.jpg"])
     assert found(photos / "**" / "*.[jJ]*") == (
         photos,
