@@ -32,7 +32,8 @@ const next = (more = []) => ask("/next", { list, passed: [...passed, ...more] })
 function show({ question, open, notes }) {
   shown = question;
   if (notes.length) at("note").textContent = notes.join("; ");
-  at("view").hidden = !question;
+  at("view").hidden = at("probe").hidden = !question;
+  at("boxed").hidden = !question?.box;
   at("rest").hidden = !question || question.open_classes < 2;
   for (const button of document.querySelectorAll("[data-answer], #skip")) button.disabled = !question;
   for (const id of ["said", "others", "where"]) at(id).textContent = "";
@@ -57,6 +58,11 @@ function show({ question, open, notes }) {
   }
   look_ahead();
 }
+
+at("photo").addEventListener("load", ({ target }) => {
+  at("view").style.setProperty("--wide", target.naturalWidth);
+  at("view").style.setProperty("--high", target.naturalHeight);
+});
 
 // While this one is looked at the model looks at the next photo, and the browser loads it. What is
 // said of it is asked for again: this answer may change that.

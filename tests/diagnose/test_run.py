@@ -108,10 +108,14 @@ def test_without_boxes_regions_or_a_second_look_the_rest_is_there(scores, splits
     assert found["second_look"] is None
     assert not {"recall_by_size", "localisation"} & found.keys()
     assert "small" not in found["errors"]["missed"]["causes"]
-    found |= {"no_boxes": "the set has no boxes", "doubtful": None}
+    found |= {"no_boxes": "the set has no boxes, COCO has", "doubtful": None}
     text = page_of(tmp_path, once, splits, found, None).read_text()
     assert 'href="#second"' not in text
-    for said in ("The set has no boxes", "The model looks once", "By the number of labels"):
+    for said in (
+        "The set has no boxes, COCO has.",
+        "The model looks once",
+        "By the number of labels",
+    ):
         assert said in text
     objects = read_objects(splits["test"], SIZE)
     with_boxes = run.diagnose(once, splits["train"].labels(), objects, None, 0.5)

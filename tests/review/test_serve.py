@@ -279,6 +279,27 @@ def test_with_a_keyboard(chromium, server, own):
     assert said == []
 
 
+def test_a_small_photo_grows_and_what_is_said_is_explained(chromium, server):
+    screen = {"width": 1100, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chromium.open(server.url)
+    chromium("Emulation.setDeviceMetricsOverride", **screen)
+    chromium.wait_for("document.querySelector('#photo')?.naturalWidth > 0")
+    chromium.wait_for("photo.complete && document.body.ariaBusy !== 'true'")
+    width, height, wide, high, view = chromium.value(
+        "[photo.clientWidth, photo.clientHeight, photo.naturalWidth, photo.naturalHeight,"
+        " document.querySelector('#view').clientWidth]"
+    )
+    room = (1100 - 48) * 2 / 3, 900 - 230
+    growth = min(3, room[0] / wide, room[1] / high)
+    assert growth > 1  # or there is nothing to see
+    assert abs(width - growth * wide) <= 1 and abs(height - growth * high) <= 1
+    assert view == width  # of which the box has its share
+    shown = "document.querySelector('section').innerText"
+    assert "The probe judges by" in chromium.value(shown)
+    box_is_shown = chromium.value("!document.querySelector('#box').hidden")
+    assert ("The box is where" in chromium.value(shown)) == box_is_shown
+
+
 def ask_next(server, name="doubtful"):
     status, answer = server.ask("/next", {"list": name, "passed": []})
     assert status == 200, answer
