@@ -42,6 +42,8 @@ def find(name: str) -> Path:
     for path in (Path(name), *(folder / f"{name}.py" for folder in FOLDERS)):
         if path.is_file():
             return path
+    if (inside := Path(name) / f"{Path(name).name}.py").is_file():  # of mlic prepare
+        raise UsageError(f"--config {name}: it is a folder; its recipe is {inside}")
     near = did_you_mean(Path(name).stem, known())
     raise UsageError(f"--config {name}: no such file, nor a recipe of `mlic recipes`{near}")
 

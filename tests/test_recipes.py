@@ -61,6 +61,10 @@ def test_a_mistake_is_one_line_that_says_where(line, message, tmp_path):
 
 
 def test_what_is_no_recipe(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("")
+    with pytest.raises(UsageError, match=r"it is a folder; its recipe is .*mine/mine\.py"):
+        recipes.load(str(tmp_path / "mine"))
     with pytest.raises(UsageError, match=r"no such file.*did you mean 'mcar_voc2007'\?"):
         recipes.load("elsewhere/mcar_voc207.py")
     (tmp_path / "empty.py").write_text("")

@@ -112,7 +112,8 @@ def of_rules(rules: Iterable[tuple[str, str, str]], class_names: Sequence[str]) 
     for where, *pair in rules:
         for name in pair:
             if name not in names:
-                raise UsageError(f"{where}: no label {name!r}{did_you_mean(name, names)}")
+                near = did_you_mean(name, names) or ", and a rule is between classes of the set"
+                raise UsageError(f"{where}: no label {name!r}{near}")
         child, parent = (names.index(name) for name in pair)
         if child in _above(parent, parents):
             raise UsageError(f"{where}: {pair[0]} would be below itself")

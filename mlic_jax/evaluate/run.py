@@ -250,7 +250,7 @@ def write_results(
         title=f"{options.model.name} on {split.name} {split.split}",
         summary=about,
         train_log=train_log,
-        objects_at=objects_at if split.has_boxes() else None,
+        objects_at=objects_at,
         label_graph=label_graph,
     )
     print(text.summary(values, f"{split.name} {split.split}"))

@@ -88,6 +88,10 @@ def write_report(
             curves.append(draw_loss(*log["loss"]))
         if "val/mAP" in log:
             curves.append(draw_validation(log, metrics["chance"]))
+    gallery = [
+        (heading, [picture_of(scores, predicted, int(i), image_at, objects_at) for i in chosen])
+        for heading, chosen in choose_images(scores)
+    ]
     page = page_template(_PAGE, _FILTERS).render(
         title=title,
         summary=summary or {},
@@ -103,11 +107,8 @@ def write_report(
         f1_columns=("CP", "CR", "CF1", "CF1_macro", "OP", "OR", "OF1"),
         curves=curves,
         has_log=bool(log),
-        gallery=[
-            (heading, [picture_of(scores, predicted, int(i), image_at, objects_at) for i in chosen])
-            for heading, chosen in choose_images(scores)
-        ],
-        has_objects=objects_at is not None,
+        gallery=gallery,
+        has_objects=any(picture["objects"] for _, pictures in gallery for picture in pictures),
         least_global=LEAST_GLOBAL,
         region_colours=colours_of_regions(scores),
         image_size=scores.image_size,

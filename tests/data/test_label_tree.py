@@ -65,6 +65,7 @@ def test_violations_are_of_known_labels(tree):
     "text, message",
     [
         ("dog < animl", "line 1: no label 'animl'; did you mean 'animal'"),
+        ("dog < xyz", "line 1: no label 'xyz', and a rule is between classes of the set"),
         ("dog < animal\nanimal < pet\npet < dog", "line 3: pet would be below itself"),
         ("dog < dog", "line 1: dog would be below itself"),
         ("dog, animal", "line 1: 'dog, animal' is no rule such as `dog < animal`"),

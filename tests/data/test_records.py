@@ -242,10 +242,14 @@ def test_another_source_under_the_same_name_is_refused(toy_source, tmp_path):
     with pytest.raises(UsageError, match=r"order='a'.*'b'.*another name or delete"):
         records.prepare(source, tmp_path)
     source.description = {"kind": "toy", "order": "a", "sizes": (1, 2), "year": 2007}
-    with pytest.raises(UsageError, match=r"with year=None, and now it is 2007: .*another name"):
+    with pytest.raises(
+        UsageError, match=r"without year, and now it is with year=2007: .*another name"
+    ):
         records.prepare(source, tmp_path)
     source.description = {"kind": "toy", "order": "a"}
-    with pytest.raises(UsageError, match=r"with sizes=\[1, 2\], and now it is None: .*another"):
+    with pytest.raises(
+        UsageError, match=r"with sizes=\[1, 2\], and now it is without sizes: .*another"
+    ):
         records.prepare(source, tmp_path)
 
 

@@ -211,6 +211,13 @@ def test_same_input_gives_the_same_bytes(tmp_path, scores, train_log, page_path)
     assert again.read_bytes() == page_path.read_bytes()
 
 
+def test_there_is_no_switch_for_boxes_that_there_are_not(tmp_path, scores, page_path):
+    none = np.zeros((0, 4)), np.zeros(0, int)
+    without, _ = write(tmp_path, scores, objects_at=lambda i: none)
+    switches = ["True boxes" in path.read_text() for path in (page_path, without)]
+    assert switches == [True, False]
+
+
 # --- numbers
 
 

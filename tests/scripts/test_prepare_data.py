@@ -394,8 +394,11 @@ def test_given_again(run, table, capsys):
         assert Path("own/ours/ours.py").read_bytes() == recipe
         return line
 
-    assert "was prepared with train_share=0.8, and now it is 0.5" in refused("--split", "0.5")
-    assert "was prepared with split_seed=0, and now it is 3" in refused("--seed", "3")
+    said = "prepared with train_share=0.8, and now it is with train_share=0.5"
+    assert said in refused("--split", "0.5")
+    assert "was prepared with split_seed=0, and now it is with split_seed=3" in refused(
+        "--seed", "3"
+    )
     labels = (table / "labels.csv").read_text()
     for changed in (
         labels.replace(",1\n", ",0\n", 1),

@@ -67,10 +67,11 @@ def check_same_source(source: Source, final: Path) -> None:
     wanted = json.loads(json.dumps(source.description))
     for field in sorted({*prepared, *wanted} - {"root"}):  # a set may move
         if prepared.get(field) != wanted.get(field):
-            raise UsageError(
-                f"{final} was prepared with {field}={prepared.get(field)!r}, and now it is "
-                f"{wanted.get(field)!r}: {advice}"
+            earlier, now = (
+                f"with {field}={of[field]!r}" if of.get(field) is not None else f"without {field}"
+                for of in (prepared, wanted)
             )
+            raise UsageError(f"{final} was prepared {earlier}, and now it is {now}: {advice}")
 
 
 def report_unreadable(scans: dict[str, Scan], name: str, list_file: Path, on_corrupt: str) -> None:
