@@ -75,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, given = parser.parse_known_args(arguments)
         if options.backbone:
             given.append(f"--config.model.backbone={options.backbone}")
-        for option in ("model.name", "loss.name", "seed"):
-            if any(one.startswith(f"--config.{option}=") for one in given):
-                raise UsageError(f"--config.{option} is for {AXES[option]} to say")
+        for option, axis in AXES.items():
+            name = axis.removeprefix("--")
+            is_said = getattr(options, name) != parser.get_default(name)
+            if is_said and any(one.startswith(f"--config.{option}=") for one in given):
+                raise UsageError(f"--config.{option} is for {axis} to say")
         if options.page:
             split_page(options.page, mark_of(options.out))
         sets = {recipe: recipes.load(recipe).data.name for recipe in options.sets}

@@ -18,6 +18,7 @@ as JSON; `label_graph.npz` and, where there are any, `word_vectors.npz`, for MSR
 """
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -206,6 +207,8 @@ def _run(options: argparse.Namespace) -> None:
     people = corrections.of_file(as_annotated, data.corrections)
     splits = sources.with_labels(as_annotated, data)
     train = splits[roles["train"]]
+    if vectors:  # a set that was prepared before keeps its spelling of merged classes
+        vectors = dataclasses.replace(vectors, class_names=train.class_names)
     kept = keep_labels(train, data)
 
     graph_file, vectors_file = output / "label_graph.npz", output / "word_vectors.npz"

@@ -170,7 +170,7 @@ def labels_name(text: str) -> str:
     kept, dropped = found.groups()
     if kept == "one_positive":
         return text
-    return ALL_LABELS if float(kept) == 1 else f"{float(kept):g}-{dropped}"
+    return ALL_LABELS if float(kept) == 1 else f"{float(kept)!r}-{dropped}"
 
 
 def labels_arguments(name: str) -> list[str]:

@@ -15,7 +15,7 @@ from mlic_jax.data.records.stamps import digest_of, digest_of_file
 from mlic_jax.features.store import digest_of_photos
 
 # Options that name a file, or a folder of files, beside the set.
-FILES = ("init_from", "data.label_graph", "data.word_vectors")
+FILES = ("init_from", "data.label_graph", "data.word_vectors", "data.label_tree")
 
 
 class Digests:

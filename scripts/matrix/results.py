@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matrix.cells import RIDGE, Cell, Method
-from matrix.runs import KILLED, Outcome
+from matrix.runs import Outcome
 
 from mlic_jax.data.label_policy import resolve_unknown
 from mlic_jax.errors import Failure, UsageError
@@ -46,8 +46,8 @@ class Done:
 
     @property
     def has_failed(self) -> bool:
-        """And not by its own doing at one rate of several, as where that is too great."""
-        return bool(self.outcome.error) or KILLED in self.errors.values()
+        """Whether it did, or one of several rates, but for one that was too great."""
+        return bool(self.outcome.error) or any("not finite" not in e for e in self.errors.values())
 
     def _file(self, pattern: str) -> Path:
         return self.folder / pattern.format(self.outcome.config["data"]["splits"]["test"])

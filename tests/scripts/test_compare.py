@@ -407,7 +407,12 @@ def is_worker_of(parent, stat):
         (["--heads", "pooled:loss.name=asl"], "loss.name is for --losses to say"),
         (["--heads", "pooled", "--losses", "bce:model.name=msrn"], "is for --heads to say"),
         (["--heads", "pooled", "--recipes", "asl:recipe=q2l"], "recipe is for --recipes to say"),
-        (["--heads", "pooled", "--config.seed=4"], "--config.seed is for --seeds to say"),
+        (["--heads", "pooled", "--config.model.name=csra"], "model.name is for --heads to say"),
+        (["--heads", "pooled", "--seeds", "3", "--config.seed=4"], "seed is for --seeds to say"),
+        (
+            [*("--heads", "pooled", "--recipes", "asl"), "--config.recipe=q2l"],
+            "--config.recipe is for --recipes to say",
+        ),
         (["--heads", "pooled", "--labels", "1.5.2-absent"], "--labels 1.5.2-absent: it is all"),
         (["--heads", "pooled", "--baseline", "csra, bce"], "these are: pooled, bce"),
         (["--heads", "pooled", "--config.epocs=1"], "did you mean 'epochs'"),
@@ -436,6 +441,7 @@ def test_a_method_says_what_it_is(matrix_modules):
     assert folders[0] != folders[1]
     with pytest.raises(UsageError, match="one_positive-unknown"):
         cells.labels_name("one_positive")
+    assert cells.labels_name("0.1234567-absent") == "0.1234567-absent"
     names = ["0.40-absent", ".4-absent", "1.0-unknown", "one_positive-absent"]
     assert [cells.labels_name(name) for name in names] == [
         *("0.4-absent", "0.4-absent", "all", "one_positive-absent")

@@ -506,11 +506,11 @@ def test_what_was_decided_is_on_the_card(run, table, capsys):
     assert told in page and "val: " in page
     arguments = ("--images", "data", "--name", "one", "--merge-classes")
     assert run(*arguments) == 0
-    assert "one class: Blue, blue" in capsys.readouterr().out
+    assert "one class, named blue as in the most photos: Blue, blue" in capsys.readouterr().out
     splits = sources.open_splits(
         DataOptions.of(read_module(Path("own/one/one.py")).get_config().data)
     )
-    assert splits["train"].class_names == ("Blue", "green", "red")
+    assert splits["train"].class_names == ("blue", "green", "red")
 
 
 def test_a_guess_that_fails_says_what_decides(run, table, capsys):

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ def alike(names: Sequence[str]) -> list[list[str]]:
 
 
 class Merged:
-    """A source of which classes with names that are `alike` are one, by the name that comes first.
+    """A source of which classes with names that are `alike` are one, by the commonest of the names.
 
-    Of such classes one is present where any is, and unknown where any is and none is present.
+    That is the one that is present in the most photos of the splits asked for; of equals the one
+    that comes first. The class stands where the first of the names stood. It is present where any
+    of them is, and unknown where any is and none is present.
     """
 
     def __init__(self, source: Source):
@@ -35,7 +38,21 @@ class Merged:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(group[0] for group in alike(self._source.class_names))
+        return tuple(self._groups)
+
+    @cached_property
+    def _groups(self) -> dict[str, list[str]]:
+        """The name of each class -> those that it is merged of."""
+        names = self._source.class_names
+        groups = alike(names)
+        if len(groups) == len(names):  # then no example need be read
+            return {name: [name] for name in names}
+        photos = np.zeros(len(names), int)
+        for split in self._source.splits:
+            for example in self._source.examples(split):
+                photos += example.labels > 0
+        count = dict(zip(names, photos.tolist(), strict=True))
+        return {max(group, key=count.__getitem__): group for group in groups}
 
     @property
     def annotation_files(self) -> Sequence[Path]:
@@ -48,12 +65,16 @@ class Merged:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided in reading, for a person."""
-        merged = [group for group in alike(self._source.class_names) if len(group) > 1]
-        return (*self._source.notes, *(f"one class: {', '.join(group)}" for group in merged))
+        merged = [
+            f"one class, named {name} as in the most photos: {', '.join(group)}"
+            for name, group in self._groups.items()
+            if len(group) > 1
+        ]
+        return (*self._source.notes, *merged)
 
     def examples(self, split: str) -> RandomAccess[Example]:
         names = self._source.class_names
-        group_of = {name: g for g, group in enumerate(alike(names)) for name in group}
+        group_of = {name: g for g, group in enumerate(self._groups.values()) for name in group}
         groups = np.array([group_of[name] for name in names])
         examples = self._source.examples(split)
         count = len(self.class_names)

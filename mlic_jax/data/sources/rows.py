@@ -112,7 +112,7 @@ class RowSet:
 
         Raises:
             UsageError: a file or folder is missing; the rows know no such split.
-            Failure: a row is malformed or names an unknown class; an image is listed twice.
+            Failure: a row is malformed or names an unknown class; rows contradict each other.
         """
         names, rows, labels = self._contents
         position = {name: i for i, name in enumerate(names)}
@@ -147,7 +147,7 @@ class RowSet:
 
     @cached_property
     def _read_once(self) -> Rows:
-        return self._read()
+        return _once(self._read(), SPLIT in self._image_dir)
 
     @cached_property
     def _contents(self) -> tuple[tuple[str, ...], list[Row], np.ndarray]:
@@ -188,15 +188,42 @@ class RowSet:
         return divide(self.name, self.splits, image_ids, labels, share, seed)
 
 
+def _place(row: Row, by_split: bool) -> tuple[str, str]:
+    """What a row is of: an image; where there is a folder a split, names may recur."""
+    return row.split if by_split else "", row.image
+
+
+def _once(read: Rows, by_split: bool) -> Rows:
+    """Without the rows that say of an image what an earlier one says, which is noted."""
+    first: dict[tuple[str, str], Row] = {}
+    rows = []
+    for row in read.rows:
+        earlier = first.setdefault(_place(row, by_split), row)
+        if earlier is row or _content(earlier) != _content(row):
+            rows.append(row)
+    if not (again := len(read.rows) - len(rows)):
+        return read
+    said = "1 row says" if again == 1 else f"{again:,} rows say"
+    note = f"{said} of a photo what an earlier row says of it: taken once"
+    return read._replace(rows=rows, notes=(*read.notes, note))
+
+
+def _content(row: Row) -> tuple[Any, ...]:
+    """What a row says, whatever the order."""
+    return row.split, {*row.present}, {*row.unknown}, sorted(row.boxes)
+
+
 def _check_rows(name: str, rows: list[Row], by_split: bool) -> None:
-    """Refuses rows that contradict themselves; of images in a folder a split, names may recur."""
+    """Refuses rows that contradict themselves or each other."""
     if not rows:
         raise Failure(f"set {name}: no image is listed")
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
-        place = (row.split if by_split else "", row.image)
-        if (earlier := first.setdefault(place, row)) is not row:
-            raise Failure(f"{row.where}: {row.image} is listed already, in {earlier.where}")
+        if (earlier := first.setdefault(_place(row, by_split), row)) is not row:
+            raise Failure(
+                f"{row.where}: {row.image} is listed already, in {earlier.where}, which says "
+                "something else of it"
+            )
         if bool(row.split) != bool(rows[0].split):
             without = rows[0] if row.split else row
             raise Failure(f"{without.where}: it names no split, and other images have one")

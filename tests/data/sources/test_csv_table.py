@@ -284,6 +284,20 @@ def test_the_answer_is_taken(plant, read_own):
     assert own.labels == {name: {"a"} for name in NAMES}
 
 
+@pytest.mark.parametrize(
+    "rows", [("image,labels", "a.jpg,x;y", "a.jpg,y;x"), ("image,x,y", "a.jpg,1,1", "./a.jpg,1,1")]
+)
+def test_rows_that_say_the_same_are_taken_once(plant, read_own, rows):
+    lines = [*rows, rows[1], "b.jpg,x" if "labels" in rows[0] else "b.jpg,1,0"]
+    folder = plant({"l.csv": "\n".join(lines)}, ["a.jpg", "b.jpg"])
+    own = read_own(folder)
+    assert own.labels == {"a.jpg": {"x", "y"}, "b.jpg": {"x"}}
+    assert "2 rows say of a photo what an earlier row says of it: taken once" in own.notes
+    other = "a.jpg,x" if "labels" in rows[0] else "a.jpg,1,0"
+    with pytest.raises(Failure, match=r"line 6: a.jpg is listed already, in .*line 2, which says"):
+        read_own(plant({"l.csv": "\n".join([*lines, other])}))
+
+
 def test_an_image_of_two_splits(plant, read_own):
     """Unless each split has its own folder, in which it is another one."""
     text = "image,label,split\na.jpg,cat,train\na.jpg,dog,val\nb.jpg,dog,val\n"

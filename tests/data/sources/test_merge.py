@@ -16,7 +16,7 @@ def test_merged(plant, read_own):
     own = read_own(plant({"l.csv": TEXT}, [f"{i}.jpg" for i in "abcd"]))
     assert own.source.class_names == ("DOG", "Dog", "Hot_Dog", "cat", "dog", "hot dog")
     merged = Merged(own.source)
-    assert merged.class_names == ("DOG", "Hot_Dog", "cat")
+    assert merged.class_names == ("Dog", "Hot_Dog", "cat")
     assert merged.own_splits == own.own_splits
     assert merged.description["merge_classes"]
     labels = {
@@ -30,7 +30,20 @@ def test_merged(plant, read_own):
         "c.jpg": [-1, -1, 1],
         "d.jpg": [0, -1, -1],
     }
-    assert "one class: DOG, Dog, dog" in merged.notes
+    assert "one class, named Dog as in the most photos: DOG, Dog, dog" in merged.notes
+
+
+def test_the_commonest_spelling_names_the_class(plant, read_own):
+    labels = ("Dog;Ant", "dog?", "dog;ant", "cat", "dog;Ant?")
+    text = "".join(f"{i}.jpg,{of}\n" for i, of in enumerate(labels))
+    photos = [f"{i}.jpg" for i in range(len(labels))]
+    own = read_own(plant({"l.csv": f"image,labels\n{text}"}, photos))
+    assert own.source.class_names == ("Ant", "Dog", "ant", "cat", "dog")
+    merged = Merged(own.source)
+    assert merged.class_names == ("Ant", "dog", "cat")  # of as many photos the first
+    told = {e.image_id: e.labels.tolist() for s in merged.splits for e in merged.examples(s)}
+    assert told["0.jpg"] == [1, 1, -1] and told["4.jpg"] == [0, 1, -1]
+    assert "one class, named dog as in the most photos: Dog, dog" in merged.notes
 
 
 def test_boxes_of_merged_classes(plant, read_own):
@@ -40,5 +53,5 @@ def test_boxes_of_merged_classes(plant, read_own):
     (example,) = [e for split in own.source.splits for e in Merged(own.source).examples(split)]
     names = Merged(own.source).class_names
     assert names == ("Dog", "ant")
-    assert Merged(own.source).notes == ("one class: Dog, dog",)
+    assert Merged(own.source).notes == ("one class, named Dog as in the most photos: Dog, dog",)
     np.testing.assert_array_equal(example.box_classes, [0, 1, 0])
