@@ -24,7 +24,7 @@ from typing import Any, Self
 from matrix.cells import RIDGE, Cell
 
 from mlic_jax import config_paths
-from mlic_jax.checkpoint_config import changed_options, describe, is_among
+from mlic_jax.checkpoint_config import HOW, changed_options, describe, is_among
 from mlic_jax.errors import Failure, UsageError
 from mlic_jax.files import json_text
 from mlic_jax.files.atomic import write_text
@@ -32,11 +32,7 @@ from mlic_jax.files.atomic import write_text
 OUTCOME, BEGUN, LOG = "outcome.json", "begun.json", "log.txt"
 KILLED = "its process was killed, perhaps for want of memory"
 # Options that change no figure. Where files lie does not either: their digests tell what they are.
-SAME = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "shard_fc1", "model.remat"),
-    *("data.workers", "data.threads", "data.prepared_dir", "data.root", "data.image_dir"),
-    *("data.annotations", "data.cache", "data.cache_gib", "eval.batch_size"),
-)
+SAME = {*HOW} - {"eval.every"}  # which says among how many checkpoints one is chosen
 # A disk is full or broken: what is told of a run then is not how it ended.
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 ENDING = 20.0  # seconds that a process has to end by itself
@@ -147,13 +143,17 @@ def _serve(there: Connection) -> None:
                 value = work(*arguments)
             except KeyboardInterrupt as stop:
                 error = stop
-            except (Failure, UsageError) as failure:
-                error = (Stopped if _is_of_the_disk(failure) else Failure)(str(failure))
-            except Exception as failure:  # no memory on a GPU, or what nobody expected: see the log
-                line = (str(failure).splitlines() or [""])[0]
-                kind = Stopped if _is_of_the_disk(failure) else Failure
-                error = kind(f"{type(failure).__name__}: {line}"[:300])
+            except Exception as failure:
+                error = (Stopped if _is_of_the_disk(failure) else Failure)(_said(failure))
             there.send((value, error))
+
+
+def _said(error: Exception) -> str:
+    """A line, also of no memory on a GPU, or of what nobody expected, which the log tells."""
+    if isinstance(error, (Failure, UsageError)):
+        return str(error)
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line}"[:300]
 
 
 def _is_of_the_disk(error: BaseException | None) -> bool:
